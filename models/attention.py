@@ -1,0 +1,60 @@
+"""One attention call over (q, k, v, mask); the mask is built once a batch and shared by every network call.
+
+B batch, L positions, N heads, H head size.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class AttentionMask:
+    """Who may look at whom: everybody, everybody before, or what an additive table says."""
+
+    is_causal: bool = False
+    bias: Tensor | None = None  # (B, 1, L, L), 0 where a query may look and -inf where it may not
+
+
+FULL = AttentionMask()
+CAUSAL = AttentionMask(is_causal=True)
+
+
+def build_mask(
+    *, causal: bool, documents: Tensor | None, is_prompt: Tensor | None, dtype: torch.dtype, prefix_len: int = 0
+) -> AttentionMask:
+    """The mask of a batch.
+
+    `documents` (B, S) numbers the documents that share a row (padding is -1); they never see each other.
+    `is_prompt` (B, S) marks prompt tokens, which see each other both ways while answers stay causal.
+    `prefix_len` positions stand before the tokens and belong to every document.
+    """
+    if documents is None and is_prompt is None:
+        return CAUSAL if causal else FULL
+    marks = documents if documents is not None else is_prompt
+    assert marks is not None
+    batch, length = marks.shape
+    order = torch.arange(length, device=marks.device)
+    allowed = (order[None, :] <= order[:, None]).expand(batch, -1, -1) if causal else marks.new_ones(()).bool()
+    if is_prompt is not None:
+        allowed = allowed | (is_prompt[:, None, :] & is_prompt[:, :, None])
+    if documents is not None:
+        allowed = allowed & (documents[:, None, :] == documents[:, :, None])
+    allowed = allowed.expand(batch, length, length)
+    if prefix_len:
+        allowed = F.pad(allowed, (prefix_len, 0, prefix_len, 0), value=True)
+        if causal:
+            total = prefix_len + length
+            allowed = allowed & ~torch.ones(total, total, dtype=torch.bool, device=marks.device).triu(1)[None]
+    bias = torch.zeros(allowed.shape, dtype=dtype, device=marks.device).masked_fill_(~allowed, float("-inf"))
+    return AttentionMask(bias=bias[:, None])
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> Tensor:
+    """Scaled dot-product attention; (B, L, N, H) in and out."""
+    out = F.scaled_dot_product_attention(
+        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask.bias, is_causal=mask.is_causal
+    )
+    return out.transpose(1, 2)

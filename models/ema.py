@@ -1,0 +1,50 @@
+"""An exponential moving average of the trained parameters, swapped in for evaluation."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class WeightAverage:
+    """Keeps one averaged copy of every parameter that requires gradient."""
+
+    def __init__(self, module: nn.Module, rate: float) -> None:
+        self.rate = rate
+        self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self.shadow = {name: p.detach().clone() for name, p in self.parameters.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        if self.shadow:
+            torch._foreach_lerp_(list(self.shadow.values()), [p.detach() for p in self.parameters.values()], 1 - self.rate)
+
+    @contextmanager
+    def swapped_in(self) -> Iterator[None]:
+        """Within the block the module holds the averaged parameters; buffers stay the live ones."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for name, parameter in self.parameters.items():
+            live = parameter.detach().clone()
+            parameter.copy_(self.shadow[name])
+            self.shadow[name].copy_(live)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return dict(self.shadow)
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        if state.keys() != self.shadow.keys():
+            differing = sorted(state.keys() ^ self.shadow.keys())
+            raise ValueError(
+                f"The averaged weights do not belong to this model: {', '.join(differing[:5])} "
+                f"{'stand' if len(differing) > 1 else 'stands'} on one side only. Resume with the config the run began with."
+            )
+        for name, value in state.items():
+            self.shadow[name].copy_(value)

@@ -1,0 +1,184 @@
+"""The layers of every architecture: casted linear and embedding, rotary positions, attention, SwiGLU, block.
+
+B batch, L positions, D hidden, N heads, H head size. Parameters are float32; a layer works in the dtype of its input.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.attention import AttentionMask, attend
+from models.common import trunc_normal
+from models.kernels import rms_norm, rotate, swiglu_gate
+
+Norm = Literal["post", "pre"]
+
+
+class CastedLinear(nn.Module):
+    """A linear layer that casts its float32 weight to the dtype of what it multiplies."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = False) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(trunc_normal(out_features, in_features, std=1 / math.sqrt(in_features)))
+        self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
+        self.working_weight: Tensor | None = None  # the cast one, while `weights_cast_once` is active
+
+    def weight_as(self, dtype: torch.dtype) -> Tensor:
+        return self.weight.to(dtype) if self.working_weight is None else self.working_weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight_as(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+
+
+@contextmanager
+def weights_cast_once(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Share one cast of every weight among all network calls made inside; the default TRM makes 21 of them."""
+    layers = [layer for layer in module.modules() if isinstance(layer, CastedLinear)]
+    if dtype == torch.float32:
+        layers = []
+    try:
+        for layer in layers:
+            layer.working_weight = layer.weight.to(dtype)
+        yield
+    finally:
+        for layer in layers:
+            layer.working_weight = None
+
+
+class CastedEmbedding(nn.Module):
+    """A float32 table whose rows are cast after they are looked up."""
+
+    def __init__(self, num_embeddings: int, dim: int, std: float, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+        self.embedding_weight = nn.Parameter(trunc_normal(num_embeddings, dim, std=std))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return F.embedding(ids, self.embedding_weight).to(self.dtype)
+
+
+class Rope(NamedTuple):
+    """Cosines and sines of rotary positions, (L, H) or, where rows differ in their positions, (B, L, H)."""
+
+    cos: Tensor
+    sin: Tensor
+
+
+class RotaryEmbedding(nn.Module):
+    """Tables of rotary positions, computed once in float32."""
+
+    cos_table: Tensor
+    sin_table: Tensor
+
+    def __init__(self, head_dim: int, max_positions: int, base: float = 10000.0) -> None:
+        super().__init__()
+        frequencies = 1.0 / base ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+        angles = torch.outer(torch.arange(max_positions, dtype=torch.float32), frequencies)
+        angles = torch.cat((angles, angles), dim=-1)
+        self.register_buffer("cos_table", angles.cos(), persistent=False)
+        self.register_buffer("sin_table", angles.sin(), persistent=False)
+
+    def forward(self, positions: Tensor | None, length: int) -> Rope:
+        if positions is None:
+            return Rope(self.cos_table[:length], self.sin_table[:length])
+        return Rope(self.cos_table[positions], self.sin_table[positions])
+
+
+class Surroundings(NamedTuple):
+    """What every network call of a batch shares."""
+
+    rope: Rope | None
+    mask: AttentionMask
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention; one projection yields all queries, then all keys, then all values."""
+
+    def __init__(self, hidden_size: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.head_dim = hidden_size // num_heads
+        inner = self.head_dim * num_heads
+        self.qkv_proj = CastedLinear(hidden_size, 3 * inner)
+        self.o_proj = CastedLinear(inner, hidden_size)
+
+    def forward(self, x: Tensor, around: Surroundings) -> Tensor:  # (B, L, D)
+        batch, length, _ = x.shape
+        qkv = self.qkv_proj(x).view(batch, length, 3 * self.num_heads, self.head_dim)  # (B, L, 3N, H)
+        qk, v = qkv.split((2 * self.num_heads, self.num_heads), dim=2)
+        if around.rope is not None:
+            qk = rotate(qk, around.rope.cos, around.rope.sin)
+        q, k = qk.chunk(2, dim=2)
+        return self.o_proj(attend(q, k, v, around.mask).flatten(2))  # (B, L, D)
+
+
+def swiglu_width(hidden_size: int, expansion: float) -> int:
+    """Two thirds of the expanded width, so that three matrices cost what two would, rounded up to 256."""
+    return -(-round(expansion * hidden_size * 2 / 3) // 256) * 256
+
+
+class SwiGLU(nn.Module):
+    """The gated feed-forward layer."""
+
+    def __init__(self, hidden_size: int, expansion: float) -> None:
+        super().__init__()
+        inner = swiglu_width(hidden_size, expansion)
+        self.gate_up_proj = CastedLinear(hidden_size, 2 * inner)
+        self.down_proj = CastedLinear(inner, hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(swiglu_gate(self.gate_up_proj(x)))
+
+
+class Block(nn.Module):
+    """Mixing over positions (attention, or an MLP over the sequence axis), then over channels.
+
+    `post`: the sum of state and update is normalised, as in the reference. `pre`: the update's input is.
+    """
+
+    def __init__(
+        self, hidden_size: int, num_heads: int, expansion: float, *, norm: Norm = "post", mix_len: int | None = None
+    ) -> None:
+        super().__init__()
+        self.norm = norm
+        if mix_len is None:
+            self.self_attn = Attention(hidden_size, num_heads)
+        else:
+            self.mlp_t = SwiGLU(mix_len, expansion)
+        self.mixes_by_mlp = mix_len is not None
+        self.mlp = SwiGLU(hidden_size, expansion)
+
+    def forward(self, x: Tensor, around: Surroundings) -> Tensor:  # (B, L, D)
+        if self.mixes_by_mlp:
+            x = self._mixed_by_mlp(x)
+        elif self.norm == "post":
+            x = rms_norm(x + self.self_attn(x, around))
+        else:
+            x = x + self.self_attn(rms_norm(x), around)
+        if self.norm == "post":
+            return rms_norm(x + self.mlp(x))
+        return x + self.mlp(rms_norm(x))
+
+    def _mixed_by_mlp(self, x: Tensor) -> Tensor:
+        # The norm runs over the SEQUENCE axis here, as in the reference.
+        x = x.transpose(1, 2).contiguous()  # (B, D, L)
+        x = rms_norm(x + self.mlp_t(x)) if self.norm == "post" else x + self.mlp_t(rms_norm(x))
+        return x.transpose(1, 2)
+
+
+class Level(nn.Module):
+    """A stack of blocks: the one network that a recursion applies again and again."""
+
+    def __init__(self, blocks: list[Block]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(blocks)
+
+    def forward(self, x: Tensor, around: Surroundings) -> Tensor:
+        for layer in self.layers:
+            x = layer(x, around)
+        return x

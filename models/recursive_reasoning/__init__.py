@@ -1,0 +1,1 @@
+"""One file an architecture: its latents, its recursion, and the id that reference configs use."""
