@@ -62,8 +62,8 @@ class RecursiveCore(nn.Module):
     answer: ClassVar[str] = "z_H"  # the latent that the heads read
     levels: ClassVar[tuple[str, ...]] = ("L_level",)  # names of the networks
 
-    H_init: Tensor
-    L_init: Tensor
+    H_level: Level
+    L_level: Level
 
     def __init__(self, config: ArchConfig) -> None:
         super().__init__()
@@ -76,9 +76,9 @@ class RecursiveCore(nn.Module):
         if config.tie_embeddings:
             self.lm_head.weight = self.embed_tokens.embedding_weight
         self.q_head = CastedLinear(width, 2, bias=True)
-        with torch.no_grad():  # a fresh model should not want to halt
-            self.q_head.weight.zero_()
-            self.q_head.bias.fill_(-5.0)
+        nn.init.zeros_(self.q_head.weight)
+        assert self.q_head.bias is not None
+        nn.init.constant_(self.q_head.bias, -5.0)  # a fresh model should not want to halt
 
         self.puzzle_emb = (
             CastedSparseEmbedding(config.num_puzzle_identifiers, config.puzzle_emb_ndim, 0.0, self.dtype)
@@ -98,7 +98,9 @@ class RecursiveCore(nn.Module):
     def _level(self, num_blocks: int) -> Level:
         c = self.config
         mix_len = c.total_len if c.mlp_t else None
-        return Level([Block(c.hidden_size, c.num_heads, c.expansion, norm=c.norm, mix_len=mix_len) for _ in range(num_blocks)])
+        return Level(
+            [Block(c.hidden_size, c.num_heads, c.expansion, norm=c.norm, mix_len=mix_len) for _ in range(num_blocks)]
+        )
 
     # What an architecture adds.
     def recurse(self, z: Latents, x: Tensor, call: NetworkCalls) -> Latents:
@@ -130,7 +132,9 @@ class RecursiveCore(nn.Module):
             x = torch.cat((prefix.view(-1, c.prefix_len, c.hidden_size), x), dim=1)
         if c.pos_encodings == "learned":
             positions = self._positions(batch)
-            x = 0.707106781 * (x + self.embed_pos(torch.arange(x.shape[1], device=x.device) if positions is None else positions))
+            x = 0.707106781 * (
+                x + self.embed_pos(torch.arange(x.shape[1], device=x.device) if positions is None else positions)
+            )
         return c.embed_scale * x
 
     def surroundings(self, batch: Batch) -> Surroundings:
@@ -220,9 +224,7 @@ class ActModel(nn.Module):
     def initial_carry(self, batch: Batch) -> Carry:
         rows = batch["inputs"].shape[0]
         device = batch["inputs"].device
-        empty = torch.zeros(
-            rows, self.config.total_len, self.config.hidden_size, dtype=self.inner.dtype, device=device
-        )
+        empty = torch.zeros(rows, self.config.total_len, self.config.hidden_size, dtype=self.inner.dtype, device=device)
         return Carry(
             inner_carry=self.inner.Latents(*(empty for _ in self.inner.Latents._fields)),
             steps=torch.zeros(rows, dtype=torch.int32, device=device),
@@ -255,14 +257,19 @@ class ActModel(nn.Module):
             inner_carry=carry.inner_carry,
             steps=torch.where(carry.halted, 0, carry.steps),
             halted=carry.halted,
-            current_data={key: torch.where(_rows(carry.halted, old), batch[key], old) for key, old in carry.current_data.items()},
+            current_data={
+                key: torch.where(_rows(carry.halted, old), batch[key], old) for key, old in carry.current_data.items()
+            },
         )
 
     def _restarted(self, carry: Carry, x: Tensor) -> Latents:
         """Finished rows start from the initial latents."""
         start = self.inner.initial_latents(x)
         return type(start)(
-            *(torch.where(_rows(carry.halted, new), new, old) for new, old in zip(start, carry.inner_carry, strict=True))
+            *(
+                torch.where(_rows(carry.halted, new), new, old)
+                for new, old in zip(start, carry.inner_carry, strict=True)
+            )
         )
 
     def _halted(self, is_last: Tensor, steps: Tensor, q_halt: Tensor, q_continue: Tensor) -> Tensor:
@@ -277,9 +284,16 @@ class ActModel(nn.Module):
         """For a few random rows a number of steps that they must take before they may halt."""
         draws = self.draws or ExplorationDraws(None, steps.shape[0], 0)
         device = steps.device if draws.generator is None else draws.generator.device
-        explores = torch.rand(draws.total_rows, generator=draws.generator, device=device) < self.config.halt_exploration_prob
+        explores = (
+            torch.rand(draws.total_rows, generator=draws.generator, device=device) < self.config.halt_exploration_prob
+        )
         wanted = torch.randint(
-            2, self.config.halt_max_steps + 1, (draws.total_rows,), dtype=torch.int32, generator=draws.generator, device=device
+            2,
+            self.config.halt_max_steps + 1,
+            (draws.total_rows,),
+            dtype=torch.int32,
+            generator=draws.generator,
+            device=device,
         )
         return (explores * wanted)[draws.first_row : draws.first_row + steps.shape[0]].to(steps.device)
 

@@ -15,7 +15,9 @@ class ArchConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     # Given by the data set.
-    batch_size: int | None = Field(None, description="rows of a call; part of reference configs, shapes follow the batch")
+    batch_size: int | None = Field(
+        None, description="rows of a call; part of reference configs, shapes follow the batch"
+    )
     seq_len: int = Field(gt=0)
     vocab_size: int = Field(gt=0)
     num_puzzle_identifiers: int = Field(1, ge=1)
@@ -37,7 +39,8 @@ class ArchConfig(BaseModel):
         "last_cycle (the reference), all, a number, or a warm-up such as 2->all",
     )
     latent_init: Literal["learned", "embedding"] = Field(
-        "learned", description="start of the answer latent: a fixed random vector as in the reference, or the embedded input"
+        "learned",
+        description="start of the answer latent: a fixed random vector as in the reference, or the embedded input",
     )
     norm: Literal["post", "pre"] = "post"
 
@@ -54,7 +57,9 @@ class ArchConfig(BaseModel):
     # Halting.
     halt_max_steps: int = Field(ge=1)
     halt_exploration_prob: float = Field(0.0, ge=0, le=1)
-    no_ACT_continue: bool = Field(True, description="halt on q_halt > 0; otherwise on q_halt > q_continue, which is then trained")
+    no_ACT_continue: bool = Field(
+        True, description="halt on q_halt > 0; otherwise on q_halt > q_continue, which is then trained"
+    )
 
     forward_dtype: Literal["bfloat16", "float32", "float16"] = "bfloat16"
 
@@ -83,7 +88,9 @@ class ArchConfig(BaseModel):
                 f"{self.hidden_size}. Raise puzzle_emb_len to {math.ceil(self.puzzle_emb_ndim / self.hidden_size)} or set it to 0"
             )
         if isinstance(self.grad_cycles, str) and not re.match(GRAD_CYCLES_PATTERN, self.grad_cycles):
-            problems.append(f"grad_cycles={self.grad_cycles!r} is none of: all, last_cycle, a number, a warm-up such as 2->all")
+            problems.append(
+                f"grad_cycles={self.grad_cycles!r} is none of: all, last_cycle, a number, a warm-up such as 2->all"
+            )
         if isinstance(self.grad_cycles, int) and self.grad_cycles < 1:
             problems.append(f"grad_cycles={self.grad_cycles}: at least one network call must carry gradient")
         problems += self.own_problems()

@@ -18,7 +18,9 @@ class WeightAverage:
     @torch.no_grad()
     def update(self) -> None:
         if self.shadow:
-            torch._foreach_lerp_(list(self.shadow.values()), [p.detach() for p in self.parameters.values()], 1 - self.rate)
+            torch._foreach_lerp_(
+                list(self.shadow.values()), [p.detach() for p in self.parameters.values()], 1 - self.rate
+            )
 
     @contextmanager
     def swapped_in(self) -> Iterator[None]:

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from models.ema import WeightAverage
-from models.layers import Attention, RotaryEmbedding, Surroundings, SwiGLU, swiglu_width
 from models.attention import CAUSAL, FULL
 from models.common import trunc_normal
+from models.ema import WeightAverage
 from models.kernels import rms_norm, rotate
+from models.layers import Attention, RotaryEmbedding, Surroundings, SwiGLU, swiglu_width
 from models.losses import softmax_cross_entropy, stablemax_cross_entropy
 from models.sparse_embedding import CastedSparseEmbedding
 from tests.models.parity import CASES, arrays, batch_of, description, load_head, sample
@@ -66,7 +66,9 @@ def test_losses_and_metrics_equal_the_reference(case, mode, loss):
         np.testing.assert_allclose(total.detach(), data[f"{mode}/{loss}/loss"][t], **VALUE)
         for name, expected in zip(names, data[f"{mode}/{loss}/metrics"][t], strict=True):
             exact = name in ("count", "exact_accuracy", "q_halt_accuracy", "steps")
-            np.testing.assert_allclose(metrics[name].double(), expected, rtol=0, atol=0 if exact else 3e-5, err_msg=name)
+            np.testing.assert_allclose(
+                metrics[name].double(), expected, rtol=0, atol=0 if exact else 3e-5, err_msg=name
+            )
 
 
 @pytest.mark.parametrize("loss", ["stablemax", "softmax"])
@@ -124,7 +126,9 @@ def test_layers_equal_the_reference():
 
     attention, mlp = Attention(16, 2), SwiGLU(16, 4)
     for part, layer in (("attention", attention), ("swiglu", mlp)):
-        layer.load_state_dict({k.split("/")[1]: v for k, v in data.items() if k.startswith(part) and k.endswith("weight")})
+        layer.load_state_dict(
+            {k.split("/")[1]: v for k, v in data.items() if k.startswith(part) and k.endswith("weight")}
+        )
     for mask, tag in ((FULL, "full"), (CAUSAL, "causal")):
         for tables, suffix in ((rope, ""), (None, "_norope")):
             out = attention(data["x"], Surroundings(tables, mask))

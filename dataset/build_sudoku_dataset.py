@@ -1,0 +1,115 @@
+"""Build a Sudoku data set: from CSV files, from the Hub, or with puzzles made here.
+
+python -m dataset.build_sudoku_dataset --subsample-size 1000 --num-aug 1000
+python -m dataset.build_sudoku_dataset --generate 4x4 --count 1000
+"""
+
+import argparse
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from tqdm import trange
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run by path, Python sees only this folder
+
+from dataset.board_builder import board_parser, boards_from_source, generated_boards, parse_board_flags
+from dataset.csv_boards import Boards, check_boards
+from dataset.door import not_negative, positive, run_door
+from dataset.generation import Puzzle
+from dataset.sudoku import (
+    SHAPES,
+    BoardShape,
+    augmentation,
+    generate_puzzle,
+    renaming_key,
+    shape_of,
+    sudoku_problem,
+    symmetry_key,
+    tokens_of,
+)
+from dataset.writer import BOARD_SET, create_array, dataset_folder, write_boards
+
+SOURCE_REPO = "sapientinc/sudoku-extreme"
+SYMBOLS = {".": 0, "0": 0} | {str(digit): digit for digit in range(1, 10)}
+DEFAULT_CLUES = {"4x4": (4, 9), "6x6": (10, 18), "9x9": (24, 36)}
+
+
+def parse_flags(argv: list[str] | None) -> argparse.Namespace:
+    parser = board_parser("Build a Sudoku data set.", SOURCE_REPO)
+    parser.add_argument("--num-aug", type=not_negative, default=0, help="scrambled copies of each training puzzle")
+    parser.add_argument("--min-difficulty", type=int, help="leave out CSV rows with a lower rating")
+    parser.add_argument("--generate", choices=SHAPES, help="make puzzles with one solution, of that size")
+    parser.add_argument(
+        "--clues", type=positive, nargs=2, metavar=("LOW", "HIGH"), help="how many cells of a made puzzle are given"
+    )
+    return parse_board_flags(parser, argv)
+
+
+def build(args: argparse.Namespace) -> str:
+    rng = np.random.RandomState(args.seed)  # the reference's generator, and its order of draws
+    if args.generate:
+        clues = tuple(args.clues or DEFAULT_CLUES[args.generate])
+        splits = generated_boards(args, partial(candidate, args.generate, clues, args.seed))
+        output_dir = args.output_dir or Path(f"data/sudoku-{args.generate}")
+    else:
+        splits = boards_from_source(args, SOURCE_REPO, SYMBOLS, rng)
+        output_dir = args.output_dir or Path("data/sudoku-extreme-full")
+
+    shape = shape_of(next(iter(splits.values())).questions.shape[1])
+    for split, boards in splits.items():
+        check_digits(boards, shape, split)
+        if args.check:
+            check_boards(boards, partial(sudoku_problem, shape), split, args.num_workers)
+
+    with dataset_folder(output_dir, args.overwrite) as folder:
+        for split, boards in splits.items():
+            write_sudokus(folder, split, boards, shape, args.num_aug if split == "train" else 0, rng)
+    sizes = ", ".join(f"{len(boards)} {split} puzzles" for split, boards in splits.items())
+    copies = f" with {args.num_aug} copies of each training puzzle" if args.num_aug else ""
+    return f"{output_dir}: {sizes}{copies}; seq_len {shape.num_cells}, vocab_size {shape.vocab_size}"
+
+
+def candidate(size: str, clues: tuple[int, int], seed: int, number: int) -> Puzzle | None:
+    shape = SHAPES[size]
+    made = generate_puzzle(shape, clues, [seed, number])
+    if made is None:
+        return None
+    return Puzzle(*made, key=renaming_key(made[0]), family=symmetry_key(made[0], shape))
+
+
+def check_digits(boards: Boards, shape: BoardShape, split: str) -> None:
+    for what, digits, lowest in (("question", boards.questions, 0), ("answer", boards.answers, 1)):
+        bad = ((digits < lowest) | (digits > shape.size)).any(axis=1)
+        if bad.any():
+            raise ValueError(
+                f"{split} puzzles, line {boards.places[bad.argmax()]}: the {what} must hold digits from {lowest} to "
+                f"{shape.size} only, for its board has {shape.size}x{shape.size} cells. Correct or remove that line."
+            )
+
+
+def write_sudokus(
+    folder: Path, split: str, boards: Boards, shape: BoardShape, num_aug: int, rng: np.random.RandomState
+) -> None:
+    """Each puzzle and its scrambled copies are one group."""
+    copies = 1 + num_aug
+    rows = (len(boards) * copies, shape.num_cells)
+    inputs, labels = (create_array(folder, split, BOARD_SET, field, rows) for field in ("inputs", "labels"))
+    for index in trange(len(boards), desc=f"{split} boards", unit=" puzzles"):
+        for copy in range(copies):
+            question, answer = boards.questions[index], boards.answers[index]
+            if copy > 0:
+                cells, digits = augmentation(shape, rng)
+                question, answer = digits[question[cells]], digits[answer[cells]]
+            inputs[index * copies + copy] = tokens_of(question)
+            labels[index * copies + copy] = tokens_of(answer)
+    write_boards(folder, split, inputs, labels, shape.vocab_size, group_size=copies)
+
+
+def main(argv: list[str] | None = None) -> None:
+    run_door(build, parse_flags(argv))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""The contract between data and all else: batch types, the metadata of a data set, the eight symmetries of a grid."""
+
+import numpy as np
+import torch
+from pydantic import BaseModel, Field
+
+IGNORE_LABEL_ID = -100  # a label with this value takes no part in loss or metrics
+
+Batch = dict[str, torch.Tensor]  # inputs, labels, puzzle_identifiers: int32; the first dimension is the row
+LoaderItem = tuple[str, Batch, int]  # name of the set, this rank's batch, number of real rows over all ranks
+
+# Number of the transform that undoes transform i: only the quarter turns are not their own inverse.
+DIHEDRAL_INVERSE = (0, 3, 2, 1, 4, 5, 6, 7)
+
+
+class PuzzleDatasetMetadata(BaseModel):
+    """What `<split>/dataset.json` says about the arrays beside it."""
+
+    pad_id: int = Field(ge=0)  # token of the inputs where a row is padded
+    ignore_label_id: int | None  # stored labels with this value become IGNORE_LABEL_ID; None: keep all
+    blank_identifier_id: int = Field(ge=0)  # the puzzle identifier that means "none"
+    vocab_size: int = Field(ge=1)
+    seq_len: int = Field(ge=1)
+    num_puzzle_identifiers: int = Field(ge=1)  # the blank one included
+    total_groups: int = Field(ge=0)  # an epoch visits each group once
+    mean_puzzle_examples: float = Field(ge=0)
+    total_puzzles: int = Field(ge=0)
+    sets: list[str]
+
+
+def dihedral_transform(arr: np.ndarray, tid: int) -> np.ndarray:
+    """Apply symmetry number `tid` of the square (0..7) to the two dimensions of `arr`."""
+    match tid:
+        case 0:
+            return arr
+        case 1 | 2 | 3:
+            return np.rot90(arr, k=tid)  # counter-clockwise
+        case 4:
+            return np.fliplr(arr)
+        case 5:
+            return np.flipud(arr)
+        case 6:
+            return arr.T
+        case 7:
+            return np.fliplr(np.rot90(arr, k=1))
+    raise ValueError(f"Unknown dihedral transform {tid}; there are eight of them, 0 to 7.")
+
+
+def inverse_dihedral_transform(arr: np.ndarray, tid: int) -> np.ndarray:
+    """Undo `dihedral_transform(arr, tid)`."""
+    if not 0 <= tid < len(DIHEDRAL_INVERSE):
+        raise ValueError(f"Unknown dihedral transform {tid}; there are eight of them, 0 to 7.")
+    return dihedral_transform(arr, DIHEDRAL_INVERSE[tid])

@@ -1,0 +1,239 @@
+"""Files of the Hugging Face Hub: fetched front to back, resumed, checked, and never taken for whole before they are."""
+
+import errno
+import hashlib
+import http.client
+import importlib.util
+import json
+import os
+import shutil
+import ssl
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from tqdm import tqdm
+
+BLOCK_BYTES = 1 << 18
+HEAD_STEP_BYTES = 8 << 20  # how much more of a file is asked for when its head turns out too short
+TIMEOUT_SECONDS = 30
+RETRY_SECONDS = (1, 4, 15)  # pauses after failures in a row; one failure more gives up
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """One file at a fixed revision of a repository, and the place it goes to.
+
+    Until it is complete it lies in `<target>.<revision>.part`, always a true beginning of the file.
+    `<target>.part.json` holds these fields: a later run continues the same revision, and reads a head that is there
+    without a network.
+    """
+
+    url: str
+    revision: str
+    size: int
+    sha256: str | None
+    target: Path
+
+    @property
+    def part(self) -> Path:
+        return self.target.with_name(f"{self.target.name}.{self.revision[:8]}.part")
+
+    @property
+    def is_complete(self) -> bool:
+        return self.target.exists()
+
+    def fetch(self, progress: bool = True) -> Path:
+        """Download what is still missing, check the whole, and give it its name."""
+        have = self.part.stat().st_size if self.part.exists() else 0
+        with tqdm(
+            total=self.size, initial=have, desc=f"downloading {self.target.name}", unit="B", unit_scale=True,
+            disable=not progress,
+        ) as bar:  # fmt: skip
+            self._extend(self.size, bar.update)
+        self._finish()
+        return self.target
+
+    def blocks(self) -> Iterator[bytes]:
+        """The content from its beginning; only as much of it is downloaded as is asked for."""
+        self._extend(min(HEAD_STEP_BYTES, self.size))
+        with self.open() as file:
+            while True:
+                while block := file.read(BLOCK_BYTES):
+                    yield block
+                if file.tell() >= self.size:
+                    break
+                self._extend(min(file.tell() + HEAD_STEP_BYTES, self.size))
+        self._finish()
+
+    def open(self) -> BinaryIO:
+        """What is there so far."""
+        try:
+            return open(self.part, "rb")
+        except FileNotFoundError:
+            return open(self.target, "rb")
+
+    def _extend(self, stop: int, on_bytes: Callable[[int], Any] = lambda count: None) -> None:
+        """Let the part file hold at least `stop` bytes."""
+        try:
+            self.target.parent.mkdir(parents=True, exist_ok=True)
+            with open(self.part, "ab") as out:
+                _lock(out.fileno())  # several processes of one machine may start at once
+                if self.is_complete:  # another one was faster
+                    self.part.unlink(missing_ok=True)
+                    return
+                have = os.fstat(out.fileno()).st_size
+                needed, free = stop - have, shutil.disk_usage(self.target.parent).free
+                if needed > free:
+                    raise OSError(errno.ENOSPC, f"{_megabytes(needed)} are needed, {_megabytes(free)} are free")
+                for block in self._from_network(have, stop):
+                    out.write(block)
+                    out.flush()
+                    on_bytes(len(block))
+                os.fsync(out.fileno())
+        except OSError as error:  # of the disk; those of the network are turned into ValueError below
+            full = "The disk is full. " if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+            raise ValueError(
+                f"Cannot write {self.part}: {error.strerror or error}. {full}Make room or choose another folder "
+                "(dataset.data_dir) and run again; the download continues where it stopped."
+            ) from error
+
+    def _from_network(self, start: int, stop: int) -> Iterator[bytes]:
+        position, failures = start, 0
+        while position < stop:
+            try:
+                with _open_url(self.url, {"Range": f"bytes={position}-{stop - 1}"}) as response:
+                    if response.status != http.HTTPStatus.PARTIAL_CONTENT:  # it ignores ranges: skip what we have
+                        _skip(response, position)
+                    while position < stop:
+                        block = response.read(min(BLOCK_BYTES, stop - position))
+                        if not block:
+                            raise ConnectionError("the server ended the transfer early")
+                        yield block
+                        position, failures = position + len(block), 0
+            except (OSError, http.client.HTTPException) as error:
+                failures += 1
+                if not _is_passing(error) or failures > len(RETRY_SECONDS):
+                    raise ValueError(
+                        f"The download of {self.url} stopped at {_megabytes(position)} of {_megabytes(self.size)}: "
+                        f"{error}. Run again to continue, or put the file at {self.target} by hand."
+                    ) from error
+                time.sleep(RETRY_SECONDS[failures - 1])
+
+    def _finish(self) -> None:
+        if self.is_complete:
+            return
+        with self.open() as file:
+            digest = _sha256(file) if self.sha256 else None
+            found = file.tell() if self.sha256 else os.fstat(file.fileno()).st_size
+        if found != self.size or digest != self.sha256:
+            self.part.unlink(missing_ok=True)
+            raise ValueError(
+                f"The download of {self.url} is damaged: {found} bytes with SHA-256 {digest}, expected {self.size} "
+                f"bytes with {self.sha256}. It was deleted; run again to fetch it anew."
+            )
+        os.replace(self.part, self.target)
+        _description(self.target).unlink(missing_ok=True)
+
+
+def find_hub_file(repo: str, choose: Callable[[list[str]], str], target: Path, repo_type: str = "datasets") -> HubFile:
+    """The file of `repo` that `choose` picks from the list of names, or the one whose download `target` began."""
+    description = _description(target)
+    if description.exists():
+        return HubFile(**json.loads(description.read_text()), target=target)
+    api = f"{_endpoint()}/api/{repo_type}/{repo}/revision/main?blobs=true"
+    try:
+        with _open_url(api) as response:
+            answer = json.loads(response.read())
+        entries = {entry["rfilename"]: entry for entry in answer["siblings"]}
+        name = choose(list(entries))
+        lfs = entries[name].get("lfs") or {}
+        prefix = "datasets/" if repo_type == "datasets" else ""
+        url = f"{_endpoint()}/{prefix}{repo}/resolve/{answer['sha']}/{urllib.parse.quote(name)}"
+        size = int(lfs.get("size") or entries[name]["size"])
+        found = HubFile(url, answer["sha"], size, lfs.get("sha256"), target)
+    except (OSError, http.client.HTTPException) as error:
+        raise ValueError(
+            f"Cannot reach {api}: {error}. Check the network (and HF_ENDPOINT), or put the file at {target} by hand."
+        ) from error
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{api} did not answer with a list of files ({error!r}). Check HF_ENDPOINT.") from error
+    target.parent.mkdir(parents=True, exist_ok=True)
+    fields = {key: value for key, value in asdict(found).items() if key != "target"}
+    unfinished = description.with_name(f"{description.name}.{os.getpid()}")
+    unfinished.write_text(json.dumps(fields))
+    os.replace(unfinished, description)
+    return found
+
+
+def fetch_hub_file(repo: str, filename: str, target: Path, repo_type: str = "datasets") -> Path:
+    """Download one file by its name."""
+
+    def choose(names: list[str]) -> str:
+        if filename not in names:
+            raise ValueError(f"The repository {repo} holds no {filename}, only {', '.join(sorted(names))}.")
+        return filename
+
+    return find_hub_file(repo, choose, target, repo_type).fetch()
+
+
+def _endpoint() -> str:
+    return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+
+
+def _open_url(url: str, headers: dict[str, str] | None = None) -> http.client.HTTPResponse:
+    if os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on"):
+        raise ValueError(f"HF_HUB_OFFLINE is set, so {url} is not fetched. Unset it or provide the file by hand.")
+    request = urllib.request.Request(url, headers=headers or {})
+    return urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS, context=_certificates())
+
+
+def _certificates() -> ssl.SSLContext:
+    """Those of the system, and those that come with Python packages: some systems offer Python none."""
+    context = ssl.create_default_context()
+    if importlib.util.find_spec("certifi"):
+        import certifi
+
+        context.load_verify_locations(certifi.where())
+    return context
+
+
+def _is_passing(error: Exception) -> bool:
+    """Whether trying again may help: not when the server has understood and refused."""
+    return not isinstance(error, urllib.error.HTTPError) or error.code in (408, 425, 429) or error.code >= 500
+
+
+def _skip(response: http.client.HTTPResponse, count: int) -> None:
+    while count > 0:
+        block = response.read(min(BLOCK_BYTES, count))
+        if not block:
+            raise ConnectionError("the server ended the transfer early")
+        count -= len(block)
+
+
+def _lock(file_descriptor: int) -> None:
+    if sys.platform != "win32":
+        import fcntl
+
+        fcntl.flock(file_descriptor, fcntl.LOCK_EX)  # given back when the file is closed
+
+
+def _sha256(file: BinaryIO) -> str:
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _description(target: Path) -> Path:
+    return target.with_name(target.name + ".part.json")
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:.1f} MB"

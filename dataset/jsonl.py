@@ -1,0 +1,130 @@
+"""Reads JSON Lines, plain or packed with zstd, and divides their lines between training and test."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+BLOCK_BYTES = 1 << 20
+SPLITS = ("train", "test")
+UNUSED = 255  # the split number of a line that is read past
+
+
+def read_blocks(path: Path, on_bytes: Callable[[int], Any] = lambda count: None) -> Iterator[bytes]:
+    """The text of a file in blocks; `on_bytes` is told how much of the file itself was read."""
+    with open(path, "rb") as file:
+        yield from (
+            _unpacked(path, _raw_blocks(file, on_bytes)) if path.suffix == ".zst" else _raw_blocks(file, on_bytes)
+        )
+
+
+def numbered_lines(blocks: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
+    """(line number from 1, line)."""
+    number, rest = 0, b""
+    for block in blocks:
+        *lines, rest = (rest + block).split(b"\n")
+        for line in lines:
+            number += 1
+            yield number, line
+    if rest:
+        yield number + 1, rest
+
+
+@dataclass(frozen=True)
+class LineSplit:
+    """The rule by which a line belongs to training or test: a hash of (seed, line number), whatever else is read."""
+
+    seed: int
+    test_ratio: float
+    subset_size: int | None  # at most so many lines of each split, the first ones
+
+    @property
+    def splits(self) -> tuple[int, ...]:
+        """Those that are not empty by rule."""
+        return (0, 1) if self.test_ratio > 0 else (0,)
+
+    @property
+    def num_wanted(self) -> int | None:
+        """How many lines are used of a file that is long enough; None: all of any file."""
+        return None if self.subset_size is None else self.subset_size * len(self.splits)
+
+    def assign(self, blocks: Iterable[bytes], on_found: Callable[[int], Any] = lambda count: None) -> NDArray[np.uint8]:
+        """The split of each line (index into SPLITS, or UNUSED), as far as has to be read to have all that is wanted.
+
+        `on_found` is told how many used lines were added.
+        """
+        rooms = {split: self.subset_size for split in self.splits}
+        assigned = [np.zeros(0, dtype=np.uint8)]
+        num_lines = 0
+        for new_lines in _line_counts(blocks):
+            numbers = np.arange(num_lines, num_lines + new_lines)
+            splits = (hash_fraction(self.seed, numbers) < self.test_ratio).astype(np.uint8)
+            num_lines += new_lines
+            for split, room in rooms.items():
+                if room is not None:
+                    members = np.flatnonzero(splits == split)
+                    splits[members[room:]] = UNUSED
+                    rooms[split] = room - len(members[:room])
+            assigned.append(splits)
+            on_found(int((splits != UNUSED).sum()))
+            if not any(room is None or room > 0 for room in rooms.values()):
+                break
+        every = np.concatenate(assigned)
+        used = np.flatnonzero(every != UNUSED)
+        return every[: used[-1] + 1] if len(used) else every[:0]
+
+
+def hash_fraction(seed: int, numbers: NDArray[np.int64]) -> NDArray[np.float64]:
+    """A fixed number in [0, 1) for every (seed, number): two rounds of the splitmix64 finaliser."""
+    mixed = _mix(np.array([seed], dtype=np.int64).view(np.uint64)) ^ numbers.astype(np.uint64)
+    return (_mix(mixed) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    values = values + np.uint64(0x9E3779B97F4A7C15)
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+def _line_counts(blocks: Iterable[bytes]) -> Iterator[int]:
+    """How many lines end in each block; a last line without an end counts too."""
+    is_open = False
+    for block in blocks:
+        yield block.count(b"\n")
+        is_open = not block.endswith(b"\n")
+    if is_open:
+        yield 1
+
+
+def _raw_blocks(file: BinaryIO, on_bytes: Callable[[int], Any]) -> Iterator[bytes]:
+    while block := file.read(BLOCK_BYTES):
+        on_bytes(len(block))
+        yield block
+
+
+def _unpacked(path: Path, packed: Iterable[bytes]) -> Iterator[bytes]:
+    try:
+        import zstandard
+    except ImportError as error:
+        raise ValueError(
+            f"Reading {path} needs the package zstandard. Install it (pip install zstandard) or unpack the file."
+        ) from error
+    frame = zstandard.ZstdDecompressor().decompressobj()
+    is_inside = False
+    for block in packed:
+        while block:
+            try:
+                text = frame.decompress(block)
+            except zstandard.ZstdError as error:
+                raise ValueError(f"{path} is no zstd file or is damaged: {error}. Fetch it again.") from error
+            is_inside, block = not frame.eof, frame.unused_data
+            if frame.eof:
+                frame = zstandard.ZstdDecompressor().decompressobj()
+            if text:
+                yield text
+    if is_inside:
+        raise ValueError(f"{path} is cut off in the middle of its zstd data. Fetch it again.")

@@ -1,0 +1,190 @@
+"""Tokenized documents in one flat buffer, and the rows of whole documents that batches are made of."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dataset.common import IGNORE_LABEL_ID, Batch
+
+NO_DOCUMENT = -1  # the document id of padding
+
+
+@dataclass(frozen=True)
+class DocumentStore:
+    """Documents one after another: about 2 bytes a token, as tensors, which loader workers share and do not copy."""
+
+    tokens: torch.Tensor  # uint16 where the vocabulary allows, else int32
+    trained_bits: torch.Tensor  # uint8: a bit for every token
+    offsets: torch.Tensor  # int64: where each document begins, and the end
+    num_trained_tokens: int
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.tokens)
+
+    def lengths(self) -> NDArray[np.int64]:
+        """The positions that each document takes in a row: its last token is only ever a label."""
+        return np.diff(self.offsets.numpy()) - 1
+
+    def document(self, index: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+        """Token ids, and which of them are trained."""
+        start, stop = self.offsets.numpy()[index : index + 2].tolist()
+        bits = np.unpackbits(self.trained_bits.numpy()[start // 8 : (stop + 7) // 8])
+        first = start % 8
+        return self.tokens.numpy()[start:stop].astype(np.int32), bits[first : first + stop - start].view(np.bool_)
+
+
+class DocumentStoreBuilder:
+    """Collects documents; its buffers grow in place."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self._dtype = np.uint16 if vocab_size <= 1 << 16 else np.int32
+        self._tokens, self._bits = bytearray(), bytearray()
+        self._waiting = np.zeros(0, dtype=np.bool_)  # trained flags that do not fill a byte yet
+        self._lengths: list[NDArray[np.int64]] = []
+        self._num_trained = 0
+
+    def extend(self, documents: Iterable[tuple[NDArray[np.int32], NDArray[np.bool_]]]) -> None:
+        """Append (ids, which are trained) of each document."""
+        documents = list(documents)
+        if not documents:
+            return
+        self._tokens += np.concatenate([ids for ids, _ in documents]).astype(self._dtype).tobytes()
+        flags = np.concatenate([self._waiting, *(is_trained for _, is_trained in documents)])
+        self._num_trained += int(flags[len(self._waiting) :].sum())
+        whole = len(flags) - len(flags) % 8
+        self._bits += np.packbits(flags[:whole]).tobytes()
+        self._waiting = flags[whole:]
+        self._lengths.append(np.array([len(ids) for ids, _ in documents], dtype=np.int64))
+
+    def build(self) -> DocumentStore:
+        """The builder is used up by this."""
+        self._bits += np.packbits(self._waiting).tobytes()
+        offsets = np.concatenate([np.zeros(1, dtype=np.int64), *self._lengths]).cumsum()
+        return DocumentStore(
+            tokens=torch.from_numpy(np.frombuffer(self._tokens, dtype=self._dtype)),
+            trained_bits=torch.from_numpy(np.frombuffer(self._bits, dtype=np.uint8)),
+            offsets=torch.from_numpy(offsets),
+            num_trained_tokens=self._num_trained,
+        )
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of an epoch: row i holds documents[starts[i]:starts[i + 1]]."""
+
+    documents: NDArray[np.int64]
+    starts: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def row(self, index: int) -> NDArray[np.int64]:
+        return self.documents[self.starts[index] : self.starts[index + 1]]
+
+    def reordered(self, order: NDArray[np.int64]) -> "Rows":
+        sizes = np.diff(self.starts)[order]
+        starts = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(sizes)])
+        moved = np.repeat(self.starts[:-1][order] - starts[:-1], sizes)
+        return Rows(self.documents[np.arange(len(self.documents)) + moved], starts)
+
+
+class RowPlanner:
+    """Puts every document into exactly one row of `seq_len` positions, whole.
+
+    The shapes of the rows follow from the lengths alone, so every epoch has the same number of rows; which document of
+    a length goes where, and the order of rows, are drawn anew from (seed, epoch).
+    """
+
+    def __init__(self, lengths: NDArray[np.int64], seq_len: int, packing: bool) -> None:
+        if len(lengths) and not 0 < lengths.min() <= lengths.max() <= seq_len:
+            raise ValueError(
+                f"Documents take {lengths.min()} to {lengths.max()} positions, a row has {seq_len}. "
+                "Load the data with the same seq_len as the rows."
+            )
+        self._lengths = lengths
+        row_of_slot = best_fit(np.sort(lengths)[::-1], seq_len) if packing else np.arange(len(lengths))
+        self._slots = np.argsort(row_of_slot, kind="stable")  # slot: rank of a document by falling length
+        self._starts = np.searchsorted(row_of_slot[self._slots], np.arange(row_of_slot.max(initial=-1) + 2))
+
+    @property
+    def num_rows(self) -> int:
+        return len(self._starts) - 1
+
+    def shuffled(self, seed: int, epoch: int) -> Rows:
+        rng = np.random.default_rng([seed, epoch])
+        rows = self._fill(rng.permutation(len(self._lengths)))
+        return rows.reordered(rng.permutation(self.num_rows))
+
+    def in_order(self) -> Rows:
+        """Rows by their first document; without packing simply the documents."""
+        rows = self._fill(np.arange(len(self._lengths)))
+        if not len(rows):
+            return rows
+        return rows.reordered(np.argsort(np.minimum.reduceat(rows.documents, rows.starts[:-1])))
+
+    def _fill(self, candidates: NDArray[np.int64]) -> Rows:
+        """Documents of equal length take their slots in the order of `candidates`."""
+        by_length = candidates[np.argsort(-self._lengths[candidates], kind="stable")]
+        return Rows(by_length[self._slots], self._starts)
+
+
+def best_fit(falling_lengths: NDArray[np.int64], capacity: int) -> NDArray[np.int64]:
+    """The row of each document: the fullest one that has room for it, else a new one."""
+    rows_with_room: list[list[int]] = [[] for _ in range(capacity + 1)]
+    rooms = 0  # bit r is set if some row has room for exactly r more
+    row_of_document = np.empty(len(falling_lengths), dtype=np.int64)
+    num_rows = 0
+    for index, length in enumerate(falling_lengths.tolist()):
+        enough = rooms >> length << length
+        if enough:
+            room = (enough & -enough).bit_length() - 1
+            row = rows_with_room[room].pop()
+            if not rows_with_room[room]:
+                rooms ^= 1 << room
+        else:
+            room, row = capacity, num_rows
+            num_rows += 1
+        row_of_document[index] = row
+        rows_with_room[room - length].append(row)
+        rooms |= 1 << (room - length)
+    return row_of_document
+
+
+def fill_batch(store: DocumentStore, rows: list[NDArray[np.int64]], num_rows: int, seq_len: int, pad_id: int) -> Batch:
+    """The batch of these rows of documents; rows that are missing stay empty.
+
+    `labels[t]` is the token after `inputs[t]` if that is trained, else IGNORE_LABEL_ID. `positions` restart with every
+    document, `documents` numbers them within a row, `is_prompt` marks what stands before the first trained token.
+    """
+    shape = (num_rows, seq_len)
+    inputs = np.full(shape, pad_id, dtype=np.int32)
+    labels = np.full(shape, IGNORE_LABEL_ID, dtype=np.int32)
+    positions = np.zeros(shape, dtype=np.int32)
+    documents = np.full(shape, NO_DOCUMENT, dtype=np.int32)
+    is_prompt = np.zeros(shape, dtype=np.bool_)
+    for row, members in enumerate(rows):
+        start = 0
+        for number, index in enumerate(members.tolist()):
+            tokens, is_trained = store.document(index)
+            place = slice(start, start + len(tokens) - 1)
+            inputs[row, place] = tokens[:-1]
+            labels[row, place] = np.where(is_trained[1:], tokens[1:], IGNORE_LABEL_ID)
+            positions[row, place] = np.arange(len(tokens) - 1)
+            documents[row, place] = number
+            is_prompt[row, start : start + int(is_trained.argmax())] = True
+            start = place.stop
+    arrays = {
+        "inputs": inputs,
+        "labels": labels,
+        "positions": positions,
+        "documents": documents,
+        "is_prompt": is_prompt,
+    }
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}

@@ -1,0 +1,223 @@
+"""SlimOrca and files of its kind: finds or downloads the corpus, splits it, and tokenizes it in memory."""
+
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from dataset.conversation import ConversationEncoder, Turn, has_answer, parse_record
+from dataset.download import HubFile, find_hub_file
+from dataset.jsonl import SPLITS, UNUSED, LineSplit, numbered_lines, read_blocks
+from dataset.packing import DocumentStore, DocumentStoreBuilder
+from dataset.sample_corpus import make_sample_records, sample_tokenizer
+from dataset.tokenization import Tokenizer, find_tokenizer, load_tokenizer
+
+HUB_REPO = "Open-Orca/SlimOrca"
+HUB_NAME = "oo-labeled_correct.gpt4.sharegpt.jsonl"  # what a copy of the repository calls the file
+LOCAL_NAMES = ("SlimOrca.jsonl", "SlimOrca.jsonl.zst", HUB_NAME)
+CHUNK_RECORDS = 2048
+
+
+@dataclass(frozen=True)
+class SlimOrcaConfig:
+    data_dir: str | Path = "data/slimorca"
+    source: Literal["auto", "local", "hub", "sample"] = "auto"  # auto: what lies in data_dir, else the Hub
+    subset_size: int | None = 1000  # at most so many records of each split; None: all
+    seq_len: int = 512
+    test_ratio: float = 0.05
+    seed: int = 0
+    truncate: Literal["right", "prompt"] = "right"
+    on_error: Literal["raise", "skip"] = "raise"
+    sample_size: int = 20_000  # records of the built-in corpus
+
+    def __post_init__(self) -> None:
+        choices = {
+            "source": ("auto", "local", "hub", "sample"),
+            "truncate": ("right", "prompt"),
+            "on_error": ("raise", "skip"),
+        }
+        problems = [
+            f"dataset.{name}={getattr(self, name)!r}, expected one of {', '.join(allowed)}"
+            for name, allowed in choices.items()
+            if getattr(self, name) not in allowed
+        ]
+        if self.subset_size is not None and self.subset_size < 1:
+            problems.append(f"dataset.subset_size={self.subset_size}, expected null (all) or at least 1")
+        if not 0 <= self.test_ratio < 1:
+            problems.append(f"dataset.test_ratio={self.test_ratio}, expected at least 0 and below 1")
+        if self.seq_len < 2:
+            problems.append(f"dataset.seq_len={self.seq_len}, expected at least 2")
+        if self.sample_size < 1:
+            problems.append(f"dataset.sample_size={self.sample_size}, expected at least 1")
+        if problems:
+            raise ValueError("; ".join(problems) + ".")
+
+
+@dataclass
+class LoadReport:
+    """What became of the records of a corpus."""
+
+    source: str
+    records: int = 0
+    kept: Counter[str] = field(default_factory=Counter)  # by split
+    skipped: Counter[str] = field(default_factory=Counter)  # by reason
+    truncated: int = 0
+    tokens: int = 0
+    trained_tokens: int = 0
+    seconds: float = 0.0
+
+    def summary(self) -> str:
+        skipped = "; ".join(f"{count} {reason}" for reason, count in sorted(self.skipped.items())) or "none"
+        return (
+            f"{self.source}: {self.records} records read in {self.seconds:.1f} s\n"
+            f"  kept: {self.kept['train']} train, {self.kept['test']} test ({self.truncated} of them truncated)\n"
+            f"  skipped: {skipped}\n"
+            f"  tokens: {self.tokens}, of which {self.trained_tokens} are trained"
+        )
+
+
+@dataclass(frozen=True)
+class InstructCorpus:
+    """A tokenized corpus in memory."""
+
+    tokenizer: Tokenizer
+    train: DocumentStore
+    test: DocumentStore
+    report: LoadReport
+
+
+Example = tuple[str, list[Turn]]  # split, conversation
+
+
+def load_corpus(
+    config: SlimOrcaConfig, tokenizer_path: str | Path | None = None, progress: bool = True
+) -> InstructCorpus:
+    """Load what `config` asks for; the built-in corpus brings its own tokenizer unless one is given by path."""
+    start = time.monotonic()
+    progress = progress and os.environ.get("SLIMORCA_TQDM") != "0"
+    examples: Iterator[Example | None]
+    if config.source == "sample":
+        records = make_sample_records(config.sample_size, config.seed, config.test_ratio)
+        tokenizer = load_tokenizer(tokenizer_path or sample_tokenizer(records["train"], Path(config.data_dir)))
+        report = LoadReport("built-in sample corpus")
+        sample = [(split, parse_record(record)) for split in SPLITS for record in records[split][: config.subset_size]]
+        report.records = total = len(sample)
+        examples = iter(sample)
+    else:
+        tokenizer = load_tokenizer(find_tokenizer(tokenizer_path))  # first: it fails faster than the corpus
+        local = find_local(config.data_dir) if config.source != "hub" else None
+        file = local or _on_hub(config, progress)
+        splits = _split_lines(file, config, progress)
+        report = LoadReport(str(_path(file)))
+        total = int((splits != UNUSED).sum())
+        examples = _read_examples(file, splits, config, report)
+    corpus = _tokenize(examples, total, tokenizer, config, report, progress)
+    report.seconds = time.monotonic() - start
+    return corpus
+
+
+def find_local(data_dir: str | Path) -> Path | None:
+    """The corpus in `data_dir`, if there is one."""
+    return next((path for name in LOCAL_NAMES if (path := Path(data_dir) / name).exists()), None)
+
+
+def _on_hub(config: SlimOrcaConfig, progress: bool) -> Path | HubFile:
+    """The whole file, downloaded; or, for a part of the corpus, one that is downloaded as far as it is read."""
+    if config.source == "local":
+        raise ValueError(
+            f"No corpus in {config.data_dir}: expected one of {', '.join(LOCAL_NAMES)}. Put the file there, or set "
+            f"dataset.source=hub to download {HUB_REPO}, or dataset.source=sample for the built-in corpus."
+        )
+    file = find_hub_file(HUB_REPO, _choose_jsonl, Path(config.data_dir) / LOCAL_NAMES[0])
+    return file if config.subset_size is not None else file.fetch(progress)
+
+
+def _choose_jsonl(names: list[str]) -> str:
+    found = sorted(name for name in names if name.endswith(".jsonl"))
+    if not found:
+        raise ValueError(f"The repository {HUB_REPO} holds no .jsonl file, only {', '.join(sorted(names))}.")
+    return HUB_NAME if HUB_NAME in found else found[0]
+
+
+def _path(file: Path | HubFile) -> Path:
+    return file if isinstance(file, Path) else file.target
+
+
+def _split_lines(file: Path | HubFile, config: SlimOrcaConfig, progress: bool) -> NDArray[np.uint8]:
+    """The split of every line that is needed; a first pass over the text, so that the next bar has a true total."""
+    rule = LineSplit(config.seed, config.test_ratio, config.subset_size)
+    bar = tqdm(desc=f"reading {_path(file).name}", unit_scale=True, disable=not progress)
+    with bar:
+        if isinstance(file, Path) and config.subset_size is None:
+            bar.unit, bar.total = "B", file.stat().st_size
+            splits = rule.assign(read_blocks(file, bar.update))
+        else:
+            bar.unit, bar.total = " records", rule.num_wanted
+            splits = rule.assign(read_blocks(file) if isinstance(file, Path) else file.blocks(), bar.update)
+            bar.total = bar.n  # the file may hold fewer than were asked for
+    if not len(splits):
+        raise ValueError(f"{_path(file)} is empty, expected one JSON object a line. Delete it to download it anew.")
+    return splits
+
+
+def _read_examples(
+    file: Path | HubFile, splits: NDArray[np.uint8], config: SlimOrcaConfig, report: LoadReport
+) -> Iterator[Example | None]:
+    """An item for every line that is used; None if nothing can be learned from it."""
+    blocks = read_blocks(file) if isinstance(file, Path) else file.blocks()
+    for (number, line), split in zip(numbered_lines(blocks), splits.tolist(), strict=False):
+        if split == UNUSED:
+            continue
+        report.records += 1
+        turns: list[Turn] = []
+        try:
+            turns = parse_record(json.loads(line.decode("utf-8-sig")))
+        except (ValueError, RecursionError) as error:
+            if config.on_error == "raise":
+                raise ValueError(
+                    f"{_path(file)}, line {number}: {error}. The line begins {line[:60]!r}. Repair or remove it (fetch "
+                    "the file again if it is cut off), or set dataset.on_error=skip."
+                ) from error
+            report.skipped["broken lines"] += 1
+        else:
+            if not has_answer(turns):
+                report.skipped["without an answer"] += 1
+        yield (SPLITS[split], turns) if has_answer(turns) else None
+
+
+def _tokenize(
+    examples: Iterator[Example | None],
+    total: int,
+    tokenizer: Tokenizer,
+    config: SlimOrcaConfig,
+    report: LoadReport,
+    progress: bool,
+) -> InstructCorpus:
+    encoder = ConversationEncoder(tokenizer, config.seq_len + 1, config.truncate)  # a row has a label one further
+    builders = {split: DocumentStoreBuilder(tokenizer.vocab_size) for split in SPLITS}
+    with tqdm(total=total, desc="tokenizing", unit=" records", disable=not progress) as bar:
+        while chunk := list(islice(examples, CHUNK_RECORDS)):
+            usable = [example for example in chunk if example is not None]
+            encoded = encoder.encode_batch([turns for _, turns in usable])
+            for split, builder in builders.items():
+                kept = [document for (own, _), document in zip(usable, encoded, strict=True) if own == split]
+                documents = [document for document in kept if document is not None]
+                builder.extend((document.ids, document.is_trained) for document in documents)
+                report.kept[split] += len(documents)
+                report.skipped["without room for their answer"] += len(kept) - len(documents)
+                report.truncated += sum(document.is_truncated for document in documents)
+            bar.update(len(chunk))
+    report.skipped = +report.skipped  # without the zeros
+    corpus = InstructCorpus(tokenizer, builders["train"].build(), builders["test"].build(), report)
+    report.tokens = corpus.train.num_tokens + corpus.test.num_tokens
+    report.trained_tokens = corpus.train.num_trained_tokens + corpus.test.num_trained_tokens
+    return corpus

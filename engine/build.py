@@ -1,0 +1,206 @@
+"""The room that knows concrete names: turns a checked config into data, model, task and optimizers."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
+
+from dataset.common import LoaderItem, PuzzleDatasetMetadata
+from dataset.puzzle_dataset import PuzzleDataset, PuzzleDatasetConfig
+from engine.checkpoint_load import load_checkpoint, load_weights
+from engine.evaluate import Evaluator
+from engine.optim import OptimizerSet, Schedule, SparseSignSGD, network_optimizer
+from engine.registry import load_model_class
+from engine.runtime import Runtime
+from engine.schema import ArchChoice, ConfigError, PretrainConfig, RunConfig, parse, problems_of
+from engine.task import RecursiveTask
+from engine.train import RunData
+from models.act import ActModel
+from models.losses import ACTLossHead
+
+GIVEN_BY_DATA = {"batch_size": 1, "seq_len": 1, "vocab_size": 1, "num_puzzle_identifiers": 1}
+
+
+def check(config_class: type[RunConfig], data: dict[str, Any]) -> RunConfig:
+    """The typed config; otherwise ONE error with every problem of the run's options and of the architecture's."""
+    config, problems = parse(config_class, data)
+    arch = data.get("arch")
+    if isinstance(arch, dict) and isinstance(arch.get("name"), str):
+        problems += arch_problems({key: value for key, value in arch.items() if key != "loss"})
+    evaluators = data.get("evaluators") or []
+    names = [entry["name"] for entry in evaluators if isinstance(entry, dict) and isinstance(entry.get("name"), str)]
+    for prefix, name in [*(("evaluators.", name) for name in names)]:
+        problems += class_problems(name, prefix)
+    if problems or config is None:
+        raise ConfigError(problems)
+    return config
+
+
+def class_problems(name: str, prefix: str) -> list[str]:
+    try:
+        load_model_class(name, prefix)
+    except ValueError as error:
+        return [str(error)]
+    return []
+
+
+def arch_problems(arch: dict[str, Any]) -> list[str]:
+    """What the model's own config class says of its options, before any data is known."""
+    problems = class_problems(arch["name"], "models.")
+    if problems:
+        return problems
+    model_class: type[ActModel] = load_model_class(arch["name"])
+    options = {key: value for key, value in arch.items() if key != "name"}
+    try:
+        model_class.config_class.model_validate(GIVEN_BY_DATA | options)
+    except ValidationError as error:
+        return problems_of(error, known=model_class.config_class.model_fields, prefix="arch.")
+    return []
+
+
+def build_model(arch: ArchChoice, metadata: PuzzleDatasetMetadata, rows: int, runtime: Runtime) -> ACTLossHead:
+    """The loss head around the model, on its device, with the same weights on every rank."""
+    data_facts = {
+        "batch_size": rows,
+        "seq_len": metadata.seq_len,
+        "vocab_size": metadata.vocab_size,
+        "num_puzzle_identifiers": metadata.num_puzzle_identifiers,
+    }
+    model_class: type[ActModel] = load_model_class(arch.name)
+    head_class: type[ACTLossHead] = load_model_class(arch.loss.name)
+    head = head_class(model_class(arch.options | data_facts), loss_type=arch.loss.loss_type).to(runtime.device)
+    runtime.broadcast_([*head.parameters(), *head.buffers()])
+    return head
+
+
+def compile_step(head: ACTLossHead) -> None:
+    """Compile one supervision step; the module itself, and so every saved name, stays as it is."""
+    core = head.model.inner
+    core.step = torch.compile(core.step, dynamic=False)  # type: ignore[method-assign]
+
+
+def start_from(head: nn.Module, source: str) -> list[str]:
+    """Load the weights of a checkpoint, the averaged ones where it has them; returns notices."""
+    checkpoint = load_checkpoint(source)
+    averaged = checkpoint.ema or {}
+    notices = load_weights(head, checkpoint.weights | averaged, source=str(checkpoint.path))
+    return [f"weights from {checkpoint.path}{', averaged ones' if averaged else ''}", *notices]
+
+
+def build_task(config: RunConfig, head: ACTLossHead, runtime: Runtime) -> RecursiveTask:
+    return RecursiveTask(head, runtime, seed=config.seed, micro_batches=config.gradient_accumulation_steps)
+
+
+def build_optimizers(config: RunConfig, head: ACTLossHead, runtime: Runtime, total_steps: int) -> OptimizerSet:
+    """The puzzle table's optimizer and the network's; frozen weights have none."""
+    schedule = Schedule(config.lr_warmup_steps, total_steps, config.lr_min_ratio)
+    table = head.model.puzzle_emb
+    sparse = None
+    if table is not None:
+        sparse = SparseSignSGD(table, 0.0, config.puzzle_emb_weight_decay, gather=runtime.all_gather_rows)
+    if config.freeze_weights:
+        if sparse is None:
+            raise ValueError(
+                "freeze_weights=true trains the puzzle embedding only, but arch.puzzle_emb_ndim is 0: nothing is left."
+            )
+        for parameter in head.parameters():
+            parameter.requires_grad_(False)
+        return OptimizerSet(None, 0.0, sparse, config.puzzle_emb_lr, schedule)
+    network = network_optimizer(
+        config.optimizer,
+        list(head.parameters()),
+        lr=config.lr,
+        betas=(config.beta1, config.beta2),
+        weight_decay=config.weight_decay,
+    )
+    return OptimizerSet(network, config.lr, sparse, config.puzzle_emb_lr, schedule)
+
+
+@dataclass(frozen=True)
+class PuzzleSource:
+    """Training and held-out puzzles of a run."""
+
+    metadata: PuzzleDatasetMetadata
+    data: RunData
+    total_steps: int
+    iterations: int
+
+
+def build_puzzles(config: PretrainConfig, runtime: Runtime) -> PuzzleSource:
+    """Open the data sets; the held-out ones are the `test` splits of the training folders unless others are named."""
+    check_batch_shares(config, runtime)
+    epochs_per_iteration = config.eval_interval or config.epochs
+    train = open_puzzles(config, runtime, "train", config.data_paths, epochs_per_iteration)
+    test = open_puzzles(config, runtime, "test", config.data_paths_test or config.data_paths, 1)
+    metadata = train.metadata
+    estimate = config.epochs * metadata.total_groups * metadata.mean_puzzle_examples / config.global_batch_size
+    total_steps = min(int(estimate), config.max_steps or int(estimate))
+
+    def train_items(iteration: int, batches_done: int) -> Iterable[LoaderItem]:
+        train.start_from(iteration, batches_done)
+        return loader(train, config, runtime)
+
+    return PuzzleSource(
+        metadata=metadata,
+        data=RunData(
+            train_items=train_items,
+            eval_items=lambda: loader(test, config, runtime),
+            eval_sets=test.metadata.sets,
+            evaluators=build_evaluators(config, test.metadata),
+        ),
+        total_steps=max(total_steps, 1),
+        iterations=config.epochs // epochs_per_iteration,
+    )
+
+
+def check_batch_shares(config: RunConfig, runtime: Runtime) -> None:
+    shares = runtime.world_size * config.gradient_accumulation_steps
+    if config.global_batch_size % shares:
+        raise ValueError(
+            f"global_batch_size={config.global_batch_size} cannot be shared equally by {runtime.world_size} ranks x "
+            f"gradient_accumulation_steps={config.gradient_accumulation_steps}. Take a multiple of {shares}, for example "
+            f"global_batch_size={-(-config.global_batch_size // shares) * shares}."
+        )
+
+
+def open_puzzles(
+    config: PretrainConfig, runtime: Runtime, split: str, paths: list[str], epochs_per_iteration: int
+) -> PuzzleDataset:
+    return PuzzleDataset(
+        PuzzleDatasetConfig(
+            dataset_paths=paths,
+            identifier_paths=config.data_paths if set(paths) <= set(config.data_paths) else None,
+            global_batch_size=config.global_batch_size,
+            test_set_mode=split == "test",
+            epochs_per_iter=epochs_per_iteration,
+            seed=config.seed,
+            rank=runtime.rank,
+            num_replicas=runtime.world_size,
+        ),
+        split=split,
+    )
+
+
+def build_evaluators(config: PretrainConfig, metadata: PuzzleDatasetMetadata) -> Sequence[Evaluator]:
+    paths = config.data_paths_test or config.data_paths
+    make: Callable[..., Evaluator]
+    evaluators = []
+    for choice in config.evaluators:
+        make = load_model_class(choice.name, "evaluators.")
+        evaluators += [make(data_path=path, eval_metadata=metadata, **choice.options) for path in paths]
+    return evaluators
+
+
+def loader(dataset: IterableDataset[LoaderItem], config: RunConfig, runtime: Runtime) -> Iterable[LoaderItem]:
+    """The data set itself batches; workers only read ahead."""
+    return DataLoader(
+        dataset,
+        batch_size=None,
+        num_workers=config.dataloader_workers,
+        prefetch_factor=8 if config.dataloader_workers else None,
+        pin_memory=runtime.device.type == "cuda",
+    )

@@ -1,0 +1,214 @@
+"""AdamATan2 in plain torch, sign-SGD for the puzzle table, and the learning rate of a step."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from models.sparse_embedding import CastedSparseEmbedding
+
+
+def learning_rate(
+    step: int, *, base: float, warmup_steps: int, total_steps: int, min_ratio: float, num_cycles: float = 0.5
+) -> float:
+    """Linear warm-up, then a cosine (half of one unless said otherwise) between the base and `min_ratio` of it."""
+    if step < warmup_steps:
+        return base * step / max(1, warmup_steps)
+    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    return base * (min_ratio + max(0.0, (1 - min_ratio) * 0.5 * (1 + math.cos(2 * math.pi * num_cycles * progress))))
+
+
+class AdamATan2(Optimizer):
+    """Adam whose division is an arc tangent, so that no epsilon is needed and a step never exceeds lr * pi / 2.
+
+    Decoupled weight decay comes first and uses the plain learning rate. A parameter without gradient is skipped
+    whole: no decay, no moments, its own step count stays.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-4,
+        betas: tuple[float, float] = (0.9, 0.95),
+        weight_decay: float = 0.1,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if parameters:
+                self._step_group(parameters, **{key: group[key] for key in ("lr", "betas", "weight_decay")})
+        return loss
+
+    def _step_group(self, parameters: list[Tensor], lr: float, betas: tuple[float, float], weight_decay: float) -> None:
+        for p in parameters:
+            if not self.state[p]:
+                self.state[p] = {"step": 0, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+            self.state[p]["step"] += 1
+        states = [self.state[p] for p in parameters]
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        first, second = [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states]
+        beta1, beta2 = betas
+
+        torch._foreach_mul_(parameters, 1 - lr * weight_decay)
+        torch._foreach_lerp_(first, gradients, 1 - beta1)
+        torch._foreach_mul_(second, beta2)
+        torch._foreach_addcmul_(second, gradients, gradients, 1 - beta2)
+
+        scale = torch._foreach_sqrt(second)
+        torch._foreach_div_(scale, [math.sqrt(1 - beta2 ** s["step"]) for s in states])
+        updates = [torch.atan2(m, d) for m, d in zip(first, scale, strict=True)]
+        torch._foreach_mul_(updates, [-lr / (1 - beta1 ** s["step"]) for s in states])
+        torch._foreach_add_(parameters, updates)
+
+
+class SparseSignSGD:
+    """Moves the rows of a puzzle table that the batch used by the sign of their summed gradient.
+
+    `gather` concatenates a tensor over all ranks, so that every rank makes the same step.
+    """
+
+    def __init__(
+        self,
+        table: CastedSparseEmbedding,
+        lr: float,
+        weight_decay: float,
+        gather: Callable[[Tensor], Tensor] = lambda t: t,
+    ) -> None:
+        self.table = table
+        self.weight_decay = weight_decay
+        self.gather = gather
+        self.param_groups: list[dict[str, Any]] = [{"lr": lr}]
+
+    @torch.no_grad()
+    def step(self) -> None:
+        used = [(ids, rows.grad) for ids, rows in self.table.lent if rows.grad is not None]
+        self.zero_grad()
+        if not used:
+            return
+        ids = self.gather(torch.cat([ids for ids, _ in used]))
+        gradients = self.gather(torch.cat([grad for _, grad in used]))
+        unique, place = ids.unique(return_inverse=True)
+        summed = torch.zeros(len(unique), gradients.shape[1], dtype=gradients.dtype, device=gradients.device)
+        summed.index_add_(0, place, gradients)
+        lr = self.param_groups[0]["lr"]
+        self.table.weights[unique] = self.table.weights[unique] * (1 - lr * self.weight_decay) - lr * summed.sign()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        self.table.lent.clear()
+
+    def gradients(self) -> list[Tensor]:
+        return [rows.grad for _, rows in self.table.lent if rows.grad is not None]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}  # sign-SGD remembers nothing
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        assert not state
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The course of the learning rate over a run."""
+
+    warmup_steps: int
+    total_steps: int
+    min_ratio: float
+
+    def at(self, step: int, base: float) -> float:
+        return learning_rate(
+            step, base=base, warmup_steps=self.warmup_steps, total_steps=self.total_steps, min_ratio=self.min_ratio
+        )
+
+
+class OptimizerSet:
+    """The optimizers of a run in the order in which they step: the puzzle table first, then the network."""
+
+    def __init__(
+        self,
+        network: Optimizer | None,
+        network_lr: float,
+        sparse: SparseSignSGD | None,
+        sparse_lr: float,
+        schedule: Schedule,
+    ) -> None:
+        self.members: list[tuple[Any, float]] = []
+        if sparse is not None:
+            self.members.append((sparse, sparse_lr))
+        if network is not None:
+            self.members.append((network, network_lr))
+        self.network, self.sparse, self.schedule = network, sparse, schedule
+
+    def dense_gradients(self) -> list[Tensor]:
+        """Gradients of the network; every rank has the same ones in the same order."""
+        groups = self.network.param_groups if self.network else []
+        return [p.grad for group in groups for p in group["params"] if p.grad is not None]
+
+    def sparse_gradients(self) -> list[Tensor]:
+        """Gradients of this rank's puzzle rows."""
+        return self.sparse.gradients() if self.sparse else []
+
+    def step(self, step: int) -> float:
+        """Set the learning rates of this optimizer step and make it; returns the rate of the last optimizer."""
+        lr = 0.0
+        for optimizer, base in self.members:
+            lr = self.schedule.at(step, base)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            optimizer.step()
+        return lr
+
+    def zero_grad(self) -> None:
+        for optimizer, _ in self.members:
+            optimizer.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        return [optimizer.state_dict() for optimizer, _ in self.members]
+
+    def load_state_dict(self, states: list[dict[str, Any]]) -> None:
+        if len(states) != len(self.members):
+            raise ValueError(
+                f"The checkpoint holds {len(states)} optimizers, this run has {len(self.members)}. "
+                "Resume with the same freeze_weights and arch.puzzle_emb_ndim."
+            )
+        for (optimizer, _), state in zip(self.members, states, strict=True):
+            optimizer.load_state_dict(state)
+
+
+def network_optimizer(
+    name: str, parameters: list[nn.Parameter], *, lr: float, betas: tuple[float, float], weight_decay: float
+) -> Optimizer:
+    """`adam_atan2` (plain torch, any device), `adam_atan2_cuda` (the compiled package) or `adamw`."""
+    if name == "adam_atan2":
+        return AdamATan2(parameters, lr=lr, betas=betas, weight_decay=weight_decay)
+    if name == "adamw":
+        return torch.optim.AdamW(parameters, lr=lr, betas=betas, weight_decay=weight_decay)
+    if name == "adam_atan2_cuda":
+        return _compiled_adam_atan2(parameters, lr, betas, weight_decay)
+    raise ValueError(f"Unknown optimizer {name!r}; known are: adam_atan2, adam_atan2_cuda, adamw.")
+
+
+def _compiled_adam_atan2(
+    parameters: list[nn.Parameter], lr: float, betas: tuple[float, float], weight_decay: float
+) -> Optimizer:
+    if not all(p.is_cuda for p in parameters):
+        raise ValueError("optimizer=adam_atan2_cuda needs a CUDA device. Use optimizer=adam_atan2, which equals it.")
+    try:
+        from adam_atan2 import AdamATan2 as CompiledAdamATan2
+    except ImportError as error:
+        raise ValueError(
+            f"optimizer=adam_atan2_cuda needs the package adam-atan2, which cannot be imported ({error}). "
+            "Install it with `pip install -e .[cuda]`, or use optimizer=adam_atan2, which equals it."
+        ) from error
+    compiled: Optimizer = CompiledAdamATan2(parameters, lr=lr, betas=betas, weight_decay=weight_decay)
+    return compiled

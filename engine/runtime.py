@@ -1,0 +1,182 @@
+"""Where a run happens: its device, its ranks, its seed, whether it compiles, and the collectives over the ranks."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # one rank may evaluate or write predictions for long while the others wait
+BUCKET_BYTES = 64 * 2**20  # bounds the extra memory of a flattened collective
+
+
+@dataclass(frozen=True)
+class Runtime:
+    device: torch.device
+    rank: int
+    world_size: int
+    use_compile: bool
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        # Only CUDA orders a non-blocking copy before the work that follows; on MPS the source may be freed too early.
+        non_blocking = self.device.type == "cuda"
+        return {name: tensor.to(self.device, non_blocking=non_blocking) for name, tensor in batch.items()}
+
+    def all_reduce_sum_(self, tensors: Sequence[Tensor]) -> None:
+        """Replace every tensor by its sum over the ranks; all ranks pass the same shapes in the same order."""
+        if self.world_size > 1:
+            _apply_in_buckets(tensors, lambda flat: dist.all_reduce(flat, op=dist.ReduceOp.SUM))
+
+    def broadcast_(self, tensors: Sequence[Tensor]) -> None:
+        """Replace every tensor by that of rank 0."""
+        if self.world_size > 1:
+            _apply_in_buckets(tensors, lambda flat: dist.broadcast(flat, src=0))
+
+    def all_gather_rows(self, tensor: Tensor) -> Tensor:
+        """Concatenate the equal-shaped tensors of all ranks along dimension 0, in rank order."""
+        if self.world_size == 1:
+            return tensor
+        local = tensor.detach().contiguous()
+        parts = [torch.empty_like(local) for _ in range(self.world_size)]
+        dist.all_gather(parts, local)
+        return torch.cat(parts)
+
+    def any_rank(self, flag: bool) -> bool:
+        """Whether the flag is set on at least one rank; every rank gets the same answer."""
+        if self.world_size == 1:
+            return flag
+        votes = torch.tensor([int(flag)], dtype=torch.int32, device=self.device)
+        dist.all_reduce(votes, op=dist.ReduceOp.MAX)
+        return bool(votes.item())
+
+    def barrier(self) -> None:
+        if self.world_size > 1:
+            dist.barrier(device_ids=[self.device.index] if self.device.type == "cuda" else None)
+
+    def synchronize(self) -> None:
+        """Wait until the device has done everything it was asked for."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        elif self.device.type == "mps":
+            torch.mps.synchronize()
+
+    def close(self) -> None:
+        if self.world_size > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def start_runtime(device: str = "auto", compile: str | bool = "auto", seed: int = 0) -> Runtime:
+    """Choose the device, join the process group when torchrun started us, seed torch, and decide about compiling."""
+    rank, world_size, local_rank = _ranks_from_environment()
+    chosen = _choose_device(device, world_size, local_rank)
+    use_compile = _choose_compile(compile, chosen)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    if world_size > 1 and not dist.is_initialized():
+        dist.init_process_group(
+            backend="nccl" if chosen.type == "cuda" else "gloo",
+            rank=rank,
+            world_size=world_size,
+            timeout=COLLECTIVE_TIMEOUT,
+            device_id=chosen if chosen.type == "cuda" else None,
+        )
+    torch.manual_seed(seed)
+    return Runtime(device=chosen, rank=rank, world_size=world_size, use_compile=use_compile)
+
+
+def _ranks_from_environment() -> tuple[int, int, int]:
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    given = {name: os.environ[name] for name in names if name in os.environ}
+    if "WORLD_SIZE" not in given:
+        return 0, 1, 0
+    if not all(value.isdecimal() for value in given.values()) or int(given["WORLD_SIZE"]) < 1:
+        raise ValueError(f"RANK, WORLD_SIZE and LOCAL_RANK must be whole numbers; the environment has {given}.")
+    world_size = int(given["WORLD_SIZE"])
+    if world_size == 1:
+        return 0, 1, int(given.get("LOCAL_RANK", "0"))
+    missing = [name for name in (*names, "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise ValueError(
+            f"WORLD_SIZE={world_size} asks for several ranks, but {', '.join(missing)} is not in the environment. "
+            f"Start the program with `torchrun --nproc-per-node {world_size} ...`, or unset WORLD_SIZE for one process."
+        )
+    return int(given["RANK"]), world_size, int(given["LOCAL_RANK"])
+
+
+def _choose_device(asked: str, world_size: int, local_rank: int) -> torch.device:
+    has_mps = torch.backends.mps.is_available()
+    num_cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    found = [f"cuda ({num_cuda})"] * (num_cuda > 0) + ["mps"] * has_mps + ["cpu"]
+    there = f"This machine has: {', '.join(found)}; torch {torch.__version__}"
+
+    if asked == "auto":
+        asked = "cuda" if num_cuda else "mps" if has_mps and world_size == 1 else "cpu"
+    kind, colon, number = asked.partition(":")
+    if kind not in ("cuda", "mps", "cpu") or (colon and not (kind == "cuda" and number.isdecimal())):
+        raise ValueError(f"device={asked!r} is unknown; expected auto, cuda, cuda:<number>, mps or cpu. {there}.")
+
+    if kind == "cpu":
+        return torch.device("cpu")
+    if kind == "mps":
+        if not has_mps:
+            raise ValueError(f"device=mps was asked for, but there is none. {there}. Use device=auto or device=cpu.")
+        if world_size > 1:
+            raise ValueError(f"device=mps works with one process; WORLD_SIZE={world_size}. Use device=cpu.")
+        return torch.device("mps")
+
+    if not num_cuda:
+        raise ValueError(f"device={asked} was asked for, but there is none. {there}. Use device=auto or device=cpu.")
+    if colon and world_size > 1:
+        raise ValueError(f"device={asked} names one GPU for WORLD_SIZE={world_size} ranks. Use device=cuda.")
+    index = int(number) if colon else local_rank
+    if index >= num_cuda:
+        raise ValueError(f"GPU number {index} was asked for, but there are {num_cuda}. {there}. Start fewer ranks.")
+    return torch.device("cuda", index)
+
+
+def _choose_compile(asked: str | bool, device: torch.device) -> bool:
+    word = str(asked).lower()
+    if word not in ("auto", "true", "false"):
+        raise ValueError(f"compile={asked!r} is unknown; expected auto, true or false.")
+    if os.environ.get("DISABLE_COMPILE", "").lower() not in ("", "0", "false"):
+        return False
+    return device.type == "cuda" if word == "auto" else word == "true"
+
+
+@torch.no_grad()
+def _apply_in_buckets(tensors: Sequence[Tensor], collective: Callable[[Tensor], object]) -> None:
+    """Run an in-place collective over few flat buffers instead of once a tensor."""
+    for bucket in _buckets(tensors):
+        if len(bucket) == 1 and bucket[0].is_contiguous():
+            collective(bucket[0])
+            continue
+        flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
+        collective(flat)
+        parts = flat.split([tensor.numel() for tensor in bucket])
+        for tensor, part in zip(bucket, parts, strict=True):
+            tensor.copy_(part.view(tensor.shape))
+
+
+def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    by_kind: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+    for tensor in tensors:
+        by_kind.setdefault((tensor.dtype, tensor.device), []).append(tensor)
+    for same_kind in by_kind.values():
+        bucket: list[Tensor] = []
+        num_bytes = 0
+        for tensor in same_kind:
+            size = tensor.numel() * tensor.element_size()
+            if bucket and num_bytes + size > BUCKET_BYTES:
+                yield bucket
+                bucket, num_bytes = [], 0
+            bucket.append(tensor)
+            num_bytes += size
+        if bucket:
+            yield bucket

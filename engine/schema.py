@@ -1,0 +1,174 @@
+"""What a run is told: typed options, checked at the border, with every problem reported at once."""
+
+import difflib
+import re
+from collections.abc import Iterable
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+
+class ConfigError(ValueError):
+    """Lists every problem of a config, each with what to do."""
+
+    def __init__(self, problems: Iterable[str]) -> None:
+        self.problems = list(problems)
+        count = f"{len(self.problems)} problems" if len(self.problems) > 1 else "1 problem"
+        super().__init__(f"{count} in the config:\n" + "\n".join(f"  - {problem}" for problem in self.problems))
+
+
+def problems_of(error: ValidationError, known: Iterable[str], prefix: str = "") -> list[str]:
+    """Pydantic's findings as sentences; an unknown key is told the nearest known one."""
+    sentences = []
+    for found in error.errors(include_url=False):
+        path = prefix + ".".join(str(part) for part in found["loc"])
+        if found["type"] == "extra_forbidden":
+            sentences.append(f"{path}: unknown key{nearest(str(found['loc'][-1]), known)}")
+        elif found["type"] == "missing":
+            sentences.append(f"{path}: is required, but was not given")
+        elif found["type"] == "value_error":
+            about = f"{path}: " if found["loc"] else ""
+            sentences += [about + sentence for sentence in str(found["ctx"]["error"]).split("; ")]
+        else:
+            message = found["msg"][0].lower() + found["msg"][1:]
+            sentences.append(f"{path}: {message}, found {found['input']!r}")
+    return sentences
+
+
+def nearest(key: str, known: Iterable[str]) -> str:
+    """', did you mean x?' if there is something like `key`."""
+    close = difflib.get_close_matches(key, list(known), n=1, cutoff=0.6)
+    return f", did you mean {close[0]}?" if close else ""
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class NamedWith(BaseModel):
+    """A class of ours by its id (`module@Class`), and options that this class checks itself."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class LossConfig(Strict):
+    name: str = "losses@ACTLossHead"
+    loss_type: Literal["stablemax_cross_entropy", "softmax_cross_entropy"] = "stablemax_cross_entropy"
+
+
+class ArchChoice(NamedWith):
+    """The architecture; its options are checked by the model's own config class."""
+
+    loss: LossConfig = LossConfig()
+
+
+class RunConfig(Strict):
+    """Options of every training run, whatever it trains."""
+
+    arch: ArchChoice
+
+    # Length
+    global_batch_size: int = Field(ge=1)
+    epochs: int = Field(ge=1)
+    eval_interval: int | None = Field(
+        None, ge=1, description="epochs from one evaluation to the next; null: only at the end"
+    )
+    min_eval_interval: int = Field(0, ge=0, description="number of the first such interval that is evaluated")
+    max_steps: int | None = Field(None, ge=1, description="stop after so many optimizer steps")
+
+    # Optimization
+    optimizer: Literal["adam_atan2", "adam_atan2_cuda", "adamw"] = "adam_atan2"
+    lr: float = Field(gt=0)
+    lr_min_ratio: float = Field(1.0, ge=0, le=1)
+    lr_warmup_steps: int = Field(0, ge=0)
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.95, ge=0, lt=1)
+    weight_decay: float = Field(0.1, ge=0)
+    gradient_accumulation_steps: int = Field(1, ge=1, description="micro-batches that one global batch is split into")
+    grad_clip: float | None = Field(None, gt=0, description="largest gradient norm; null: no clipping")
+    max_bad_steps: int = Field(
+        10, ge=1, description="steps in a row with a non-finite loss or gradient before the run stops"
+    )
+    ema: bool = False
+    ema_rate: float = Field(0.999, ge=0, lt=1)
+    freeze_weights: bool = Field(False, description="train the puzzle embedding only")
+    puzzle_emb_lr: float = Field(1e-2, ge=0)
+    puzzle_emb_weight_decay: float = Field(0.1, ge=0)
+
+    # Where and how
+    device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
+    compile: Literal["auto"] | bool = "auto"
+    seed: int = Field(0, ge=0)
+    dataloader_workers: int = Field(0, ge=0)
+
+    # Run folder
+    project_name: str | None = None
+    run_name: str | None = None
+    checkpoint_path: str | None = Field(None, description="run folder; default checkpoints/<project_name>/<run_name>")
+    checkpoint_every_eval: bool = True
+    checkpoint_interval: int | None = Field(None, ge=1, description="also save every so many steps")
+    keep_last: int | None = Field(None, ge=1, description="checkpoints to keep beside the best; null: all")
+    best_metric: str = Field("lm_loss", description="held-out metric that decides which checkpoint `best` points at")
+    load_checkpoint: str | None = Field(None, description="weights to start from")
+    resume: bool = Field(False, description="go on where the run folder's latest checkpoint stands")
+    eval_only: bool = Field(False, description="evaluate load_checkpoint and stop")
+    eval_save_outputs: list[str] = []
+    log_interval: int = Field(
+        10, ge=1, description="steps from one look at the metrics to the next; every step is logged"
+    )
+    tracker: list[Literal["wandb", "tensorboard"]] = []
+
+    @field_validator("project_name", "run_name")
+    @classmethod
+    def _is_a_folder_name(cls, value: str | None) -> str | None:
+        if value is not None and (not value.strip() or re.search(r"[/\\\x00]", value) or value in (".", "..")):
+            raise ValueError(f"must be a plain folder name, found {value!r}")
+        return value
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "RunConfig":
+        problems = []
+        if self.eval_interval is not None and self.epochs % self.eval_interval:
+            problems.append(
+                f"eval_interval={self.eval_interval} does not divide epochs={self.epochs}. "
+                f"Take epochs={self.epochs // self.eval_interval * self.eval_interval or self.eval_interval} or another interval"
+            )
+        if self.global_batch_size % self.gradient_accumulation_steps:
+            problems.append(
+                f"global_batch_size={self.global_batch_size} cannot be split into "
+                f"gradient_accumulation_steps={self.gradient_accumulation_steps} equal parts"
+            )
+        if self.eval_only and not self.load_checkpoint:
+            problems.append("eval_only=true needs load_checkpoint=<folder or file>")
+        if self.eval_only and self.resume:
+            problems.append("eval_only=true and resume=true exclude each other: choose one")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+
+class PretrainConfig(RunConfig):
+    """Options of `pretrain.py`."""
+
+    data_paths: list[str] = Field(min_length=1)
+    data_paths_test: list[str] = []
+    evaluators: list[NamedWith] = []
+    puzzle_emb_lr: float = Field(1e-2, ge=0)
+
+    def default_project_name(self) -> str:
+        folder = self.data_paths[0].rstrip("/").rsplit("/", 1)[-1]
+        return f"{folder.capitalize()}-ACT-torch"
+
+
+def parse(config_class: type[RunConfig], data: dict[str, Any]) -> tuple[RunConfig | None, list[str]]:
+    """The typed config, or the problems that stand in its way."""
+    try:
+        return config_class.model_validate(data), []
+    except ValidationError as error:
+        return None, problems_of(error, known=config_class.model_fields)
