@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from dataset.csv_boards import Boards, csv_files, read_boards
-from dataset.door import add_common_flags, positive
+from dataset.door import add_common_flags, add_workers_flag, positive
 from dataset.generation import Puzzle, default_test_count, draw_puzzles
 
 DEFAULT_SEED = 42
@@ -20,6 +20,7 @@ def board_parser(description: str, source_repo: str) -> argparse.ArgumentParser:
     parser.add_argument("--output-dir", type=Path, help="folder of the data set")
     parser.add_argument("--check", action="store_true", help="refuse puzzles without exactly one solution")
     add_common_flags(parser, DEFAULT_SEED)
+    add_workers_flag(parser)
 
     source = parser.add_argument_group("puzzles from CSV files")
     source.add_argument("--source", type=Path, help="folder with train.csv and test.csv, or one of them")

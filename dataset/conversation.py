@@ -59,7 +59,7 @@ def _parse_message(message: Any) -> Turn:
     if not isinstance(message, Mapping):
         raise ValueError(f"expected a message with 'from' and 'value', found {type(message).__name__}")
     name = message.get("from", message.get("role"))
-    if name not in ROLES:
+    if not isinstance(name, str) or name not in ROLES:
         raise ValueError(f"unknown role {name!r}, expected one of {', '.join(ROLES)}")
     weight = message.get("weight")
     if weight not in (None, 0, 1):

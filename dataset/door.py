@@ -25,6 +25,9 @@ def not_negative(text: str) -> int:
 def add_common_flags(parser: argparse.ArgumentParser, default_seed: int) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace a different data set in the output folder")
     parser.add_argument("--seed", type=not_negative, default=default_seed, help="of every draw (default %(default)s)")
+
+
+def add_workers_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--num-workers",
         type=positive,

@@ -123,11 +123,11 @@ class RowPlanner:
         return rows.reordered(rng.permutation(self.num_rows))
 
     def in_order(self) -> Rows:
-        """Rows by their first document; without packing simply the documents."""
+        """Documents in order within a row, rows by their first one; without packing simply the documents."""
         rows = self._fill(np.arange(len(self._lengths)))
-        if not len(rows):
-            return rows
-        return rows.reordered(np.argsort(np.minimum.reduceat(rows.documents, rows.starts[:-1])))
+        row_of_document = np.repeat(np.arange(self.num_rows), np.diff(rows.starts))
+        sorted_rows = Rows(rows.documents[np.lexsort((rows.documents, row_of_document))], rows.starts)
+        return sorted_rows.reordered(np.argsort(sorted_rows.documents[rows.starts[:-1]]))
 
     def _fill(self, candidates: NDArray[np.int64]) -> Rows:
         """Documents of equal length take their slots in the order of `candidates`."""

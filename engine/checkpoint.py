@@ -22,26 +22,12 @@ from engine.checkpoint_load import (
     META_FILE,
     MODEL_FILE,
     TRAINER_FILE,
-    Checkpoint,
     complete_steps,
     find_damage,
-    load_checkpoint,
-    load_weights,
-    resolve_checkpoint,
+    latest_step,
     sha256_of,
-    step_of,
     strip_prefixes,
 )
-
-__all__ = [
-    "Checkpoint",
-    "CheckpointError",
-    "CheckpointStore",
-    "load_checkpoint",
-    "load_weights",
-    "resolve_checkpoint",
-    "strip_prefixes",
-]
 
 PLAIN_TYPES = (bool, int, float, str, type(None))  # what torch.load(weights_only=True) reads beside tensors
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
@@ -120,10 +106,7 @@ class CheckpointStore:
             future.result()
 
     def latest_step(self) -> int | None:
-        """The step saved last; leftovers of killed writes do not count."""
-        steps = complete_steps(self.run_dir)
-        pointed = step_of((self.run_dir / "latest").resolve())
-        return pointed if pointed in steps else max(steps, default=None)
+        return latest_step(self.run_dir)
 
     def _in_background(self, job: Callable[[], None]) -> None:
         self._pending.append(self._writer.submit(job))
@@ -198,7 +181,7 @@ class CheckpointStore:
         for folder in self.run_dir.glob(".step_*.tmp-*"):
             shutil.rmtree(folder, ignore_errors=True)
         for link in (*self.run_dir.glob(".latest.tmp-*"), *self.run_dir.glob(".best.tmp-*")):
-            link.unlink()
+            link.unlink(missing_ok=True)
 
     def _describe(self, problem: BaseException, snapshot: _Snapshot) -> str:
         weights = [*snapshot.model.values(), *(snapshot.ema or {}).values()]

@@ -81,6 +81,13 @@ def complete_steps(run_dir: Path) -> dict[int, Path]:
     return {step: path for step, path in numbered if path.is_dir() and find_damage(path) is None}
 
 
+def latest_step(run_dir: Path) -> int | None:
+    """The step saved last; what killed writes left does not count."""
+    steps = complete_steps(run_dir)
+    pointed = step_of((run_dir / "latest").resolve())
+    return pointed if pointed in steps else max(steps, default=None)
+
+
 def resolve_checkpoint(path: str | Path, *, newest: bool = False) -> Path:
     """Find the step folder, or the file written by torch.save, that a path or a glob pattern means.
 
@@ -116,13 +123,12 @@ def _resolve_existing(path: Path) -> Path:
                 f"{path.parent} holds {_listing(path.parent)}."
             )
         return path
-    for pointer in (path / "best", path / "latest"):
-        if find_damage(pointer) is None:
-            return pointer.resolve()
-    steps = complete_steps(path)
-    if not steps:
+    if find_damage(path / "best") is None:
+        return (path / "best").resolve()
+    step = latest_step(path)
+    if step is None:
         raise ValueError(f"There is no checkpoint in {path}. {_surroundings(path)}")
-    return steps[max(steps)]
+    return path / f"step_{step}"
 
 
 def _surroundings(path: Path) -> str:

@@ -7,7 +7,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from dataset.common import Batch, LoaderItem
 from engine.runtime import Runtime
@@ -43,6 +42,8 @@ def evaluate(
 
     An evaluator that fails is reported and left out; the run goes on.
     """
+    from tqdm import tqdm
+
     totals: dict[str, Sums] = {}
     saved: dict[str, list[Tensor]] = {name: [] for name in save_outputs}
     working = list(evaluators)

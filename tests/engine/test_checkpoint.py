@@ -10,12 +10,8 @@ import pytest
 import torch
 
 from engine import checkpoint as checkpoint_module
-from engine.checkpoint import (
-    CheckpointError,
-    CheckpointStore,
-    load_checkpoint,
-    resolve_checkpoint,
-)
+from engine.checkpoint import CheckpointError, CheckpointStore
+from engine.checkpoint_load import load_checkpoint, resolve_checkpoint
 
 CONFIG = "arch:\n  hidden_size: 4\n"
 

@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from engine import checkpoint as checkpoint_module
-from engine.checkpoint import CheckpointError, CheckpointStore, load_checkpoint
+from engine.checkpoint import CheckpointError, CheckpointStore
+from engine.checkpoint_load import load_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 

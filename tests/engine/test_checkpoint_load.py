@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from engine.checkpoint import CheckpointStore, load_checkpoint, load_weights, resolve_checkpoint, strip_prefixes
+from engine.checkpoint import CheckpointStore
+from engine.checkpoint_load import load_checkpoint, load_weights, resolve_checkpoint, strip_prefixes
 
 
 @pytest.fixture

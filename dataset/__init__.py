@@ -1,0 +1,1 @@
+"""From bytes to batches: numpy and torch.utils.data, no networks."""

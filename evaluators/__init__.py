@@ -1,0 +1,1 @@
+"""What judges the predictions of a whole test set."""

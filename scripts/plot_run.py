@@ -1,0 +1,299 @@
+"""Draw the curves of one run, or of several over each other, from their metrics.jsonl to a PNG.
+
+    python scripts/plot_run.py checkpoints/sudoku/first
+    python scripts/plot_run.py checkpoints/sudoku/first checkpoints/sudoku/second --output both.png
+"""
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+TRAIN = "train"  # every other set is held out
+PANELS = {
+    "lm_loss": "Loss",
+    "accuracy": "Token accuracy",
+    "exact_accuracy": "Exact accuracy",
+    "steps": "ACT steps",
+    "lr": "Learning rate",
+}
+TABLE_COLUMNS = {"lm_loss": "loss", "accuracy": "token", "exact_accuracy": "exact"}
+
+INK, MUTED, FAINT, GRID = "#2b2f36", "#767c87", "#a9afb9", "#eceef1"
+COLORS = ("#c8553d", "#2a7f9e", "#e0a030", "#6a9a4b", "#7b5ea7", "#b5577f", "#4f6d7a", "#8c6d46")
+DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (5, 2, 1.5, 2)))
+
+
+@dataclass(frozen=True)
+class Run:
+    name: str
+    curves: dict[tuple[str, str], dict[int, float]]  # (set, metric) -> step -> value
+
+    def sets(self, metric: str) -> list[str]:
+        """Sets that have this metric: train first, then the held-out ones."""
+        found = [set_name for set_name, its_metric in self.curves if its_metric == metric]
+        return sorted(found, key=lambda name: (name != TRAIN, name))
+
+
+@dataclass(frozen=True)
+class Line:
+    label: str
+    color: str
+    dashes: str | tuple[int, tuple[float, ...]]
+    is_train: bool
+    steps: list[int]
+    values: list[float]
+    drawn: list[float]  # the values, or their running average where they are many and noisy
+
+
+def read_run(run_dir: Path) -> Run:
+    path = run_dir / "metrics.jsonl"
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist. Give the folder of a run: checkpoints/<project_name>/<run_name>.")
+    curves: dict[tuple[str, str], dict[int, float]] = {}
+    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True), start=1):
+        if not text.endswith("\n"):
+            break  # the run is just writing this line, or was killed while it did
+        try:
+            line = json.loads(text)
+        except ValueError as problem:
+            raise ValueError(f"{path}, line {number} is no JSON object: {problem}. Delete that line.") from problem
+        for key, value in line.items():
+            set_name, _, metric = key.rpartition("/")
+            if set_name and metric in PANELS and "/" not in set_name:
+                curves.setdefault((set_name, metric), {})[line["step"]] = math.nan if value is None else value
+    if not curves:
+        wanted = ", ".join(f"{TRAIN}/{metric}" for metric in PANELS)
+        raise ValueError(f"{path} has nothing to draw: none of its lines has one of {wanted}.")
+    return Run(name=run_dir.resolve().name, curves=curves)
+
+
+def lines_of(runs: Sequence[Run], metric: str) -> Iterator[Line]:
+    """One run has a colour a set. Several have a colour a run: held-out sets thick, with dashes a set; training thin."""
+    for run_number, run in enumerate(runs):
+        sets = run.sets(metric)
+        held_out = [name for name in sets if name != TRAIN]
+        for set_name in sets:
+            place = 0 if set_name == TRAIN else held_out.index(set_name)
+            own_color = MUTED if set_name == TRAIN else COLORS[place % len(COLORS)]
+            points = run.curves[set_name, metric]
+            values = list(points.values())
+            is_noisy = set_name == TRAIN and metric != "lr" and len(values) > 60
+            yield Line(
+                label="" if len(runs) > 1 or metric == "lr" else set_name,
+                color=own_color if len(runs) == 1 else COLORS[run_number],
+                dashes=DASHES[place % len(DASHES)] if len(runs) > 1 else "-",
+                is_train=set_name == TRAIN and bool(held_out),
+                steps=list(points),
+                values=values,
+                drawn=running_average(values) if is_noisy else values,
+            )
+
+
+def running_average(values: Sequence[float]) -> list[float]:
+    """Exponential average over about a fortieth of the curve; gaps stay gaps."""
+    keep = 1 - 1 / max(1.0, len(values) / 40)
+    result, average, weight = [], 0.0, 0.0
+    for value in values:
+        if math.isfinite(value):
+            average = keep * average + (1 - keep) * value
+            weight = keep * weight + (1 - keep)
+        result.append(average / weight if math.isfinite(value) else math.nan)
+    return result
+
+
+def draw(runs: Sequence[Run]) -> "Figure":
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    metrics = [metric for metric in PANELS if any(run.sets(metric) for run in runs)]
+    num_cells = len(metrics) + 1
+    num_columns = 2 if num_cells == 4 else min(3, num_cells)
+    num_rows = math.ceil(num_cells / num_columns)
+    figure = Figure(
+        figsize=(4.4 * num_columns, 2.9 * num_rows + 0.5),
+        dpi=160,
+        layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12, wspace=0.04, hspace=0.06),
+    )
+    title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
+    figure.suptitle(title, x=0.015, ha="left", fontsize=13, fontweight="bold", color=INK)
+    cells = list(figure.subplots(num_rows, num_columns, squeeze=False).flat)
+    for metric, axes in zip(metrics, cells, strict=False):
+        draw_panel(axes, metric, list(lines_of(runs, metric)), show_noise=len(runs) == 1)
+    draw_table(cells[len(metrics)], runs)
+    for axes in cells[num_cells:]:
+        axes.set_axis_off()
+    return figure
+
+
+def draw_panel(axes: "Axes", metric: str, lines: Sequence[Line], show_noise: bool) -> None:
+    for line in lines:
+        if show_noise and line.drawn is not line.values:
+            axes.plot(line.steps, line.values, color=line.color, linewidth=0.6, alpha=0.25)
+        axes.plot(
+            line.steps,
+            line.drawn,
+            color=line.color,
+            linestyle=line.dashes,
+            linewidth=1.1 if line.is_train else 1.9,
+            alpha=0.75 if line.is_train else 1.0,
+            marker="o" if len(line.steps) <= 30 else "",
+            markersize=3,
+        )
+    shown = [value for line in lines for value in (line.values if show_noise else line.drawn) if math.isfinite(value)]
+    style_axes(axes, metric, shown)
+    # Held-out curves matter most: with several runs only theirs are labelled.
+    label_ends(axes, metric, [line for line in lines if show_noise or not line.is_train])
+
+
+def style_axes(axes: "Axes", metric: str, values: Sequence[float]) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+    axes.set_title(PANELS[metric], loc="left", fontsize=10.5, fontweight="bold", color=INK, pad=8)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(FAINT)
+    axes.grid(axis="y", color=GRID, linewidth=0.9)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=MUTED, labelsize=8, length=0)
+    axes.tick_params(axis="x", length=3, color=FAINT)
+    axes.margins(x=0.02)
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], integer=True))
+    in_thousands = axes.get_xlim()[1] >= 10_000
+    axes.xaxis.set_major_formatter(
+        FuncFormatter(lambda step, _: f"{step / 1000:g}k" if in_thousands and step else f"{step:,.0f}")
+    )
+    axes.set_xlabel("optimizer step", fontsize=8, color=MUTED)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: readable(metric, value, digits=0)))
+    if metric.endswith("accuracy"):
+        axes.set_ylim(-0.02, 1.04)
+    elif metric == "lm_loss" and values and min(values) > 0 and max(values) > 20 * min(values):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    else:
+        axes.set_ylim(0, 1.08 * max(values, default=1.0) or 1.0)
+        axes.yaxis.set_major_locator(MaxNLocator(6, integer=metric == "steps"))
+
+
+def label_ends(axes: "Axes", metric: str, lines: Sequence[Line]) -> None:
+    """Write each curve's name and last value at its right end, pushed apart where they would touch."""
+    ends = []
+    for line in lines:
+        finite = [(step, value) for step, value in zip(line.steps, line.drawn, strict=True) if math.isfinite(value)]
+        if finite:
+            height = axes.transAxes.inverted().transform(axes.transData.transform(finite[-1]))[1]
+            ends.append((float(height), finite[-1][1], line))
+    ends.sort(key=lambda end: end[0])
+    for height, (_, value, line) in zip(spread([end[0] for end in ends], gap=0.085), ends, strict=True):
+        axes.annotate(
+            f"{line.label}  {readable(metric, value)}".strip(),
+            (1.0, height),
+            xycoords="axes fraction",
+            xytext=(6, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+            color=line.color,
+            fontweight="normal" if line.is_train else "bold",
+        )
+
+
+def spread(heights: Sequence[float], gap: float) -> list[float]:
+    """Push rising heights at least a gap apart: up from below, then down again from the upper end of the axes."""
+    result: list[float] = []
+    for height in heights:
+        result.append(max(height, result[-1] + gap) if result else height)
+    ceiling = max(1.0, heights[-1]) if heights else 1.0
+    for number in reversed(range(len(result))):
+        result[number] = min(result[number], ceiling)
+        ceiling = result[number] - gap
+    return result
+
+
+def draw_table(axes: "Axes", runs: Sequence[Run]) -> None:
+    """The last values: of every set of one run, or of the first held-out set of each of several."""
+    axes.set_axis_off()
+    axes.set_title("Last values", loc="left", fontsize=10.5, fontweight="bold", color=INK, pad=8)
+    rows: list[tuple[str, str, list[str]]] = []
+    for color, run in zip(COLORS, runs, strict=False):
+        sets = list(dict.fromkeys(name for metric in PANELS for name in run.sets(metric)))
+        held_out = [name for name in sets if name != TRAIN]
+        if len(runs) == 1:
+            rows += [(TRAIN, MUTED, last_values(run, TRAIN))] * (TRAIN in sets)
+            rows += [(name, COLORS[i % len(COLORS)], last_values(run, name)) for i, name in enumerate(held_out)]
+        else:
+            chosen = (held_out or sets)[0]
+            rows.append((f"{run.name}, {chosen}", color, last_values(run, chosen)))
+    right_edges = (0.5, 0.75, 1.0)
+    lines_a_row = 1 if len(runs) == 1 else 2  # the names of runs are long: their numbers go below
+    line_height = min(0.095, 0.9 / (1.2 * lines_a_row * len(rows) + 2))
+    for edge, heading in zip(right_edges, TABLE_COLUMNS.values(), strict=True):
+        axes.text(edge, 0.97, heading, fontsize=8, color=MUTED, ha="right", va="top")
+    y = 0.97 - 1.1 * line_height
+    for name, color, cells in rows:
+        axes.text(0.0, y, name, fontsize=9, color=color, fontweight="bold", va="top")
+        y -= (lines_a_row - 1) * line_height
+        for edge, cell in zip(right_edges, cells, strict=True):
+            axes.text(edge, y, cell, fontsize=9, color=INK, ha="right", va="top")
+        y -= 1.2 * line_height
+    remark = "train: running average" if len(runs) == 1 else "thick: held out; thin: train, running average"
+    axes.text(0.0, y - 0.3 * line_height, remark, fontsize=8, color=MUTED, va="top")
+
+
+def last_values(run: Run, set_name: str) -> list[str]:
+    cells = []
+    for metric in TABLE_COLUMNS:
+        drawn = [line.drawn for line in lines_of([run], metric) if line.label == set_name]
+        finite = [value for values in drawn for value in values if math.isfinite(value)]
+        cells.append(readable(metric, finite[-1]) if finite else "–")
+    return cells
+
+
+def readable(metric: str, value: float, digits: int = 1) -> str:
+    if metric.endswith("accuracy"):
+        return f"{value:.{digits}%}"
+    if metric == "lr":
+        mantissa, _, exponent = f"{value:.1e}".partition("e")
+        return f"{mantissa.removesuffix('.0')}e{int(exponent)}" if value else "0"
+    return f"{value:.3g}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("run_dirs", metavar="RUN_DIR", type=Path, nargs="+", help="folder that holds metrics.jsonl")
+    parser.add_argument(
+        "--output", metavar="PNG", type=Path, help="default: RUN_DIR/plot.png; of several the first's comparison.png"
+    )
+    given = parser.parse_args(arguments)
+    if len(given.run_dirs) > len(COLORS):
+        parser.error(f"{len(given.run_dirs)} runs are too many for one picture; give at most {len(COLORS)}")
+    default_name = "plot.png" if len(given.run_dirs) == 1 else "comparison.png"
+    output = given.output or given.run_dirs[0] / default_name
+    try:
+        figure = draw([read_run(run_dir) for run_dir in given.run_dirs])
+    except ValueError as problem:
+        print(f"Error: {problem}", file=sys.stderr)
+        return 1
+    except ImportError as problem:
+        advice = "pip install -r requirements-dev.txt or: pip install -e '.[plots]'"
+        print(f"Error: drawing needs matplotlib ({problem}). Install it with: {advice}", file=sys.stderr)
+        return 1
+    output.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(output, format="png")
+    print(output)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

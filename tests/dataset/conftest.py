@@ -1,0 +1,56 @@
+"""A small SentencePiece model trained on the spot, SlimOrca-like files, and a stand-in for the Hugging Face Hub."""
+
+import threading
+from collections.abc import Callable, Iterator
+from http.server import ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+import dataset.download
+from dataset.sample_corpus import train_tokenizer
+from dataset.tokenization import SentencePieceTokenizer
+from tests.dataset.instruct_samples import WORDING, FakeHub, HubHandler
+
+
+@pytest.fixture(scope="session")
+def tokenizer_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
+    path.write_bytes(train_tokenizer(WORDING, vocab_size=400))
+    return path
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tokenizer_path: Path) -> SentencePieceTokenizer:
+    return SentencePieceTokenizer(tokenizer_path)
+
+
+@pytest.fixture
+def write_corpus(tmp_path: Path) -> Callable[[list[str]], Path]:
+    """Write lines as the SlimOrca.jsonl of a data folder, and give the folder."""
+
+    def write(lines: list[str]) -> Path:
+        folder = tmp_path / "data"
+        folder.mkdir(exist_ok=True)
+        (folder / "SlimOrca.jsonl").write_text("".join(f"{line}\n" for line in lines))
+        return folder
+
+    return write
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    fake = FakeHub()
+    handler = type("Handler", (HubHandler,), {"hub": fake})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    fake.endpoint = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setenv("HF_ENDPOINT", fake.endpoint)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(dataset.download, "RETRY_SECONDS", (0, 0))
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield fake
+    server.shutdown()
+    server.server_close()
+    thread.join()

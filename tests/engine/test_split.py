@@ -1,0 +1,61 @@
+"""How a global batch is split, over ranks or over micro-batches, changes nothing but rounding."""
+
+import shutil
+
+import pytest
+
+from tests.tiny import assert_same_end, end, flags, halting_weights, logged, pretrain, start, steps_on_disk, write_sudoku
+
+ARCH = {"puzzle_emb_ndim": 32, "halt_exploration_prob": 0.5}
+OPTIONS = {"arch": ARCH, "ema": True, "max_steps": 5, "checkpoint_interval": 3, "epochs": 3, "eval_interval": 3}
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """One process, one micro-batch; rows want to halt, so that exploration decides how long they run."""
+    folder = tmp_path_factory.mktemp("split")
+    data = write_sudoku(folder / "data", identifiers=6)
+    weights = halting_weights(folder / "start.pt", data, ARCH)
+    command = flags(data, folder / "whole", load_checkpoint=str(weights), **OPTIONS)
+    assert pretrain(command).code == 0
+    finished = [line for line in logged(folder / "whole") if line.get("train/count")]
+    assert len(finished) >= 4 and any(line["train/count"] < 8 for line in finished), "rows must differ in their steps"
+    return folder
+
+
+def assert_equal_but_for_rounding(folder, name: str) -> None:
+    assert_same_end(folder / "whole", folder / name, atol=1e-6)
+    ours, theirs = logged(folder / "whole"), logged(folder / name)
+    assert len(ours) == len(theirs) == 6
+    for one, other in zip(ours, theirs, strict=True):
+        assert one == pytest.approx(other, rel=1e-5, abs=1e-6)
+
+
+def command(folder, name: str, **changes):
+    return flags(folder / "data", folder / name, load_checkpoint=str(folder / "start.pt"), **(OPTIONS | changes))
+
+
+@pytest.mark.parametrize("parts", [2, 8])
+def test_accumulated_gradients_equal_one_pass(whole, parts):
+    name = f"parts{parts}"
+    assert pretrain(command(whole, name, gradient_accumulation_steps=parts)).code == 0
+    assert_equal_but_for_rounding(whole, name)
+
+
+def test_two_ranks_equal_one_process_and_can_be_continued_by_one(whole):
+    words = command(whole, "ranks")
+    ended = end(start(words, whole, *TORCHRUN))
+    assert ended.code == 0, ended.err
+    assert_equal_but_for_rounding(whole, "ranks")
+    assert ended.report["all"] == pytest.approx(pretrain(evaluate_words(whole)).report["all"], rel=1e-5, abs=1e-6)
+
+    assert steps_on_disk(whole / "ranks") == [3, 5]
+    shutil.rmtree(whole / "ranks" / "step_5")
+    assert pretrain([*words, "resume=true"]).code == 0
+    assert_equal_but_for_rounding(whole, "ranks")
+
+
+def evaluate_words(folder):
+    words = [word for word in command(folder, "unused") if not word.startswith("load_checkpoint=")]
+    return [*words, "eval_only=true", f"load_checkpoint={folder / 'whole'}"]

@@ -1,0 +1,269 @@
+"""The loop: equal to the reference's, unmoved by steps that are not finite, and on time with what is due."""
+
+import copy
+import dataclasses
+import math
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+
+from engine import train
+from engine.build import build_optimizers
+from engine.evaluate import evaluate
+from engine.schema import PretrainConfig
+from engine.stopping import StopSignal
+from engine.task import RecursiveTask
+from engine.train import Plan, Run, RunData, TrainState, fit, train_step
+from models import losses
+from models.ema import WeightAverage
+from tests.models.parity import arrays, batch_of, description, load_head, sample
+from tests.tiny import CPU, Recorder, flags, logged, pretrain, steps_on_disk, write_sudoku
+
+METRIC = {"rel": 0, "abs": 1e-5}
+WEIGHT = {"rtol": 0, "atol": 5e-6}
+
+
+def reference_run(items, **changes) -> Run:
+    """The run of the reference's recorded train loop; `items(iteration, batches done)` gives its data."""
+    info = description("train_loop.json")
+    head = load_head(info["case"])
+    settings = info["hyperparameters"] | {"arch": {"name": info["arch"]}, "data_paths": ["unused"]}
+    config = PretrainConfig.model_validate(settings)
+    run = Run(
+        task=RecursiveTask(head, CPU, seed=0),
+        data=RunData(train_items=items, eval_items=None, eval_sets=["all"]),
+        optimizers=build_optimizers(config, head, CPU, info["total_steps"]),
+        plan=Plan(total_steps=info["total_steps"], iterations=1, log_interval=2, save_every_eval=False),
+        runtime=CPU,
+        tracker=Recorder(),
+        store=None,
+        run_dir=None,
+        config_yaml="",
+        average=WeightAverage(head, config.ema_rate),
+    )
+    return dataclasses.replace(run, **changes)
+
+
+def train_items(data, count: int):
+    return [("all", batch_of(data, f"train{t}"), 4) for t in range(1, count + 1)]
+
+
+def test_the_loop_equals_the_reference_step_by_step(tmp_path):
+    info, data = description("train_loop.json"), arrays("train_loop.npz")
+    names = info["param_order"]
+
+    def check(t: int) -> None:
+        head, carry = run.task.head, run.task.carries[0]
+        parameters = dict(head.named_parameters())
+        for key, tensors in (("param_norms", parameters), ("ema_param_norms", run.average.shadow)):
+            norms = [tensors[name].detach().double().norm() for name in names]
+            np.testing.assert_allclose(norms, data[f"train{t}/{key}"], rtol=0, atol=1e-5, err_msg=f"{key} {t}")
+        np.testing.assert_allclose(head.model.puzzle_emb.weights, data[f"train{t}/puzzle_emb.weights"], **WEIGHT)
+        np.testing.assert_allclose(head.model.inner.q_head.bias.detach(), data[f"train{t}/q_head.bias"], **WEIGHT)
+        np.testing.assert_array_equal(carry.steps, data[f"train{t}/steps"])
+        np.testing.assert_array_equal(carry.halted, data[f"train{t}/halted"])
+
+    def items(iteration, batches_done):
+        for t, item in enumerate(train_items(data, 6), start=1):
+            yield item  # what follows runs when the loop asks for the next one
+            check(t)
+
+    run = reference_run(items)
+    fit(run, StopSignal())
+    assert run.state.step == 5, "the sixth batch is beyond the end"
+    run.average.update()  # the reference averages once more after a sixth call that trains nothing
+    check(6)
+
+    expected = [metrics for metrics in info["train_metrics"] if metrics]
+    for line, metrics in zip(run.tracker.lines, expected, strict=True):
+        assert {key: value for key, value in line.items() if key in metrics} == pytest.approx(metrics, **METRIC)
+    for name, parameter in run.task.head.named_parameters():
+        np.testing.assert_allclose(sample(parameter), data[f"final/param.{name}"], **WEIGHT, err_msg=name)
+        np.testing.assert_allclose(sample(run.average.shadow[name]), data[f"final/ema.{name}"], **WEIGHT, err_msg=name)
+
+    held_out = [("all", batch_of(data, f"eval{i}"), size) for i, size in enumerate(info["eval_sizes"], start=1)]
+    wanted = ("preds", "q_halt_logits")
+    with run.average.swapped_in():
+        report = evaluate(run.task, held_out, ["all"], CPU, save_outputs=wanted, output_dir=tmp_path, label="end")
+    assert report == {"all": pytest.approx(info["eval_metrics"]["all"], **METRIC)}
+    saved = torch.load(tmp_path / "end_all_preds.0", weights_only=True)
+    for i, rows in enumerate((slice(0, 4), slice(4, 8)), start=1):
+        np.testing.assert_array_equal(saved["preds"][rows], data[f"eval{i}/preds"])
+        np.testing.assert_allclose(saved["q_halt_logits"][rows], data[f"eval{i}/q_halt_logits"], rtol=0, atol=3e-5)
+
+
+def everything(run: Run):
+    """All that lasts from one step to the next, apart from the counters."""
+    state = run.task.head.state_dict(), run.average.shadow, run.task.state_dict(), run.optimizers.state_dict()
+    return copy.deepcopy(state)
+
+
+def spoil_weight(run: Run) -> None:
+    next(run.task.head.parameters()).grad[0, 0] = math.nan
+
+
+def spoil_puzzle_rows(run: Run) -> None:
+    run.task.head.model.puzzle_emb.local_weights.grad[0, 0] = math.inf
+
+
+@pytest.mark.parametrize("spoil", [spoil_weight, spoil_puzzle_rows, None])
+def test_a_step_that_is_not_finite_changes_nothing(spoil):
+    items = train_items(arrays("train_loop.npz"), 4)
+    run = reference_run(None)
+    train_step(run, items[0])
+    before = everything(run)
+    honest = run.task.train_step
+
+    def spoiled(item, step):
+        sums = honest(item, step)
+        if spoil is None:
+            sums["lm_loss"] = sums["lm_loss"] + math.inf  # the gradient is finite all the same
+        else:
+            spoil(run)
+        return sums
+
+    with mock.patch.object(run.task, "train_step", spoiled):
+        train_step(run, items[1])
+        train_step(run, items[2])
+    torch.testing.assert_close(everything(run), before, rtol=0, atol=0)
+    assert (run.state.step, run.state.bad_steps, run.state.bad_steps_in_row) == (3, 2, 2)
+    assert [line.get("train/skipped_steps") for line in run.tracker.lines] == [None, 1, 2]
+    assert all("train/lr" not in line for line in run.tracker.lines[1:])
+
+    train_step(run, items[3])
+    assert (run.state.bad_steps, run.state.bad_steps_in_row) == (2, 0)
+    assert all(torch.isfinite(p).all() for p in run.task.head.parameters())
+    with pytest.raises(AssertionError):
+        torch.testing.assert_close(everything(run), before, rtol=0, atol=0)
+
+
+def test_clipping_bounds_the_norm_of_the_whole_gradient():
+    data, seen = arrays("train_loop.npz"), []
+    for clip in (None, 0.25):
+        run = reference_run(None, plan=Plan(total_steps=5, iterations=1, log_interval=1, grad_clip=clip))
+        honest = run.optimizers.step
+        with mock.patch.object(
+            run.optimizers, "step", lambda step: seen.append(norm_of(run.optimizers.dense_gradients())) or honest(step)
+        ):
+            train_step(run, train_items(data, 1)[0])
+        assert run.tracker.lines[0]["train/grad_norm"] == pytest.approx(seen[0], rel=1e-5), "logged before clipping"
+    assert seen[0] > 0.3 and seen[1] == pytest.approx(0.25, rel=1e-5)
+
+
+def norm_of(tensors) -> float:
+    return math.sqrt(sum(float(tensor.double().square().sum()) for tensor in tensors))
+
+
+class Spoiled:
+    """A loss that is NaN from some call on."""
+
+    def __init__(self, first_bad: int) -> None:
+        self.calls, self.first_bad = 0, first_bad
+
+    def __call__(self, logits, labels):
+        self.calls += logits.requires_grad
+        loss = losses.stablemax_cross_entropy(logits, labels)
+        return loss * math.nan if self.calls >= self.first_bad else loss
+
+
+def test_a_run_that_stays_bad_stops_and_names_the_last_good_checkpoint(tmp_path):
+    data, run_dir = write_sudoku(tmp_path / "data"), tmp_path / "run"
+    command = flags(data, run_dir, checkpoint_interval=4, max_bad_steps=3)
+    with mock.patch.dict(losses.LOSSES, stablemax_cross_entropy=Spoiled(first_bad=7)):
+        ended = pretrain(command)
+    assert ended.code == 1 and ended.out == ""
+    assert "not finite in 3 steps in a row, up to step 9" in ended.err
+    assert f"The last good checkpoint is {run_dir / 'step_8'}" in ended.err and "resume=true" in ended.err
+    assert [line.get("train/skipped_steps") for line in logged(run_dir)[6:9]] == [1, 2, 3]
+    assert logged(run_dir)[8]["nonfinite"]["train/grad_norm"] == "nan"
+    assert pretrain([*command, "resume=true"]).code == 0, "the saved weights are good"
+
+
+def scripted(*values, metric="lm_loss"):
+    """Evaluations with these outcomes, one after the other."""
+    reports = [value if isinstance(value, BaseException) else {"all": {metric: value}} for value in values]
+    return mock.patch.object(train, "evaluate", side_effect=reports)
+
+
+@pytest.mark.parametrize(
+    ("metric", "values", "best"), [("lm_loss", (3.0, 1.0, 2.0, 5.0), 6), ("exact_accuracy", (0.3, 0.3, 0.4, 0.1), 9)]
+)
+def test_best_and_latest_are_kept(tmp_path, metric, values, best):
+    data, run_dir = write_sudoku(tmp_path / "data"), tmp_path / "run"
+    with scripted(*values, metric=metric):
+        ended = pretrain(flags(data, run_dir, epochs=4, eval_interval=1, keep_last=1, best_metric=metric))
+    assert ended.code == 0, ended.err
+    assert steps_on_disk(run_dir) == [best, 12] or best == 6 and steps_on_disk(run_dir) == [6, 12]
+    assert (run_dir / "best").resolve() == run_dir / f"step_{best}"
+    assert (run_dir / "latest").resolve() == run_dir / "step_12"
+
+
+def test_a_resumed_run_remembers_the_best_value(tmp_path):
+    data, run_dir = write_sudoku(tmp_path / "data"), tmp_path / "run"
+    command = flags(data, run_dir, epochs=4, eval_interval=1)
+    with scripted(3.0, 1.0, KeyboardInterrupt()), pytest.raises(KeyboardInterrupt):
+        pretrain(command)
+    with scripted(2.0, 1.5):
+        assert pretrain([*command, "resume=true"]).code == 0
+    assert (run_dir / "best").resolve() == run_dir / "step_6"
+    assert [line["all/lm_loss"] for line in logged(run_dir) if "all/lm_loss" in line] == [3.0, 1.0, 2.0, 1.5]
+
+
+def test_an_evaluation_is_logged_once_though_the_run_was_killed_right_after_it(tmp_path):
+    data, whole, broken = write_sudoku(tmp_path / "data"), tmp_path / "whole", tmp_path / "broken"
+    assert pretrain(flags(data, whole, checkpoint_interval=3)).code == 0
+    command = flags(data, broken, checkpoint_interval=3)  # step 9 is saved, evaluated, and saved again
+    with mock.patch.object(train, "is_best_so_far", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+        pretrain(command)
+    assert "all/lm_loss" in logged(broken)[-1] and max(steps_on_disk(broken)) == 9
+    assert pretrain([*command, "resume=true"]).code == 0
+    assert logged(broken) == logged(whole)
+
+
+@pytest.mark.parametrize(
+    ("options", "saved"),
+    [
+        ({"checkpoint_interval": 4}, [3, 4, 6, 8, 9]),
+        ({"checkpoint_every_eval": False, "best_metric": "none_such"}, [9]),
+        ({"min_eval_interval": 2, "checkpoint_every_eval": False}, [9]),
+        ({"max_steps": 4}, [3, 4]),
+    ],
+)
+def test_checkpoints_are_saved_when_they_are_due(tmp_path, options, saved):
+    data, run_dir = write_sudoku(tmp_path / "data"), tmp_path / "run"
+    ended = pretrain(flags(data, run_dir, epochs=3, eval_interval=1, **options))
+    assert ended.code == 0, ended.err
+    assert steps_on_disk(run_dir) == saved
+    evaluated = [line["step"] for line in logged(run_dir) if "all/lm_loss" in line]
+    assert evaluated == ([9] if "min_eval_interval" in options else [3, 4] if "max_steps" in options else [3, 6, 9])
+    if "best_metric" in options:
+        assert "best_metric=none_such is not among the held-out metrics (accuracy, " in ended.err
+
+
+def test_a_finished_run_is_left_as_it_is(tmp_path):
+    data, run_dir = write_sudoku(tmp_path / "data"), tmp_path / "run"
+    command = flags(data, run_dir, epochs=3)
+    assert pretrain(command).code == 0
+    before = logged(run_dir), steps_on_disk(run_dir)
+    again = pretrain([*command, "resume=true"])
+    assert (again.code, logged(run_dir), steps_on_disk(run_dir)) == (0, *before)
+    assert "done: 0 steps" in again.err
+
+
+def test_every_step_is_logged_whatever_the_interval(tmp_path):
+    data, lines = write_sudoku(tmp_path / "data"), []
+    for interval in (1, 5, 1000):
+        run_dir = tmp_path / str(interval)
+        assert pretrain(flags(data, run_dir, epochs=3, log_interval=interval)).code == 0
+        lines.append(logged(run_dir))
+    assert lines[0] == lines[1] == lines[2]
+    assert [line["step"] for line in lines[0]] == [*range(1, 10), 9]
+
+
+def test_plan_is_over_after_the_last_step_or_the_last_pass():
+    plan = Plan(total_steps=10, iterations=2)
+    assert not plan.is_over(TrainState(step=9, iteration=2))
+    assert plan.is_over(TrainState(step=10, iteration=1))
+    assert plan.is_over(TrainState(step=4, iteration=3)), "the estimate of the steps may have been too high"

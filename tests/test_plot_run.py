@@ -1,0 +1,157 @@
+"""The picture of a run holds its curves, and a run that cannot be drawn is answered with what to do."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scripts import plot_run
+
+matplotlib = pytest.importorskip("matplotlib")
+
+DOOR = Path(plot_run.__file__)
+
+
+def write_run(run_dir: Path, num_steps: int = 12, **more) -> Path:
+    run_dir.mkdir(parents=True)
+    lines = []
+    for step in range(1, num_steps + 1):
+        values = {"train/lm_loss": 2 / step, "train/exact_accuracy": step / num_steps, "train/lr": 1e-4}
+        lines.append({"step": step, "time": 0.5 * step, "perf/step_seconds": 0.1, **values, **more})
+        if step % 4 == 0:
+            lines.append({"step": step, "all/lm_loss": 3 / step, "all/steps": 16, "ARC/pass@1": 0.5})
+    (run_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return run_dir
+
+
+def panels(figure) -> dict:
+    return {axes.get_title(loc="left"): axes for axes in figure.axes if axes.get_title(loc="left")}
+
+
+def test_default_picture_lands_in_the_run_folder(tmp_path, capsys):
+    run_dir = write_run(tmp_path / "first")
+
+    assert plot_run.main([str(run_dir)]) == 0
+
+    assert capsys.readouterr().out == f"{run_dir / 'plot.png'}\n"
+    assert (run_dir / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_panels_show_the_numbers_of_the_file(tmp_path):
+    found = panels(plot_run.draw([plot_run.read_run(write_run(tmp_path / "first"))]))
+
+    assert list(found) == ["Loss", "Exact accuracy", "ACT steps", "Learning rate", "Last values"]
+    train, held_out = found["Loss"].lines
+    assert list(train.get_xdata()) == list(range(1, 13))
+    assert list(train.get_ydata()) == [2 / step for step in range(1, 13)]
+    assert list(held_out.get_xdata()) == [4, 8, 12] and held_out.get_ydata()[-1] == 3 / 12
+    assert [text.get_text() for text in found["Loss"].texts] == ["train  0.167", "all  0.25"]
+    table = [text.get_text() for text in found["Last values"].texts]
+    assert {"train", "all", "0.167", "0.25", "100.0%"} <= set(table)
+
+
+def test_many_noisy_steps_are_averaged_but_stay_visible(tmp_path):
+    run_dir = tmp_path / "noisy"
+    run_dir.mkdir()
+    losses = [1.0 + (-1) ** step * 0.5 for step in range(400)]
+    lines = [json.dumps({"step": step, "train/lm_loss": loss}) for step, loss in enumerate(losses)]
+    (run_dir / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+
+    noise, average = panels(plot_run.draw([plot_run.read_run(run_dir)]))["Loss"].lines
+
+    assert list(noise.get_ydata()) == losses
+    assert max(abs(value - 1) for value in average.get_ydata()[100:]) < 0.05
+
+
+def test_several_runs_share_the_axes_in_different_colours(tmp_path, capsys):
+    run_dirs = [write_run(tmp_path / name) for name in ("first", "second")]
+
+    found = panels(plot_run.draw([plot_run.read_run(run_dir) for run_dir in run_dirs]))
+    assert len(found["Loss"].lines) == 4
+    assert len({line.get_color() for line in found["Loss"].lines}) == 2
+    assert {"first, all", "second, all"} <= {text.get_text() for text in found["Last values"].texts}
+
+    assert plot_run.main([*map(str, run_dirs), "--output", str(tmp_path / "new" / "both.png")]) == 0
+    assert (tmp_path / "new" / "both.png").is_file()
+    assert plot_run.main([*map(str, run_dirs)]) == 0
+    assert capsys.readouterr().out.endswith(f"{run_dirs[0] / 'comparison.png'}\n")
+
+
+def test_nonfinite_values_are_gaps(tmp_path):
+    run_dir = write_run(tmp_path / "first")
+    with (run_dir / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 13, "train/lm_loss": null, "nonfinite": {"train/lm_loss": "nan"}}\n')
+
+    axes = panels(plot_run.draw([plot_run.read_run(run_dir)]))["Loss"]
+    assert math.isnan(axes.lines[0].get_ydata()[-1])
+    assert axes.texts[0].get_text() == "train  0.167", "the last finite value is the one to name"
+
+
+def test_constant_zero_curves_can_be_drawn(tmp_path):
+    write_run(tmp_path / "zero", **{"train/lm_loss": 0.0, "train/accuracy": 0.0, "train/lr": 0.0, "train/steps": None})
+    assert plot_run.main([str(tmp_path / "zero")]) == 0
+
+
+def test_line_that_is_just_being_written_is_left_out(tmp_path):
+    run_dir = write_run(tmp_path / "first")
+    with (run_dir / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 13, "train/lm_lo')
+    assert max(plot_run.read_run(run_dir).curves["train", "lm_loss"]) == 12
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, r"metrics\.jsonl does not exist. Give the folder of a run"),
+        ("", "has nothing to draw"),
+        ('{"step": 1, "perf/step_seconds": 2}\n', "has nothing to draw.*train/lm_loss"),
+        ('{"step": 1}\nbroken\n', "line 2 is no JSON object"),
+    ],
+)
+def test_runs_that_cannot_be_drawn_say_why(tmp_path, capsys, content, said):
+    if content is not None:
+        (tmp_path / "metrics.jsonl").write_text(content)
+    assert plot_run.main([str(tmp_path)]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    with pytest.raises(ValueError, match=said):
+        plot_run.read_run(tmp_path)
+    assert printed.err.startswith("Error: ")
+
+
+def test_missing_matplotlib_says_how_to_install_it(tmp_path, capsys, monkeypatch):
+    for name in ("matplotlib", "matplotlib.figure", "matplotlib.layout_engine"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert plot_run.main([str(write_run(tmp_path / "first"))]) == 1
+    assert "pip install -r requirements-dev.txt or: pip install -e '.[plots]'" in capsys.readouterr().err
+
+
+def test_door_runs_by_path_from_anywhere(tmp_path):
+    write_run(tmp_path / "first")
+    done = subprocess.run(
+        [sys.executable, str(DOOR), "first"], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stdout) == (0, "first/plot.png\n"), done.stderr
+    shown = subprocess.run([sys.executable, str(DOOR), "--help"], capture_output=True, text=True, timeout=60)
+    assert "RUN_DIR" in shown.stdout
+
+
+def test_too_many_runs_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        plot_run.main(["run"] * 9)
+    assert "give at most 8" in capsys.readouterr().err
+
+
+@given(st.lists(st.floats(0, 1), max_size=8).map(sorted))
+def test_labels_never_touch(heights):
+    placed = plot_run.spread(heights, gap=0.1)
+    assert len(placed) == len(heights)
+    assert all(upper - lower >= 0.1 - 1e-9 for lower, upper in zip(placed, placed[1:], strict=False))
+    assert all(place <= 1 + 1e-9 for place in placed)
+    if all(upper - lower >= 0.1 for lower, upper in zip(heights, heights[1:], strict=False)):
+        assert placed == heights
