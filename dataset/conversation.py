@@ -148,7 +148,7 @@ class ConversationEncoder:
             return None
         used = len(trained) - trained[::-1].index(True)  # what follows the last trained token teaches nothing
         ids = np.concatenate(parts[:used])
-        is_trained = np.repeat(trained[:used], [len(part) for part in parts[:used]])
+        is_trained = np.repeat(np.array(trained[:used]), np.array([len(part) for part in parts[:used]]))
         excess = 0 if self._max_tokens is None else len(ids) - self._max_tokens
         if excess <= 0:
             return EncodedConversation(ids, is_trained, is_truncated=False)

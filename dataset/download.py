@@ -98,11 +98,7 @@ class HubFile:
                     on_bytes(len(block))
                 os.fsync(out.fileno())
         except OSError as error:  # of the disk; those of the network are turned into ValueError below
-            full = "The disk is full. " if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
-            raise ValueError(
-                f"Cannot write {self.part}: {error.strerror or error}. {full}Make room or choose another folder "
-                "(dataset.data_dir) and run again; the download continues where it stopped."
-            ) from error
+            raise _disk_error(self.part, error) from error
 
     def _from_network(self, start: int, stop: int) -> Iterator[bytes]:
         position, failures = start, 0
@@ -164,11 +160,14 @@ def find_hub_file(repo: str, choose: Callable[[list[str]], str], target: Path, r
         ) from error
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{api} did not answer with a list of files ({error!r}). Check HF_ENDPOINT.") from error
-    target.parent.mkdir(parents=True, exist_ok=True)
     fields = {key: value for key, value in asdict(found).items() if key != "target"}
     unfinished = description.with_name(f"{description.name}.{os.getpid()}")
-    unfinished.write_text(json.dumps(fields))
-    os.replace(unfinished, description)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.write_text(json.dumps(fields))
+        os.replace(unfinished, description)
+    except OSError as error:
+        raise _disk_error(description, error) from error
     return found
 
 
@@ -181,6 +180,14 @@ def fetch_hub_file(repo: str, filename: str, target: Path, repo_type: str = "dat
         return filename
 
     return find_hub_file(repo, choose, target, repo_type).fetch()
+
+
+def _disk_error(path: Path, error: OSError) -> ValueError:
+    full = "The disk is full. " if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+    return ValueError(
+        f"Cannot write {path}: {error.strerror or error}. {full}Make room or choose another folder (dataset.data_dir) "
+        "and run again; a download continues where it stopped."
+    )
 
 
 def _endpoint() -> str:

@@ -91,7 +91,7 @@ def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def _line_counts(blocks: Iterable[bytes]) -> Iterator[int]:
-    """How many lines end in each block; a last line without an end counts too."""
+    """How many lines end in each block, of which none is empty; a last line without an end counts too."""
     is_open = False
     for block in blocks:
         yield block.count(b"\n")

@@ -1,7 +1,7 @@
 """Tokenized documents in one flat buffer, and the rows of whole documents that batches are made of."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,18 +50,15 @@ class DocumentStoreBuilder:
         self._lengths: list[NDArray[np.int64]] = []
         self._num_trained = 0
 
-    def extend(self, documents: Iterable[tuple[NDArray[np.int32], NDArray[np.bool_]]]) -> None:
-        """Append (ids, which are trained) of each document."""
-        documents = list(documents)
-        if not documents:
-            return
-        self._tokens += np.concatenate([ids for ids, _ in documents]).astype(self._dtype).tobytes()
-        flags = np.concatenate([self._waiting, *(is_trained for _, is_trained in documents)])
-        self._num_trained += int(flags[len(self._waiting) :].sum())
+    def extend(self, ids: NDArray[Any], is_trained: NDArray[np.bool_], lengths: NDArray[np.int64]) -> None:
+        """Append documents: their tokens, which of these are trained, and how many belong to each document."""
+        self._tokens += ids.astype(self._dtype, copy=False).tobytes()
+        flags = np.concatenate([self._waiting, is_trained])
+        self._num_trained += int(is_trained.sum())
         whole = len(flags) - len(flags) % 8
         self._bits += np.packbits(flags[:whole]).tobytes()
         self._waiting = flags[whole:]
-        self._lengths.append(np.array([len(ids) for ids, _ in documents], dtype=np.int64))
+        self._lengths.append(lengths)
 
     def build(self) -> DocumentStore:
         """The builder is used up by this."""

@@ -119,7 +119,7 @@ def fact(rng: Random) -> Exchange:
         (
             (CAPITALS, ("What is the capital of {}?", "Name the capital of {}.", "Which city is the capital of {}?")),
             (YOUNG, ("What is a young {} called?", "Name the young of a {}.", "A young {} is a what?")),
-            (OPPOSITES, ("What is the opposite of {}?", "Name the opposite of {}.", "What is not {}, but what?")),
+            (OPPOSITES, ("What is the opposite of {}?", "Name the opposite of {}.", "Which word means not {}?")),
         )
     )
     name = rng.choice(sorted(table))

@@ -3,28 +3,25 @@
 import json
 import os
 import time
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from itertools import islice
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from dataset.conversation import ConversationEncoder, Turn, has_answer, parse_record
 from dataset.download import HubFile, find_hub_file
+from dataset.encoding import EncodingPlan, Line, LoadReport, UsedLines, encode_lines
 from dataset.jsonl import SPLITS, UNUSED, LineSplit, numbered_lines, read_blocks
 from dataset.packing import DocumentStore, DocumentStoreBuilder
 from dataset.sample_corpus import make_sample_records, sample_tokenizer
-from dataset.tokenization import Tokenizer, find_tokenizer, load_tokenizer
+from dataset.tokenization import Tokenizer, find_tokenizer
 
 HUB_REPO = "Open-Orca/SlimOrca"
 HUB_NAME = "oo-labeled_correct.gpt4.sharegpt.jsonl"  # what a copy of the repository calls the file
 LOCAL_NAMES = ("SlimOrca.jsonl", "SlimOrca.jsonl.zst", HUB_NAME)
-CHUNK_RECORDS = 2048
 
 
 @dataclass(frozen=True)
@@ -62,29 +59,6 @@ class SlimOrcaConfig:
             raise ValueError("; ".join(problems) + ".")
 
 
-@dataclass
-class LoadReport:
-    """What became of the records of a corpus."""
-
-    source: str
-    records: int = 0
-    kept: Counter[str] = field(default_factory=Counter)  # by split
-    skipped: Counter[str] = field(default_factory=Counter)  # by reason
-    truncated: int = 0
-    tokens: int = 0
-    trained_tokens: int = 0
-    seconds: float = 0.0
-
-    def summary(self) -> str:
-        skipped = "; ".join(f"{count} {reason}" for reason, count in sorted(self.skipped.items())) or "none"
-        return (
-            f"{self.source}: {self.records} records read in {self.seconds:.1f} s\n"
-            f"  kept: {self.kept['train']} train, {self.kept['test']} test ({self.truncated} of them truncated)\n"
-            f"  skipped: {skipped}\n"
-            f"  tokens: {self.tokens}, of which {self.trained_tokens} are trained"
-        )
-
-
 @dataclass(frozen=True)
 class InstructCorpus:
     """A tokenized corpus in memory."""
@@ -95,33 +69,23 @@ class InstructCorpus:
     report: LoadReport
 
 
-Example = tuple[str, list[Turn]]  # split, conversation
-
-
 def load_corpus(
     config: SlimOrcaConfig, tokenizer_path: str | Path | None = None, progress: bool = True
 ) -> InstructCorpus:
     """Load what `config` asks for; the built-in corpus brings its own tokenizer unless one is given by path."""
     start = time.monotonic()
     progress = progress and os.environ.get("SLIMORCA_TQDM") != "0"
-    examples: Iterator[Example | None]
     if config.source == "sample":
         records = make_sample_records(config.sample_size, config.seed, config.test_ratio)
-        tokenizer = load_tokenizer(tokenizer_path or sample_tokenizer(records["train"], Path(config.data_dir)))
-        report = LoadReport("built-in sample corpus")
-        sample = [(split, parse_record(record)) for split in SPLITS for record in records[split][: config.subset_size]]
-        report.records = total = len(sample)
-        examples = iter(sample)
+        tokenizer_path = tokenizer_path or sample_tokenizer(records["train"], Path(config.data_dir))
+        corpus = _tokenize(_sample_lines(records, config), tokenizer_path, "built-in sample corpus", config, progress)
     else:
-        tokenizer = load_tokenizer(find_tokenizer(tokenizer_path))  # first: it fails faster than the corpus
+        tokenizer_path = find_tokenizer(tokenizer_path)  # first: it fails faster than the corpus
         local = find_local(config.data_dir) if config.source != "hub" else None
         file = local or _on_hub(config, progress)
-        splits = _split_lines(file, config, progress)
-        report = LoadReport(str(_path(file)))
-        total = int((splits != UNUSED).sum())
-        examples = _read_examples(file, splits, config, report)
-    corpus = _tokenize(examples, total, tokenizer, config, report, progress)
-    report.seconds = time.monotonic() - start
+        lines = _used_lines(file, _split_lines(file, config, progress))
+        corpus = _tokenize(lines, tokenizer_path, str(_path(file)), config, progress)
+    corpus.report.seconds = time.monotonic() - start
     return corpus
 
 
@@ -169,54 +133,36 @@ def _split_lines(file: Path | HubFile, config: SlimOrcaConfig, progress: bool) -
     return splits
 
 
-def _read_examples(
-    file: Path | HubFile, splits: NDArray[np.uint8], config: SlimOrcaConfig, report: LoadReport
-) -> Iterator[Example | None]:
-    """An item for every line that is used; None if nothing can be learned from it."""
-    blocks = read_blocks(file) if isinstance(file, Path) else file.blocks()
-    for (number, line), split in zip(numbered_lines(blocks), splits.tolist(), strict=False):
-        if split == UNUSED:
-            continue
-        report.records += 1
-        turns: list[Turn] = []
-        try:
-            turns = parse_record(json.loads(line.decode("utf-8-sig")))
-        except (ValueError, RecursionError) as error:
-            if config.on_error == "raise":
-                raise ValueError(
-                    f"{_path(file)}, line {number}: {error}. The line begins {line[:60]!r}. Repair or remove it (fetch "
-                    "the file again if it is cut off), or set dataset.on_error=skip."
-                ) from error
-            report.skipped["broken lines"] += 1
-        else:
-            if not has_answer(turns):
-                report.skipped["without an answer"] += 1
-        yield (SPLITS[split], turns) if has_answer(turns) else None
+def _used_lines(file: Path | HubFile, splits: NDArray[np.uint8]) -> UsedLines:
+    def read() -> Iterator[Line]:
+        blocks = read_blocks(file) if isinstance(file, Path) else file.blocks()
+        for (number, text), split in zip(numbered_lines(blocks), splits.tolist(), strict=False):
+            if split != UNUSED:
+                yield number, SPLITS[split], text
+
+    return UsedLines(read(), int((splits != UNUSED).sum()))
+
+
+def _sample_lines(records: dict[str, list[dict[str, Any]]], config: SlimOrcaConfig) -> UsedLines:
+    chosen = [(split, record) for split in SPLITS for record in records[split][: config.subset_size]]
+    lines = [(number, split, json.dumps(record).encode()) for number, (split, record) in enumerate(chosen, start=1)]
+    return UsedLines(iter(lines), len(lines))
 
 
 def _tokenize(
-    examples: Iterator[Example | None],
-    total: int,
-    tokenizer: Tokenizer,
-    config: SlimOrcaConfig,
-    report: LoadReport,
-    progress: bool,
+    lines: UsedLines, tokenizer_path: str | Path, source: str, config: SlimOrcaConfig, progress: bool
 ) -> InstructCorpus:
-    encoder = ConversationEncoder(tokenizer, config.seq_len + 1, config.truncate)  # a row has a label one further
+    # A row of seq_len positions takes one token more: the last one is only ever a label.
+    plan = EncodingPlan(Path(tokenizer_path), source, config.seq_len + 1, config.truncate, config.on_error)
+    tokenizer = plan.open_tokenizer()
     builders = {split: DocumentStoreBuilder(tokenizer.vocab_size) for split in SPLITS}
-    with tqdm(total=total, desc="tokenizing", unit=" records", disable=not progress) as bar:
-        while chunk := list(islice(examples, CHUNK_RECORDS)):
-            usable = [example for example in chunk if example is not None]
-            encoded = encoder.encode_batch([turns for _, turns in usable])
-            for split, builder in builders.items():
-                kept = [document for (own, _), document in zip(usable, encoded, strict=True) if own == split]
-                documents = [document for document in kept if document is not None]
-                builder.extend((document.ids, document.is_trained) for document in documents)
-                report.kept[split] += len(documents)
-                report.skipped["without room for their answer"] += len(kept) - len(documents)
-                report.truncated += sum(document.is_truncated for document in documents)
-            bar.update(len(chunk))
-    report.skipped = +report.skipped  # without the zeros
+    report = LoadReport(source)
+    with tqdm(total=lines.count, desc="tokenizing", unit=" records", disable=not progress) as bar:
+        for chunk in encode_lines(plan, lines):
+            for split, documents in chunk.documents.items():
+                builders[split].extend(documents.ids, documents.is_trained, documents.lengths)
+            report.add(chunk.report)
+            bar.update(chunk.num_lines)
     corpus = InstructCorpus(tokenizer, builders["train"].build(), builders["test"].build(), report)
     report.tokens = corpus.train.num_tokens + corpus.test.num_tokens
     report.trained_tokens = corpus.train.num_trained_tokens + corpus.test.num_trained_tokens

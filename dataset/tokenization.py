@@ -3,8 +3,8 @@
 import codecs
 import os
 import re
-from collections.abc import Sequence
-from itertools import chain
+from array import array
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,7 +18,7 @@ HUB_TOKENIZER = ("hf-internal-testing/llama-tokenizer", "tokenizer.model")  # th
 SPACE = "\u2581"  # how SentencePiece writes a space inside a piece
 
 MAX_KNOWN_WORDS = 400_000  # bounds the memory of `encode_batch`, to about 80 MB
-WORDS = re.compile(r" +[^ ]*")
+SPACE_AFTER_WORD = re.compile("(?<=[^ ]) ")
 # A tokenizer that gives this text back unchanged does not normalise: no ligatures, tabs or double spaces are lost.
 NORMALISER_PROBE = "\ufb01\u00a0 a\t\n  x \uff21"
 
@@ -55,7 +55,6 @@ class SentencePieceTokenizer:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._sp = _open_sentencepiece(path)
-        self._num_threads = _num_cores()
         self.vocab_size: int = self._sp.vocab_size()
         self.bos_id: int | None = self._sp.bos_id() if self._sp.bos_id() >= 0 else None
         self.eos_id: int = self._sp.eos_id()
@@ -65,17 +64,17 @@ class SentencePieceTokenizer:
             )
         self.pad_id: int = self._sp.pad_id() if self._sp.pad_id() >= 0 else self.eos_id
         self.has_space_prefix: bool = self._sp.encode("a", out_type=str)[0].startswith(SPACE)
-        self._known_words = self._fresh_words() if self._is_encoded_by_words() else None
+        self._known_words = KnownWords(self.encode) if self._is_encoded_by_words() else None
 
     def encode(self, text: str) -> list[int]:
-        return self._encode_all([text])[0]
+        if not is_unicode(text):
+            raise ValueError(f"Not valid Unicode: {text[:60]!r} holds half of a surrogate pair. Repair the text.")
+        return self._sp.encode(text)
 
     def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
         if self._known_words is None:
-            return [np.array(ids, dtype=np.int32) for ids in self._encode_all(list(texts))]
-        split = [WORDS.findall(f" {text.replace(SPACE, ' ')}") if text else [] for text in texts]
-        known = self._learn_words(set(chain.from_iterable(split)))
-        return [np.frombuffer(b"".join(map(known.__getitem__, words)), dtype=np.int32) for words in split]
+            return [np.array(self.encode(text), dtype=np.int32) for text in texts]
+        return [self._known_words.encode_text(text) for text in texts]
 
     def decode(self, ids: Sequence[int]) -> str:
         if len(ids) and not 0 <= min(ids) <= max(ids) < self.vocab_size:
@@ -98,27 +97,6 @@ class SentencePieceTokenizer:
     def files(self) -> list[Path]:
         return [self._path]
 
-    def _encode_all(self, texts: list[str]) -> list[list[int]]:
-        for text in texts:
-            if not is_unicode(text):
-                raise ValueError(f"Not valid Unicode: {text[:60]!r} holds half of a surrogate pair. Repair the text.")
-        return self._sp.encode(texts, num_threads=self._num_threads)
-
-    def _learn_words(self, words: set[str]) -> dict[str, bytes]:
-        """The ids of all of these words as bytes; those not met before are encoded, on all cores."""
-        assert self._known_words is not None
-        unknown = list(words - self._known_words.keys())
-        if len(unknown) + len(self._known_words) > MAX_KNOWN_WORDS:
-            self._known_words = self._fresh_words()
-            unknown = list(words - self._known_words.keys())
-        for word, ids in zip(unknown, self._encode_all([word[1:] for word in unknown]), strict=True):
-            self._known_words[word] = np.array(ids, dtype=np.int32).tobytes()
-        return self._known_words
-
-    def _fresh_words(self) -> dict[str, bytes]:
-        """Only the space that ends a text: alone it is the one word that would encode as an empty text."""
-        return {" ": np.array(self._sp.encode("a ")[len(self._sp.encode("a")) :], dtype=np.int32).tobytes()}
-
     def _is_encoded_by_words(self) -> bool:
         """Whether a text is encoded word by word, so that `encode_batch` may remember words.
 
@@ -130,6 +108,30 @@ class SentencePieceTokenizer:
             and self._sp.decode(self._sp.encode(NORMALISER_PROBE)) == NORMALISER_PROBE
             and not any(after_a_letter.search(self._sp.id_to_piece(index)) for index in range(self.vocab_size))
         )
+
+
+class KnownWords(dict[str, bytes]):
+    """The ids of words, as bytes of int32; a word is encoded when it is met first.
+
+    A word is a piece of text between two spaces, with whatever spaces it begins with beyond the one that a tokenizer
+    puts before every text. Nothing but the space that ends a text is left for the empty word.
+    """
+
+    def __init__(self, encode: Callable[[str], list[int]]) -> None:
+        trailing_space = encode("a ")[len(encode("a")) :]
+        super().__init__({"": array("i", trailing_space).tobytes()})
+        self._encode = encode
+
+    def __missing__(self, word: str) -> bytes:
+        ids = array("i", self._encode(word)).tobytes()
+        if len(self) < MAX_KNOWN_WORDS:
+            self[word] = ids
+        return ids
+
+    def encode_text(self, text: str) -> NDArray[np.int32]:
+        text = text.replace(SPACE, " ")  # SentencePiece takes the one for the other
+        words = SPACE_AFTER_WORD.split(text) if "  " in text or text.startswith(" ") else text.split(" ")
+        return np.frombuffer(b"".join(map(self.__getitem__, words)) if text else b"", dtype=np.int32)
 
 
 class StreamDecoder:
@@ -217,7 +219,3 @@ def _open_sentencepiece(path: Path) -> Any:
         raise ValueError(
             f"{path} is no SentencePiece model or is cut off ({path.stat().st_size} bytes): {error}. Fetch it again."
         ) from error
-
-
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

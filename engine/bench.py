@@ -1,5 +1,6 @@
 """Measures this machine on this project's own work: training steps against the matrix products they consist of."""
 
+import math
 import resource
 import sys
 import time
@@ -16,7 +17,6 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from engine import build
 from engine.runtime import Runtime, start_runtime
 from engine.schema import PretrainConfig
-from models.config import ArchConfig
 
 ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 ATTENTION_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -161,8 +161,8 @@ def _facts_for(config: PretrainConfig, positions: int, vocab_size: int) -> Any:
     from dataset.common import PuzzleDatasetMetadata
 
     options = config.arch.options
-    sizes = {key: options[key] for key in ("puzzle_emb_ndim", "puzzle_emb_len", "hidden_size") if key in options}
-    prefix = ArchConfig.model_construct(**({"puzzle_emb_ndim": 0, "puzzle_emb_len": 0} | sizes)).prefix_len
+    needed = math.ceil(options.get("puzzle_emb_ndim", 0) / options["hidden_size"])
+    prefix = options.get("puzzle_emb_len") or needed
     if positions <= prefix:
         raise ValueError(f"--positions {positions} leaves no room for tokens behind a puzzle prefix of {prefix}.")
     return PuzzleDatasetMetadata(

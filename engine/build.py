@@ -1,69 +1,43 @@
 """The room that knows concrete names: turns a checked config into data, model, task and optimizers."""
 
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from pydantic import ValidationError
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from dataset.common import LoaderItem, PuzzleDatasetMetadata
+from dataset.instruct_dataset import InstructDataset, InstructDatasetConfig
+from dataset.packing import DocumentStore
 from dataset.puzzle_dataset import PuzzleDataset, PuzzleDatasetConfig
+from dataset.slimorca import SlimOrcaConfig, load_corpus
+from dataset.tokenization import Tokenizer
 from engine.checkpoint_load import load_checkpoint, load_weights
 from engine.evaluate import Evaluator
 from engine.optim import OptimizerSet, Schedule, SparseSignSGD, network_optimizer
 from engine.registry import load_model_class
 from engine.runtime import Runtime
-from engine.schema import ArchChoice, ConfigError, PretrainConfig, RunConfig, parse, problems_of
+from engine.schema import ArchChoice, InstructConfig, PretrainConfig, RunConfig
 from engine.task import RecursiveTask
+from engine.text_task import TextTask
 from engine.train import RunData
 from models.act import ActModel
 from models.losses import ACTLossHead
-
-GIVEN_BY_DATA = {"batch_size": 1, "seq_len": 1, "vocab_size": 1, "num_puzzle_identifiers": 1}
-
-
-def check(config_class: type[RunConfig], data: dict[str, Any]) -> RunConfig:
-    """The typed config; otherwise ONE error with every problem of the run's options and of the architecture's."""
-    config, problems = parse(config_class, data)
-    arch = data.get("arch")
-    if isinstance(arch, dict) and isinstance(arch.get("name"), str):
-        problems += arch_problems({key: value for key, value in arch.items() if key != "loss"})
-    evaluators = data.get("evaluators") or []
-    names = [entry["name"] for entry in evaluators if isinstance(entry, dict) and isinstance(entry.get("name"), str)]
-    for prefix, name in [*(("evaluators.", name) for name in names)]:
-        problems += class_problems(name, prefix)
-    if problems or config is None:
-        raise ConfigError(problems)
-    return config
-
-
-def class_problems(name: str, prefix: str) -> list[str]:
-    try:
-        load_model_class(name, prefix)
-    except ValueError as error:
-        return [str(error)]
-    return []
-
-
-def arch_problems(arch: dict[str, Any]) -> list[str]:
-    """What the model's own config class says of its options, before any data is known."""
-    problems = class_problems(arch["name"], "models.")
-    if problems:
-        return problems
-    model_class: type[ActModel] = load_model_class(arch["name"])
-    options = {key: value for key, value in arch.items() if key != "name"}
-    try:
-        model_class.config_class.model_validate(GIVEN_BY_DATA | options)
-    except ValidationError as error:
-        return problems_of(error, known=model_class.config_class.model_fields, prefix="arch.")
-    return []
+from models.text_loss import TextLossHead
 
 
 def build_model(arch: ArchChoice, metadata: PuzzleDatasetMetadata, rows: int, runtime: Runtime) -> ACTLossHead:
     """The loss head around the model, on its device, with the same weights on every rank."""
+    head_class: type[ACTLossHead] = load_model_class(arch.loss.name)
+    model = build_recursive_model(arch, metadata, rows)
+    head = head_class(model, loss_type=arch.loss.loss_type).to(runtime.device)
+    runtime.broadcast_([*head.parameters(), *head.buffers()])
+    return head
+
+
+def build_recursive_model(arch: ArchChoice, metadata: PuzzleDatasetMetadata, rows: int) -> ActModel:
     data_facts = {
         "batch_size": rows,
         "seq_len": metadata.seq_len,
@@ -71,13 +45,10 @@ def build_model(arch: ArchChoice, metadata: PuzzleDatasetMetadata, rows: int, ru
         "num_puzzle_identifiers": metadata.num_puzzle_identifiers,
     }
     model_class: type[ActModel] = load_model_class(arch.name)
-    head_class: type[ACTLossHead] = load_model_class(arch.loss.name)
-    head = head_class(model_class(arch.options | data_facts), loss_type=arch.loss.loss_type).to(runtime.device)
-    runtime.broadcast_([*head.parameters(), *head.buffers()])
-    return head
+    return model_class(arch.options | data_facts)
 
 
-def compile_step(head: ACTLossHead) -> None:
+def compile_step(head: ACTLossHead | TextLossHead) -> None:
     """Compile one supervision step; the module itself, and so every saved name, stays as it is."""
     core = head.model.inner
     core.step = torch.compile(core.step, dynamic=False)  # type: ignore[method-assign]
@@ -95,7 +66,9 @@ def build_task(config: RunConfig, head: ACTLossHead, runtime: Runtime) -> Recurs
     return RecursiveTask(head, runtime, seed=config.seed, micro_batches=config.gradient_accumulation_steps)
 
 
-def build_optimizers(config: RunConfig, head: ACTLossHead, runtime: Runtime, total_steps: int) -> OptimizerSet:
+def build_optimizers(
+    config: RunConfig, head: ACTLossHead | TextLossHead, runtime: Runtime, total_steps: int
+) -> OptimizerSet:
     """The puzzle table's optimizer and the network's; frozen weights have none."""
     schedule = Schedule(config.lr_warmup_steps, total_steps, config.lr_min_ratio)
     table = head.model.puzzle_emb
@@ -193,6 +166,104 @@ def build_evaluators(config: PretrainConfig, metadata: PuzzleDatasetMetadata) ->
         make = load_model_class(choice.name, "evaluators.")
         evaluators += [make(data_path=path, eval_metadata=metadata, **choice.options) for path in paths]
     return evaluators
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """Training and held-out conversations of a run."""
+
+    metadata: PuzzleDatasetMetadata
+    data: RunData
+    tokenizer: Tokenizer
+    total_steps: int
+    iterations: int
+
+
+def build_text(config: InstructConfig, runtime: Runtime, *, train: bool = True, held_out: str = "test") -> TextSource:
+    """Load, tokenize and pack the corpus; `held_out` names the split that is evaluated."""
+    check_batch_shares(config, runtime)
+    options = config.dataset.model_dump(exclude={"tokenizer_path", "packing"})
+    corpus = load_corpus(SlimOrcaConfig(**options), config.dataset.tokenizer_path, progress=runtime.is_main)
+    if runtime.is_main:
+        print(corpus.report.summary(), file=sys.stderr)
+    stores = {"train": corpus.train, "test": corpus.test}
+    reader = text_reader(config, corpus.tokenizer, stores["train"], runtime, is_test=False) if train else None
+    steps = config.epochs * reader.metadata.num_batches if reader is not None else 1
+    judged = text_reader(config, corpus.tokenizer, stores[held_out], runtime, is_test=True)
+
+    def train_items(iteration: int, batches_done: int) -> Iterable[LoaderItem]:
+        assert reader is not None
+        reader.start_from(iteration, batches_done)
+        return loader(reader, config, runtime)
+
+    return TextSource(
+        metadata=text_metadata(config, corpus.tokenizer),
+        data=RunData(
+            train_items=train_items,
+            eval_items=(lambda: loader(judged, config, runtime)) if len(stores[held_out]) else None,
+            eval_sets=judged.metadata.sets,
+        ),
+        tokenizer=corpus.tokenizer,
+        total_steps=min(steps, config.max_steps or steps),
+        iterations=config.epochs // (config.eval_interval or config.epochs),
+    )
+
+
+def text_reader(
+    config: InstructConfig, tokenizer: Tokenizer, store: DocumentStore, runtime: Runtime, *, is_test: bool
+) -> InstructDataset:
+    return InstructDataset(
+        store,
+        InstructDatasetConfig(
+            seq_len=config.dataset.seq_len,
+            global_batch_size=config.global_batch_size,
+            vocab_size=tokenizer.vocab_size,
+            pad_id=tokenizer.pad_id,
+            is_test=is_test,
+            packing=config.dataset.packing,
+            epochs_per_iter=config.eval_interval or config.epochs,
+            seed=config.seed,
+            rank=runtime.rank,
+            world_size=runtime.world_size,
+        ),
+    )
+
+
+def text_metadata(config: InstructConfig, tokenizer: Tokenizer) -> PuzzleDatasetMetadata:
+    """What a model has to know of text, in the terms of the one metadata that models are built from."""
+    return PuzzleDatasetMetadata(
+        pad_id=tokenizer.pad_id,
+        ignore_label_id=None,
+        blank_identifier_id=0,
+        vocab_size=tokenizer.vocab_size,
+        seq_len=config.dataset.seq_len,
+        num_puzzle_identifiers=1,
+        total_groups=1,
+        mean_puzzle_examples=1,
+        total_puzzles=1,
+        sets=["train"],
+    )
+
+
+def build_text_head(config: InstructConfig, metadata: PuzzleDatasetMetadata, runtime: Runtime) -> TextLossHead:
+    model = build_recursive_model(config.arch, metadata, config.global_batch_size // runtime.world_size)
+    head_class: type[TextLossHead] = load_model_class(config.arch.loss.name)
+    head = head_class(model, config.arch.loss.loss_type, chunked=config.loss.chunked).to(runtime.device)
+    runtime.broadcast_([*head.parameters(), *head.buffers()])
+    return head
+
+
+def build_text_task(config: InstructConfig, head: TextLossHead, source: TextSource, runtime: Runtime) -> TextTask:
+    sizes = [len(source.tokenizer.piece_bytes(i)) for i in range(source.tokenizer.vocab_size)]
+    return TextTask(
+        head,
+        runtime,
+        seed=config.seed,
+        total_steps=source.total_steps,
+        micro_batches=config.gradient_accumulation_steps,
+        reduction=config.loss.reduction,
+        piece_bytes=torch.tensor(sizes),
+    )
 
 
 def loader(dataset: IterableDataset[LoaderItem], config: RunConfig, runtime: Runtime) -> Iterable[LoaderItem]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dataset.common import Batch, LoaderItem
 from engine.runtime import Runtime
-from engine.task import Sums, Task, add_sums
+from engine.task import Sums, Task, add_sums, fetched
 
 Report = dict[str, dict[str, float]]
 
@@ -89,9 +89,7 @@ def _reduced(task: Task, totals: dict[str, Sums], set_names: Sequence[str], runt
         sums = totals.get(set_name)
         if sums is None:
             continue
-        names = sorted(sums)
-        runtime.all_reduce_sum_([sums[name] for name in names])
-        report[set_name] = task.eval_report({name: sums[name].item() for name in names})
+        report[set_name] = task.eval_report(fetched(sums, runtime))
     return report
 
 

@@ -3,9 +3,11 @@
 import difflib
 import re
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+Config = TypeVar("Config", bound=BaseModel)
 
 
 class ConfigError(ValueError):
@@ -15,6 +17,32 @@ class ConfigError(ValueError):
         self.problems = list(problems)
         count = f"{len(self.problems)} problems" if len(self.problems) > 1 else "1 problem"
         super().__init__(f"{count} in the config:\n" + "\n".join(f"  - {problem}" for problem in self.problems))
+
+
+# In place of a required value that is missing or wrong, so that the rest can be checked; any other is a number.
+STAND_INS: dict[str, Any] = {"arch": {"name": "-"}, "data_paths": ["-"]}
+
+
+def parse(config_class: type[Config], data: dict[str, Any], prefix: str = "") -> tuple[Config | None, list[str]]:
+    """The typed config, or the problems that stand in its way."""
+    try:
+        return config_class.model_validate(data), []
+    except ValidationError as error:
+        bad_keys = {str(found["loc"][0]) for found in error.errors() if found["loc"]}
+        problems = problems_of(error, config_class.model_fields, prefix)
+        return None, problems + misfits(config_class, data, bad_keys) if bad_keys else problems
+
+
+def misfits(config_class: type[BaseModel], data: dict[str, Any], bad_keys: set[str]) -> list[str]:
+    """Which of the other keys do not fit together; pydantic looks at that only when every single key is right."""
+    sound = {key: value for key, value in data.items() if key not in bad_keys}
+    needed = {key for key, field in config_class.model_fields.items() if field.is_required()} - sound.keys()
+    try:
+        config_class.model_validate(sound | {key: STAND_INS.get(key, 1) for key in needed})
+    except ValidationError as error:
+        sentences = problems_of(error, config_class.model_fields)
+        return [text for text in sentences if not any(re.search(rf"\b{re.escape(key)}\b", text) for key in bad_keys)]
+    return []
 
 
 def problems_of(error: ValidationError, known: Iterable[str], prefix: str = "") -> list[str]:
@@ -103,7 +131,7 @@ class RunConfig(Strict):
 
     # Where and how
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
-    compile: Literal["auto"] | bool = "auto"
+    compile: Literal["auto", True, False] = "auto"
     seed: int = Field(0, ge=0)
     dataloader_workers: int = Field(0, ge=0)
 
@@ -166,9 +194,34 @@ class PretrainConfig(RunConfig):
         return f"{folder.capitalize()}-ACT-torch"
 
 
-def parse(config_class: type[RunConfig], data: dict[str, Any]) -> tuple[RunConfig | None, list[str]]:
-    """The typed config, or the problems that stand in its way."""
-    try:
-        return config_class.model_validate(data), []
-    except ValidationError as error:
-        return None, problems_of(error, known=config_class.model_fields)
+class TextDataConfig(Strict):
+    """Where conversations come from and how they become rows."""
+
+    source: Literal["auto", "local", "hub", "sample"] = "auto"
+    data_dir: str = "data/slimorca"
+    tokenizer_path: str | None = None
+    subset_size: int | None = Field(1000, ge=1)
+    sample_size: int = Field(20_000, ge=1)
+    seq_len: int = Field(512, ge=2)
+    test_ratio: float = Field(0.05, ge=0, lt=1)
+    seed: int = Field(0, ge=0)
+    truncate: Literal["right", "prompt"] = "right"
+    on_error: Literal["raise", "skip"] = "raise"
+    packing: bool = True
+
+
+class TextLossConfig(Strict):
+    """How the losses of tokens become one number, and whether logits are made in chunks."""
+
+    reduction: Literal["token", "sequence"] = "token"
+    chunked: bool = True
+
+
+class InstructConfig(RunConfig):
+    """Options of `pretrain_instruct.py`."""
+
+    dataset: TextDataConfig = Field(default_factory=lambda: TextDataConfig.model_validate({}))
+    loss: TextLossConfig = Field(default_factory=lambda: TextLossConfig.model_validate({}))
+
+    def default_project_name(self) -> str:
+        return "SlimOrca-ACT"

@@ -33,10 +33,10 @@ class Task(Protocol):
     def eval_batch(self, batch: Batch, return_keys: Collection[str]) -> tuple[Sums, dict[str, Tensor]]:
         """Sums and wanted outputs of one batch, from a fresh start."""
 
-    def train_report(self, sums: dict[str, float], global_batch_size: int) -> dict[str, float]:
+    def train_report(self, sums: dict[str, Any], global_batch_size: int) -> dict[str, float]:
         """The numbers to log of a training step."""
 
-    def eval_report(self, sums: dict[str, float]) -> dict[str, float]:
+    def eval_report(self, sums: dict[str, Any]) -> dict[str, float]:
         """The numbers to report of a set."""
 
     def state_dict(self) -> dict[str, Any]: ...
@@ -104,7 +104,7 @@ class RecursiveTask:
             if all_halted:
                 return sums, outputs
 
-    def train_report(self, sums: dict[str, float], global_batch_size: int) -> dict[str, float]:
+    def train_report(self, sums: dict[str, Any], global_batch_size: int) -> dict[str, float]:
         """Losses a row in flight, everything else a finished row."""
         count = max(sums["count"], 1)
         return {
@@ -112,7 +112,7 @@ class RecursiveTask:
             for name, value in sorted(sums.items())
         }
 
-    def eval_report(self, sums: dict[str, float]) -> dict[str, float]:
+    def eval_report(self, sums: dict[str, Any]) -> dict[str, float]:
         count = max(sums["count"], 1)
         return {name: value / count for name, value in sorted(sums.items()) if name != "count"}
 
@@ -186,6 +186,17 @@ def add_sums(totals: Sums, sums: Sums) -> None:
     for name, value in sums.items():
         wide = value.detach().to(torch.float64 if value.device.type != "mps" else torch.float32)
         totals[name] = totals[name] + wide if name in totals else wide
+
+
+def fetched(sums: Sums, runtime: Runtime) -> dict[str, Any]:
+    """Sums over all ranks as plain numbers (lists where a sum has several), in one transfer from the device."""
+    names = sorted(sums)
+    if not names:
+        return {}
+    flat = torch.cat([sums[name].to(runtime.device).reshape(-1) for name in names])
+    runtime.all_reduce_sum_([flat])
+    parts = flat.cpu().split([sums[name].numel() for name in names])
+    return {name: part.view(sums[name].shape).tolist() for name, part in zip(names, parts, strict=True)}
 
 
 def hash_seed(seed: int, step: int) -> int:

@@ -105,6 +105,7 @@ class Tracker:
         config: dict[str, Any],
         total_steps: int,
         resume_step: int,
+        resume_before_evaluation: bool = False,
         enabled: bool = True,
     ) -> None:
         chosen = [name for name in ([backends] if isinstance(backends, str) else backends) if name != "none"]
@@ -121,7 +122,7 @@ class Tracker:
 
         run_dir.mkdir(parents=True, exist_ok=True)
         self._path = run_dir / METRICS_FILE
-        _cut_after(self._path, resume_step)
+        _cut_after(self._path, resume_step, resume_before_evaluation)
         self._file = self._path.open("ab", buffering=0)
         self._bar = tqdm(
             total=total_steps,
@@ -193,8 +194,11 @@ class Tracker:
                 print(f"Warning: tracker {backend.name} did not close cleanly: {problem}.", file=sys.stderr)
 
 
-def _cut_after(path: Path, step: int) -> None:
-    """Drop the lines that a resumed run writes again and what a kill left half-written; a new run starts a new file."""
+def _cut_after(path: Path, step: int, before_evaluation: bool) -> None:
+    """Drop the lines that a resumed run writes again and what a kill left half-written; a new run starts a new file.
+
+    `before_evaluation`: the run goes on between that step and its evaluation, if there is one, and writes that again.
+    """
     if not path.exists():
         return
     if step == 0:
@@ -204,7 +208,7 @@ def _cut_after(path: Path, step: int) -> None:
         end = 0
         for line in file:
             number = _step_of(line)
-            if number is None or number > step:
+            if number is None or number > step or (number == step and before_evaluation and not _is_of_training(line)):
                 break
             end += len(line)
         file.truncate(end)  # one atomic operation, which a full disk allows too
@@ -220,3 +224,7 @@ def _step_of(line: bytes) -> int | None:
         return None
     number = found.get("step") if isinstance(found, dict) else None
     return number if isinstance(number, int) else None
+
+
+def _is_of_training(line: bytes) -> bool:
+    return any(key.startswith("train/") for key in json.loads(line))

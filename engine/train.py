@@ -16,7 +16,7 @@ from engine.evaluate import Evaluator, Report, evaluate, flat
 from engine.optim import OptimizerSet
 from engine.runtime import Runtime
 from engine.stopping import StopSignal
-from engine.task import Sums, Task
+from engine.task import Sums, Task, fetched
 from engine.tracking import Tracker
 from models.ema import WeightAverage
 
@@ -122,7 +122,7 @@ def train_step(run: Run, item: LoaderItem) -> None:
 
     dense = optimizers.dense_gradients()
     run.runtime.all_reduce_sum_(dense)
-    norm, is_finite = gradient_norm(run, dense)
+    norm, is_finite = gradient_norm(run, dense, sums)
     facts = {"grad_norm": norm}
     if is_finite:
         if run.plan.grad_clip is not None and norm > run.plan.grad_clip:
@@ -147,25 +147,25 @@ def train_step(run: Run, item: LoaderItem) -> None:
         raise_not_finite(run)
 
 
-def gradient_norm(run: Run, dense: list[Tensor]) -> tuple[float, bool]:
-    """Norm of the summed gradients, and whether they and every rank's puzzle rows are finite; the step's only wait."""
-    squares = torch.zeros(2, device=run.runtime.device)
+def gradient_norm(run: Run, dense: list[Tensor], sums: Sums) -> tuple[float, bool]:
+    """Norm of the summed gradients, and whether they and every rank's puzzle rows and losses are finite; the step's
+    only wait."""
+    squares = torch.zeros(3, device=run.runtime.device)
     for slot, gradients in enumerate((dense, run.optimizers.sparse_gradients())):
         if gradients:
             squares[slot] = torch.stack(torch._foreach_norm(gradients)).square().sum()
-    if run.optimizers.sparse is not None:
-        run.runtime.all_reduce_sum_([squares[1:]])
-    dense_square, sparse_square = squares.tolist()
-    return math.sqrt(dense_square) if dense_square >= 0 else math.nan, math.isfinite(dense_square + sparse_square)
+    for name, value in sums.items():
+        if name.endswith("loss"):
+            squares[2] += value
+    run.runtime.all_reduce_sum_([squares[1:]])  # what differs between the ranks; the gradients are summed already
+    dense_square, *others = squares.tolist()
+    return math.sqrt(dense_square) if dense_square >= 0 else math.nan, math.isfinite(dense_square + sum(others))
 
 
 def flush_log(run: Run) -> None:
     """Fetch the sums of the last steps in one go and log every step."""
     for step, global_batch_size, sums, facts in run.unlogged:
-        names = sorted(sums)
-        values = torch.stack([sums[name] for name in names]) if names else torch.zeros(0)
-        run.runtime.all_reduce_sum_([values])
-        report = run.task.train_report(dict(zip(names, values.tolist(), strict=True)), global_batch_size)
+        report = run.task.train_report(fetched(sums, run.runtime), global_batch_size)
         run.tracker.log({f"train/{name}": value for name, value in (report | facts).items()}, step)
     run.unlogged.clear()
 

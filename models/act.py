@@ -47,12 +47,18 @@ class NetworkCalls:
         self.around = around
         self.first_with_grad = total - with_grad
         self.made = 0
+        self.answers: list[Tensor] = []  # the answer after each cycle that carries gradient
 
     def __call__(self, level: Level, state: Tensor) -> Tensor:
         carries_gradient = torch.is_grad_enabled() and self.made >= self.first_with_grad
         self.made += 1
         with torch.set_grad_enabled(carries_gradient):
             return level(state, self.around)
+
+    def cycle_ended(self, answer: Tensor) -> None:
+        """The recursion has a new answer; it may be supervised."""
+        if self.made > self.first_with_grad:
+            self.answers.append(answer)
 
 
 class RecursiveCore(nn.Module):
@@ -68,6 +74,7 @@ class RecursiveCore(nn.Module):
     def __init__(self, config: ArchConfig) -> None:
         super().__init__()
         self.config = config
+        self.depth = config.depth_at(1.0)
         self.dtype: torch.dtype = getattr(torch, config.forward_dtype)
         width = config.hidden_size
 
@@ -109,15 +116,15 @@ class RecursiveCore(nn.Module):
 
     def calls_per_step(self) -> int:
         """Network calls of one supervision step."""
-        return self.config.H_cycles * (self.config.L_cycles + 1)
+        return self.depth.H_cycles * (self.depth.L_cycles + 1)
 
     def calls_in_last_cycle(self) -> int:
         """How many of them carry gradient in the reference."""
-        return self.config.L_cycles + 1
+        return self.depth.L_cycles + 1
 
     # What all share.
     def calls_with_grad(self) -> int:
-        wanted = self.config.grad_cycles
+        wanted = self.depth.grad_cycles
         if wanted == "last_cycle":
             return self.calls_in_last_cycle()
         return self.calls_per_step() if wanted == "all" else min(int(wanted), self.calls_per_step())
@@ -145,7 +152,7 @@ class RecursiveCore(nn.Module):
         mask = build_mask(
             causal=c.causal,
             documents=batch.get("documents"),
-            is_prompt=None,
+            is_prompt=batch["is_prompt"] if c.prefix_mask else None,
             dtype=self.dtype,
             prefix_len=c.prefix_len,
         )
@@ -168,15 +175,16 @@ class RecursiveCore(nn.Module):
         z = self.Latents(*start)
         return z._replace(**{self.answer: x.to(self.dtype)}) if self.config.latent_init == "embedding" else z
 
-    def step(self, z: Latents, x: Tensor, around: Surroundings) -> Latents:
-        """One supervision step under the gradient rule of the config."""
-        return self.recurse(z, x, NetworkCalls(around, self.calls_per_step(), self.calls_with_grad()))
+    def step(self, z: Latents, x: Tensor, around: Surroundings) -> tuple[Latents, list[Tensor]]:
+        """One supervision step; returns the latents and the answers to supervise, the final one last."""
+        call = NetworkCalls(around, self.calls_per_step(), self.calls_with_grad())
+        z = self.recurse(z, x, call)
+        return z, call.answers if self.config.supervise == "cycle" else call.answers[-1:]
 
-    def hidden(self, z: Latents) -> Tensor:
+    def hidden(self, answer: Tensor) -> Tensor:
         """What the output head reads: (B, S, D), the prefix cut off."""
-        state: Tensor = getattr(z, self.answer)
-        state = state[:, self.config.prefix_len :]
-        return rms_norm(state) if self.config.norm == "pre" else state
+        answer = answer[:, self.config.prefix_len :]
+        return rms_norm(answer) if self.config.norm == "pre" else answer
 
     def q_logits(self, z: Latents) -> tuple[Tensor, Tensor]:
         """Halt and continue, read at the first position: the puzzle prefix where there is one."""
@@ -238,16 +246,16 @@ class ActModel(nn.Module):
         with weights_cast_once(core, core.dtype):
             x, around = core.embed(carry.current_data), core.surroundings(carry.current_data)
             z = self._restarted(carry, x)
-            z = core.step(z, x, around)
-            logits = core.lm_head(core.hidden(z))  # (B, S, V)
+            z, answers = core.step(z, x, around)
+            logits = core.lm_head(core.hidden(answers[-1]))  # (B, S, V)
             q_halt, q_continue = core.q_logits(z)
             outputs = {"logits": logits, "q_halt_logits": q_halt, "q_continue_logits": q_continue}
 
             z = core.Latents(*(state.detach() for state in z))
             carry.inner_carry, carry.steps = z, carry.steps + 1
-            is_last = carry.steps >= self.config.halt_max_steps
+            is_last = carry.steps >= core.depth.max_steps
             carry.halted = self._halted(is_last, carry.steps, q_halt.detach(), q_continue.detach())
-            if self.training and self.config.halt_max_steps > 1 and self.trains_q_continue:
+            if self.training and core.depth.max_steps > 1 and self.trains_q_continue:
                 outputs["target_q_continue"] = self._continue_target(z, x, around, is_last)
         return carry, outputs
 
@@ -274,7 +282,7 @@ class ActModel(nn.Module):
 
     def _halted(self, is_last: Tensor, steps: Tensor, q_halt: Tensor, q_continue: Tensor) -> Tensor:
         """Evaluation always runs all steps, so that rows of a batch stay in step."""
-        limit = self.config.halt_max_steps
+        limit = self.inner.depth.max_steps
         if not self.training or limit == 1:
             return is_last
         halted = is_last | ((q_halt > q_continue) if self.halts_by_comparison else (q_halt > 0))
@@ -289,7 +297,7 @@ class ActModel(nn.Module):
         )
         wanted = torch.randint(
             2,
-            self.config.halt_max_steps + 1,
+            self.inner.depth.max_steps + 1,
             (draws.total_rows,),
             dtype=torch.int32,
             generator=draws.generator,
@@ -300,7 +308,7 @@ class ActModel(nn.Module):
     @torch.no_grad()
     def _continue_target(self, z: Latents, x: Tensor, around: Surroundings, is_last: Tensor) -> Tensor:
         """The value of going on, bootstrapped from one step ahead."""
-        next_halt, next_continue = self.inner.q_logits(self.inner.step(z, x, around))
+        next_halt, next_continue = self.inner.q_logits(self.inner.step(z, x, around)[0])
         return torch.sigmoid(torch.where(is_last, next_halt, torch.maximum(next_halt, next_continue)))
 
 

@@ -2,11 +2,31 @@
 
 import math
 import re
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 GRAD_CYCLES_PATTERN = r"^(all|last_cycle|\d+->(\d+|all))$"
+
+
+class DepthStage(BaseModel):
+    """Part of a run with its own depth."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    until: float = Field(gt=0, lt=1, description="fraction of the run at which the stage ends")
+    H_cycles: int | None = Field(None, ge=1)
+    L_cycles: int | None = Field(None, ge=1)
+    halt_max_steps: int | None = Field(None, ge=1)
+
+
+class Depth(NamedTuple):
+    """How deep the recursion goes at one moment of a run."""
+
+    H_cycles: int
+    L_cycles: int
+    max_steps: int
+    grad_cycles: int | str
 
 
 class ArchConfig(BaseModel):
@@ -43,6 +63,31 @@ class ArchConfig(BaseModel):
         description="start of the answer latent: a fixed random vector as in the reference, or the embedded input",
     )
     norm: Literal["post", "pre"] = "post"
+
+    supervise: Literal["step", "cycle"] = Field(
+        "step",
+        description="where the loss is taken: at the end of a supervision step, or after every H cycle with gradient",
+    )
+    depth_curriculum: list[DepthStage] = Field(
+        [], description="shallower recursion early in training; after the last stage the full cycles and steps hold"
+    )
+
+    # Text.
+    recursion: Literal["carry", "unrolled"] = Field(
+        "carry",
+        description="one supervision step of a lasting carry per optimizer step, or all steps of a batch in one",
+    )
+    halt_policy: Literal["learned", "sampled", "fixed"] = Field(
+        "learned", description="what decides the depth of training"
+    )
+    halt_mean_steps: float = Field(4.0, ge=1, description="mean depth of halt_policy=sampled")
+    detach_between_steps: bool = Field(
+        True, description="no gradient from one unrolled supervision step into the one before"
+    )
+    halt_delta: float = Field(
+        0.01, ge=0, description="a token may halt if one more step lowers its loss by no more than this"
+    )
+    prefix_mask: bool = Field(False, description="the prompt sees itself both ways, the answer stays causal")
 
     # Positions and attention.
     pos_encodings: Literal["rope", "learned", "none"] = "rope"
@@ -93,6 +138,12 @@ class ArchConfig(BaseModel):
             )
         if isinstance(self.grad_cycles, int) and self.grad_cycles < 1:
             problems.append(f"grad_cycles={self.grad_cycles}: at least one network call must carry gradient")
+        if [stage.until for stage in self.depth_curriculum] != sorted({stage.until for stage in self.depth_curriculum}):
+            problems.append(
+                "depth_curriculum: its stages must end one after the other (until: 0.3, then until: 0.6, ...)"
+            )
+        if self.prefix_mask and not self.causal:
+            problems.append("prefix_mask=true needs causal=true: it only opens the prompt of a causal model")
         problems += self.own_problems()
         if problems:
             raise ValueError("; ".join(problems))
@@ -101,6 +152,27 @@ class ArchConfig(BaseModel):
     def own_problems(self) -> list[str]:
         """What an architecture cannot honour, in sentences; overridden by the architectures."""
         return []
+
+    def depth_at(self, progress: float) -> Depth:
+        """The depth after this fraction of the run; 1 is the full one, as for evaluation."""
+        stage = next((s for s in self.depth_curriculum if progress < s.until), None)
+        wanted: dict[str, int | None] = stage.model_dump(exclude={"until"}) if stage else {}
+        return Depth(
+            H_cycles=wanted.get("H_cycles") or self.H_cycles,
+            L_cycles=wanted.get("L_cycles") or self.L_cycles,
+            max_steps=min(wanted.get("halt_max_steps") or self.halt_max_steps, self.halt_max_steps),
+            grad_cycles=self._grad_cycles_at(progress),
+        )
+
+    def _grad_cycles_at(self, progress: float) -> int | str:
+        """`a->b` grows from a to b calls over the first half of the run."""
+        if isinstance(self.grad_cycles, int) or "->" not in self.grad_cycles:
+            return self.grad_cycles
+        first, last = self.grad_cycles.split("->")
+        whole = self.H_cycles * (self.L_cycles + 1)
+        end = whole if last == "all" else int(last)
+        grown = int(first) + (end - int(first)) * min(1.0, 2 * progress)
+        return round(grown)
 
     @property
     def prefix_len(self) -> int:

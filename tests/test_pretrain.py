@@ -8,11 +8,9 @@ import sys
 import pytest
 
 from tests.tiny import (
-    DOOR,
     ROOT,
     Ended,
     assert_same_end,
-    end,
     flags,
     halting_weights,
     logged,
@@ -45,7 +43,9 @@ def test_a_run_killed_twice_ends_as_if_it_had_not_been(name, tmp_path):
 
     command = flags(data, broken, **options)
     assert signal_at_step(start(command, tmp_path), broken, 10, signal.SIGKILL).code == -signal.SIGKILL
-    assert signal_at_step(start([*command, "resume=true"], tmp_path), broken, 30, signal.SIGKILL).code == -signal.SIGKILL
+    assert (
+        signal_at_step(start([*command, "resume=true"], tmp_path), broken, 30, signal.SIGKILL).code == -signal.SIGKILL
+    )
     first_resumed = max(steps_on_disk(broken)) + 1
     assert 10 < first_resumed <= 72, "the run must have been killed in its middle"
     assert pretrain([*command, "resume=true"]).code == 0

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,10 +57,8 @@ RUN = {
 def write_sudoku(folder: Path, identifiers: int = 1) -> Path:
     """24 training and 10 held-out 4x4 puzzles; with `identifiers` above 1 they are numbered in turn, 0 left blank."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        build_sudoku(
-            ["--generate", "4x4", "--count", "24", "--test-count", "10", "--seed", "0", "--num-workers", "1"]
-            + ["--output-dir", str(folder)]
-        )
+        size = ["--generate", "4x4", "--count", "24", "--test-count", "10"]
+        build_sudoku([*size, "--seed", "0", "--num-workers", "1", "--output-dir", str(folder)])
     if identifiers > 1:
         for split in ("train", "test"):
             file = folder / split / "all__puzzle_identifiers.npy"
@@ -175,13 +172,6 @@ def assert_same_end(one: Path, other: Path, atol: float = 0.0) -> None:
     ends = [load_checkpoint(path / "latest", with_trainer=True) for path in (one, other)]
     states = [{"weights": e.weights, "ema": e.ema, "task": e.trainer["task"]} for e in ends]
     torch.testing.assert_close(states[0], states[1], rtol=0, atol=atol)
-
-
-@contextlib.contextmanager
-def counted(function: Callable[..., Any], owner: Any) -> Iterator[mock.Mock]:
-    """Replace a function of `owner` by one that counts its calls."""
-    with mock.patch.object(owner, function.__name__, side_effect=function) as spy:
-        yield spy
 
 
 class Recorder:

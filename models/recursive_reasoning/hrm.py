@@ -38,10 +38,11 @@ class HierarchicalCore(RecursiveCore):
 
     def recurse(self, z: TwoLatents, x: Tensor, call: NetworkCalls) -> TwoLatents:  # x: (B, L, D)
         z_H, z_L = z
-        for _ in range(self.config.H_cycles):
-            for _ in range(self.config.L_cycles):
+        for _ in range(self.depth.H_cycles):
+            for _ in range(self.depth.L_cycles):
                 z_L = call(self.L_level, z_L + (z_H + x))
             z_H = call(self.H_level, z_H + z_L)
+            call.cycle_ended(z_H)
         return TwoLatents(z_H, z_L)
 
 

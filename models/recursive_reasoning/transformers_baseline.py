@@ -41,7 +41,9 @@ class BaselineCore(RecursiveCore):
         return 1
 
     def recurse(self, z: OneLatent, x: Tensor, call: NetworkCalls) -> OneLatent:  # x: (B, L, D)
-        return OneLatent(call(self.H_level, z.z_H + x))
+        z_H = call(self.H_level, z.z_H + x)
+        call.cycle_ended(z_H)
+        return OneLatent(z_H)
 
 
 class BaselineModel(ActModel):

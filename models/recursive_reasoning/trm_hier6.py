@@ -39,10 +39,11 @@ class SixThoughtsCore(RecursiveCore):
 
     def recurse(self, z: SevenLatents, x: Tensor, call: NetworkCalls) -> SevenLatents:  # x: (B, L, D)
         z_H, *thoughts = z
-        for _ in range(self.config.H_cycles):
-            for i in range(self.config.L_cycles):
+        for _ in range(self.depth.H_cycles):
+            for i in range(self.depth.L_cycles):
                 thoughts[i] = call(self.L_level, _sum(thoughts) + (z_H + x))
             z_H = call(self.L_level, z_H + _sum(thoughts))
+            call.cycle_ended(z_H)
         return SevenLatents(z_H, *thoughts)
 
 

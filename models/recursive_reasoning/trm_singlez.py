@@ -24,10 +24,11 @@ class SingleLatentCore(RecursiveCore):
 
     def recurse(self, z: OneLatent, x: Tensor, call: NetworkCalls) -> OneLatent:  # x: (B, L, D)
         (z_L,) = z
-        for _ in range(self.config.H_cycles):
-            for _ in range(self.config.L_cycles):
+        for _ in range(self.depth.H_cycles):
+            for _ in range(self.depth.L_cycles):
                 z_L = call(self.L_level, z_L + x)
             z_L = call(self.L_level, z_L)
+            call.cycle_ended(z_L)
         return OneLatent(z_L)
 
 

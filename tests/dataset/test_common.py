@@ -26,7 +26,9 @@ def test_inverse_undoes_any_transform(rows: int, columns: int, tid: int) -> None
 
 def test_the_eight_transforms_differ() -> None:
     grid = np.arange(6).reshape(2, 3)
-    assert len({(dihedral_transform(grid, tid).shape, dihedral_transform(grid, tid).tobytes()) for tid in range(8)}) == 8
+    assert (
+        len({(dihedral_transform(grid, tid).shape, dihedral_transform(grid, tid).tobytes()) for tid in range(8)}) == 8
+    )
 
 
 @pytest.mark.parametrize("tid", [-1, 8])

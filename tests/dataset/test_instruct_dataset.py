@@ -22,7 +22,7 @@ def make_store(count: int) -> DocumentStore:
         ids = np.full(3 + index % 5, index, dtype=np.int32)
         is_trained = np.zeros(len(ids), dtype=np.bool_)
         ids[0], is_trained[-1] = 0, True
-        builder.extend([(ids, is_trained)])
+        builder.extend(ids, is_trained, np.array([len(ids)]))
     return builder.build()
 
 

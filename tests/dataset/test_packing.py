@@ -24,7 +24,9 @@ def documents(draw: st.DrawFn, max_id: int = 399) -> Document:
 def make_store(members: list[Document], vocab_size: int = 400, chunk: int = 3) -> DocumentStore:
     builder = DocumentStoreBuilder(vocab_size)
     for start in range(0, len(members), chunk):
-        builder.extend((np.array(ids, np.int32), np.array(flags)) for ids, flags in members[start : start + chunk])
+        ids, flags = zip(*members[start : start + chunk], strict=True)
+        lengths = np.array([len(document) for document in ids], dtype=np.int64)
+        builder.extend(np.concatenate(ids).astype(np.int32), np.concatenate(flags), lengths)
     return builder.build()
 
 

@@ -61,11 +61,17 @@ def text(content: str) -> Change:
         (array("labels", lambda a: a[:-1]), "all__labels.npy has 12 rows; expected 13"),
         (array("labels", lambda a: a[0]), r"all__labels.npy holds uint8 of shape \(3,\); expected integers with 2"),
         (array("inputs", lambda a: a.astype(float)), "all__inputs.npy holds float64"),
-        (array("puzzle_indices", set_item(-1, 12)), "puzzle_indices.npy ends with 12; expected 13, the number of examples"),
+        (
+            array("puzzle_indices", set_item(-1, 12)),
+            "puzzle_indices.npy ends with 12; expected 13, the number of examples",
+        ),
         (array("puzzle_indices", set_item(0, 1)), r"puzzle_indices.npy starts with \[1\]"),
         (array("puzzle_indices", set_item(1, 6)), "puzzle_indices.npy goes from 6 to 5 at 1"),
         (array("puzzle_indices", lambda a: np.delete(a, 2)), "has 6 values; expected 6 puzzles"),
-        (array("group_indices", set_item(1, 3)), "group_indices.npy goes from 3 to 3 at 1; expected steps of 1 or more"),
+        (
+            array("group_indices", set_item(1, 3)),
+            "group_indices.npy goes from 3 to 3 at 1; expected steps of 1 or more",
+        ),
         (array("group_indices", lambda a: a[:0]), "group_indices.npy starts with"),
     ],
 )

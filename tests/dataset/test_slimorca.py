@@ -1,5 +1,4 @@
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -7,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
 import dataset.download
+import dataset.encoding
 from dataset.jsonl import UNUSED, LineSplit, numbered_lines
 from dataset.packing import DocumentStore
 from dataset.slimorca import InstructCorpus, SlimOrcaConfig, load_corpus
@@ -77,7 +78,7 @@ def test_without_a_test_ratio_all_is_for_training(write_corpus: Writer, load: Lo
 
 
 @given(
-    blocks=st.lists(st.text("ab\n", max_size=12), max_size=8), seed=st.integers(0, 2**40),
+    blocks=st.lists(st.text("ab\n", min_size=1, max_size=12), max_size=8), seed=st.integers(0, 2**40),
     subset_size=st.none() | st.integers(1, 4), test_ratio=st.sampled_from([0.0, 0.3]),
 )  # fmt: skip
 def test_lines_are_assigned_as_they_are_numbered(
@@ -160,7 +161,6 @@ def test_a_missing_local_file_is_an_error_that_names_the_choices(tmp_path: Path,
     ("line", "problem"),
     [
         (make_lines(1)[0][:-9], "delimiter|Expecting|Unterminated"),
-        ("", "Expecting value"),
         ("[" * 100_000, "recursion"),
         ('{"text": "x"}', "found the fields text, expected 'conversations'"),
         ('{"conversations": [{"from": "tool", "value": "x"}]}', "unknown role 'tool'"),
@@ -194,6 +194,12 @@ def test_records_without_an_answer_are_skipped_and_counted(write_corpus: Writer,
     corpus = load(write_corpus(lines))
     assert set(all_answers(corpus)) == expected_answers(8)
     assert corpus.report.skipped == {"without an answer": 2}
+
+
+def test_blank_lines_are_passed_over(write_corpus: Writer, load: Load) -> None:
+    corpus = load(write_corpus([*make_lines(4), " ", *make_lines(6)[4:], ""]))
+    assert set(all_answers(corpus)) == expected_answers(6)
+    assert corpus.report.records == 6
 
 
 def test_a_record_longer_than_a_row_is_cut_or_its_prompt_is(write_corpus: Writer, load: Load) -> None:
@@ -241,6 +247,37 @@ def test_progress_goes_to_stderr_and_can_be_silenced(
     else:
         total = len(corpus.train) + len(corpus.test)
         assert f"{total}/{total}" in captured.err and "tokenizing" in captured.err
+
+
+# --- several processes
+
+
+@pytest.fixture
+def in_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dataset.encoding, "POOL_PAYS_LINES", 1)
+    monkeypatch.setattr(dataset.encoding, "CHUNK_LINES", 16)
+    monkeypatch.setattr(dataset.encoding, "_num_cores", lambda: 2)
+
+
+def test_several_processes_give_the_same_corpus(
+    write_corpus: Writer, load: Load, request: pytest.FixtureRequest
+) -> None:
+    folder = write_corpus([*make_lines(300), "broken", "", json.dumps(make_record("q", "")), *make_lines(5)])
+    alone = load(folder, on_error="skip")
+    request.getfixturevalue("in_processes")
+    together = load(folder, on_error="skip")
+    for name in ("tokens", "trained_bits", "offsets"):
+        for split in ("train", "test"):
+            assert torch.equal(getattr(getattr(together, split), name), getattr(getattr(alone, split), name))
+    together.report.seconds = alone.report.seconds
+    assert together.report == alone.report
+
+
+@pytest.mark.usefixtures("in_processes")
+def test_an_error_in_a_process_says_its_line(write_corpus: Writer, load: Load) -> None:
+    folder = write_corpus([*make_lines(100), "broken", *make_lines(400)])
+    with pytest.raises(ValueError, match="line 101: Expecting value"):
+        load(folder)
 
 
 # --- the Hub
@@ -334,7 +371,6 @@ def test_a_disk_that_is_full_before_the_download_is_said(
     hub: FakeHub, tmp_path: Path, load: Load, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub_file(hub)
-    monkeypatch.setattr(dataset.download.shutil, "disk_usage", lambda path: os.terminal_size((1, 1)))
     monkeypatch.setattr(dataset.download.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000})())
     with pytest.raises(ValueError, match=r"MB are needed, 0.0 MB are free.*The disk is full.*dataset.data_dir"):
         load(tmp_path)

@@ -69,7 +69,8 @@ def test_everything_saved_comes_back(store, tmp_path):
 
     torch.testing.assert_close(loaded.weights, model, rtol=0, atol=0)
     torch.testing.assert_close(loaded.ema, ema, rtol=0, atol=0)
-    assert loaded.trainer["carry"][0].dtype == torch.bool and loaded.trainer["carry"][1] is None
+    assert isinstance(loaded.trainer["carry"], tuple) and loaded.trainer["carry"][1] is None
+    assert loaded.trainer["carry"][0].dtype == torch.bool
     assert torch.equal(loaded.trainer["rng"], trainer["rng"])
     assert torch.equal(loaded.trainer["optimizer"]["state"][0]["exp_avg"], trainer["optimizer"]["state"][0]["exp_avg"])
     assert (loaded.trainer["name"], loaded.trainer["done"], loaded.trainer["optimizer"]["lr"]) == (

@@ -91,6 +91,17 @@ def test_two_ranks_agree_on_sums_rows_and_flags(tmp_path):
         assert first[key] == second[key], f"the ranks disagree on {key}"
 
 
+def test_buckets_hold_one_type_and_stay_bounded(monkeypatch):
+    monkeypatch.setattr(runtime_module, "BUCKET_BYTES", 32)
+    sizes = {torch.float32: [4, 2, 9, 1, 1], torch.int64: [3, 1]}
+    tensors = [torch.zeros(size, dtype=dtype) for dtype, counts in sizes.items() for size in counts]
+
+    buckets = list(runtime_module._buckets(tensors))
+
+    assert [[len(tensor) for tensor in bucket] for bucket in buckets] == [[4, 2], [9], [1, 1], [3, 1]]
+    assert all(len({tensor.dtype for tensor in bucket}) == 1 for bucket in buckets)
+
+
 def test_one_process_needs_no_process_group(no_accelerator):
     runtime = start_runtime()
     values = [torch.ones(2)]

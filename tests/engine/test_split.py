@@ -4,7 +4,17 @@ import shutil
 
 import pytest
 
-from tests.tiny import assert_same_end, end, flags, halting_weights, logged, pretrain, start, steps_on_disk, write_sudoku
+from tests.tiny import (
+    assert_same_end,
+    end,
+    flags,
+    halting_weights,
+    logged,
+    pretrain,
+    start,
+    steps_on_disk,
+    write_sudoku,
+)
 
 ARCH = {"puzzle_emb_ndim": 32, "halt_exploration_prob": 0.5}
 OPTIONS = {"arch": ARCH, "ema": True, "max_steps": 5, "checkpoint_interval": 3, "epochs": 3, "eval_interval": 3}

@@ -91,7 +91,8 @@ with StopSignal() as stop:
     print("ctrl-c", os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]))
     worker = os.fork()
     if worker == 0:
-        time.sleep(30)
+        time.sleep(3)
+        os._exit(0)
     time.sleep(0.05)
     os.kill(worker, signal.SIGTERM)
     print("terminated", os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]))
@@ -100,7 +101,7 @@ with StopSignal() as stop:
 
 
 def test_forked_workers_leave_ctrl_c_to_their_parent_but_can_be_terminated():
-    with start(FORKED_WORKER, stderr=subprocess.PIPE) as process:
+    with start(FORKED_WORKER, stderr=subprocess.PIPE, start_new_session=True) as process:
         printed, said = process.communicate(timeout=20)
     assert printed.decode().split("\n")[:3] == ["ctrl-c 0", "terminated 143", "parent False"]
     assert said == b""

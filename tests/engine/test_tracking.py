@@ -88,12 +88,13 @@ def run_steps(run_dir: Path, first: int, last: int) -> None:
 
 
 @pytest.mark.parametrize("torn", [b"", b'{"step": 7, "tra', b'{"step": 7}', b"\x00\x00\n", b'{"loss": 1}\n'])
-def test_resumed_file_reads_like_an_uninterrupted_one(tmp_path, torn):
+@pytest.mark.parametrize("first", [4, 7])
+def test_resumed_file_reads_like_an_uninterrupted_one(tmp_path, torn, first):
     run_steps(tmp_path / "whole", 1, 9)
     run_steps(tmp_path / "resumed", 1, 6)
     with (tmp_path / "resumed" / "metrics.jsonl").open("ab") as file:
         file.write(torn)
-    run_steps(tmp_path / "resumed", 4, 9)
+    run_steps(tmp_path / "resumed", first, 9)
 
     resumed, whole = read_lines(tmp_path / "resumed"), read_lines(tmp_path / "whole")
     assert [without_clock(line) for line in resumed] == [without_clock(line) for line in whole]
@@ -105,6 +106,16 @@ def test_lines_before_the_resumed_step_are_not_rewritten(tmp_path):
     before = (tmp_path / "metrics.jsonl").read_bytes()
     open_tracker(tmp_path, resume_step=6).close()
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
+def test_evaluation_that_a_resumed_run_repeats_is_written_once(tmp_path):
+    run_steps(tmp_path, 1, 6)
+    tracker = open_tracker(tmp_path, resume_step=6, resume_before_evaluation=True)
+    assert without_clock(read_lines(tmp_path)[-1]) == {"step": 6, "train/lm_loss": 1 / 6}
+    tracker.log({"all/lm_loss": 2 / 6}, step=6)
+    tracker.close()
+
+    assert [line["step"] for line in read_lines(tmp_path)] == [1, 2, 3, 3, 4, 5, 6, 6]
 
 
 def test_new_run_in_an_old_folder_keeps_the_old_metrics(tmp_path):
@@ -179,8 +190,8 @@ def test_wandb_is_offline_by_default_and_resumes_its_run(tmp_path, monkeypatch):
         tracker.close()
 
     run_id = (tmp_path / "wandb_id").read_text()
-    offline_runs = list((tmp_path / "wandb").glob("offline-run-*"))
-    assert offline_runs and all(path.name.endswith(run_id) for path in offline_runs)
+    written = {path.name for path in (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")}
+    assert written == {f"run-{run_id}.wandb"}
 
 
 def test_wandb_that_dies_in_the_middle_costs_no_metrics(tmp_path, capfd, monkeypatch):

@@ -78,6 +78,8 @@ def test_the_loop_equals_the_reference_step_by_step(tmp_path):
 
     expected = [metrics for metrics in info["train_metrics"] if metrics]
     for line, metrics in zip(run.tracker.lines, expected, strict=True):
+        # The reference divides the count by itself; here it is the number of rows that ended.
+        metrics["train/count"] = data[f"train{line['step']}/halted"].sum()
         assert {key: value for key, value in line.items() if key in metrics} == pytest.approx(metrics, **METRIC)
     for name, parameter in run.task.head.named_parameters():
         np.testing.assert_allclose(sample(parameter), data[f"final/param.{name}"], **WEIGHT, err_msg=name)
@@ -139,21 +141,22 @@ def test_a_step_that_is_not_finite_changes_nothing(spoil):
         torch.testing.assert_close(everything(run), before, rtol=0, atol=0)
 
 
-def test_clipping_bounds_the_norm_of_the_whole_gradient():
-    data, seen = arrays("train_loop.npz"), []
-    for clip in (None, 0.25):
-        run = reference_run(None, plan=Plan(total_steps=5, iterations=1, log_interval=1, grad_clip=clip))
-        honest = run.optimizers.step
-        with mock.patch.object(
-            run.optimizers, "step", lambda step: seen.append(norm_of(run.optimizers.dense_gradients())) or honest(step)
-        ):
-            train_step(run, train_items(data, 1)[0])
-        assert run.tracker.lines[0]["train/grad_norm"] == pytest.approx(seen[0], rel=1e-5), "logged before clipping"
-    assert seen[0] > 0.3 and seen[1] == pytest.approx(0.25, rel=1e-5)
+@pytest.mark.parametrize(("clip", "used"), [(None, None), (0.25, 0.25), (1e6, None)])
+def test_clipping_bounds_the_norm_of_the_whole_gradient(clip, used):
+    run = reference_run(None, plan=Plan(total_steps=5, iterations=1, log_interval=1, grad_clip=clip))
+    honest, norms = run.optimizers.step, []
 
+    def measured(step):
+        norms.append(
+            sum(float(gradient.double().square().sum()) for gradient in run.optimizers.dense_gradients()) ** 0.5
+        )
+        return honest(step)
 
-def norm_of(tensors) -> float:
-    return math.sqrt(sum(float(tensor.double().square().sum()) for tensor in tensors))
+    with mock.patch.object(run.optimizers, "step", measured):
+        train_step(run, train_items(arrays("train_loop.npz"), 1)[0])
+    found = run.tracker.lines[0]["train/grad_norm"]
+    assert found > 0.3, "what is logged is the norm before clipping"
+    assert norms == [pytest.approx(used or found, rel=1e-5)]
 
 
 class Spoiled:
@@ -195,7 +198,7 @@ def test_best_and_latest_are_kept(tmp_path, metric, values, best):
     with scripted(*values, metric=metric):
         ended = pretrain(flags(data, run_dir, epochs=4, eval_interval=1, keep_last=1, best_metric=metric))
     assert ended.code == 0, ended.err
-    assert steps_on_disk(run_dir) == [best, 12] or best == 6 and steps_on_disk(run_dir) == [6, 12]
+    assert steps_on_disk(run_dir) == [best, 12]
     assert (run_dir / "best").resolve() == run_dir / f"step_{best}"
     assert (run_dir / "latest").resolve() == run_dir / "step_12"
 

@@ -1,0 +1,51 @@
+"""Checks a whole config at the border: the run's own options and those of every class that it names."""
+
+from typing import Any
+
+from engine.registry import load_model_class
+from engine.schema import ConfigError, InstructConfig, RunConfig, parse
+from models.act import ActModel
+from models.losses import ACTLossHead
+from models.text_loss import TextLossHead
+
+GIVEN_BY_DATA = {"batch_size": 1, "seq_len": 1, "vocab_size": 1, "num_puzzle_identifiers": 1}
+
+
+def check(config_class: type[RunConfig], data: dict[str, Any]) -> RunConfig:
+    """The typed config; otherwise ONE error with every problem of the run's options and of the architecture's."""
+    config, problems = parse(config_class, data)
+    arch = data.get("arch")
+    if isinstance(arch, dict):
+        problems += arch_problems({key: value for key, value in arch.items() if key != "loss"})
+        head_class = TextLossHead if issubclass(config_class, InstructConfig) else ACTLossHead
+        problems += class_problems(arch.get("loss"), "models.", head_class)
+    evaluators = data.get("evaluators")
+    for choice in evaluators if isinstance(evaluators, list) else []:
+        problems += class_problems(choice, "evaluators.", object)
+    if problems or config is None:
+        raise ConfigError(problems)
+    return config
+
+
+def class_problems(choice: Any, prefix: str, expected: type) -> list[str]:
+    """Why the class that `choice` names cannot be taken."""
+    name = choice.get("name") if isinstance(choice, dict) else None
+    if not isinstance(name, str):
+        return []
+    try:
+        found = load_model_class(name, prefix)
+    except ValueError as error:
+        return [str(error)]
+    return [] if issubclass(found, expected) else [f"{name!r} is no {expected.__name__}. Choose a class that is one"]
+
+
+def arch_problems(arch: dict[str, Any]) -> list[str]:
+    """What the model's own config class says of its options, before any data is known."""
+    problems = class_problems(arch, "models.", ActModel)
+    if problems or not isinstance(arch.get("name"), str):
+        return problems
+    model_class: type[ActModel] = load_model_class(arch["name"])
+    options = {key: value for key, value in arch.items() if key != "name"}
+    chosen = sorted(GIVEN_BY_DATA.keys() & options.keys())
+    problems += [f"arch.{key}: comes from the data and cannot be chosen. Leave it out" for key in chosen]
+    return problems + parse(model_class.config_class, options | GIVEN_BY_DATA, prefix="arch.")[1]

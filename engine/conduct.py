@@ -1,0 +1,153 @@
+"""Carries out a composed run: from scratch or from its latest checkpoint, under signal control, to its last report."""
+
+import json
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import nn
+
+from engine.checkpoint import CheckpointStore
+from engine.checkpoint_load import load_weights
+from engine.evaluate import Report, evaluate
+from engine.optim import OptimizerSet
+from engine.run_folder import RunFolder, latest_checkpoint, tell
+from engine.runtime import Runtime
+from engine.schema import RunConfig
+from engine.stopping import StopSignal
+from engine.task import Task
+from engine.tracking import Tracker
+from engine.train import Plan, Run, RunData, TrainState, fit, restore
+from models.ema import WeightAverage
+
+
+def plan_of(config: RunConfig, total_steps: int, iterations: int) -> Plan:
+    return Plan(
+        total_steps=total_steps,
+        iterations=iterations,
+        first_eval_iteration=config.min_eval_interval + 1,
+        save_every_eval=config.checkpoint_every_eval,
+        save_interval=config.checkpoint_interval,
+        log_interval=config.log_interval,
+        grad_clip=config.grad_clip,
+        max_bad_steps=config.max_bad_steps,
+        best_metric=config.best_metric,
+        save_outputs=config.eval_save_outputs,
+    )
+
+
+def train(
+    config: RunConfig,
+    folder: RunFolder,
+    task: Task,
+    data: RunData,
+    optimizers: OptimizerSet,
+    plan: Plan,
+    runtime: Runtime,
+    files: Sequence[Path] = (),
+) -> None:
+    """Fit from scratch or from the latest checkpoint, under signal control."""
+    average = WeightAverage(task.module, config.ema_rate) if config.ema else None
+    store = CheckpointStore(folder.path, config.keep_last) if runtime.is_main else None
+    checkpoint = None
+    if config.resume:
+        checkpoint = latest_checkpoint(folder.path, runtime)
+        if checkpoint is not None:
+            load_weights(task.module, checkpoint.weights, source=str(checkpoint.path))
+    saved = TrainState(**checkpoint.trainer["state"]) if checkpoint is not None and checkpoint.trainer else TrainState()
+    tracker = Tracker(
+        folder.path,
+        backends=config.tracker,
+        project=folder.project,
+        run_name=folder.name,
+        config=config.model_dump(mode="json"),
+        total_steps=plan.total_steps,
+        resume_step=saved.step,
+        resume_before_evaluation=saved.batches_done > 0,
+        enabled=runtime.is_main,
+    )
+    run = Run(
+        task=task,
+        data=data,
+        optimizers=optimizers,
+        plan=plan,
+        runtime=runtime,
+        tracker=tracker,
+        store=store,
+        run_dir=folder.path,
+        config_yaml=folder.config_yaml,
+        average=average,
+        meta=parameter_counts(task.module),
+        files=files,
+    )
+    if checkpoint is not None and checkpoint.trainer is not None:
+        restore(run, checkpoint.trainer, checkpoint.ema)
+        tell(runtime, f"resumed from {checkpoint.path}")
+    try:
+        with StopSignal() as stop:
+            started = time.monotonic()
+            report = fit(run, stop)
+            if store is not None:
+                store.wait()
+    finally:
+        tracker.close()
+    if not plan.is_over(run.state):
+        tell(runtime, f"stopped after step {run.state.step}; go on with: {resume_command(folder)}")
+        return
+    tell(runtime, f"done: {run.state.step - saved.step} steps in {time.monotonic() - started:.0f} s, see {folder.path}")
+    if report is not None:
+        show_report(report, runtime)
+
+
+def resume_command(folder: RunFolder) -> str:
+    """The command that was typed, and what it takes to go on."""
+    kept = [a for a in sys.argv[1:] if not a.lstrip("+").startswith(("resume=", "run_name=", "checkpoint_path="))]
+    arguments = [a.removeprefix("++") for a in kept]
+    where = f"checkpoint_path={folder.path}"
+    return shlex.join(["python", sys.argv[0], *arguments, where, "resume=true"])
+
+
+def evaluate_only(config: RunConfig, task: Task, data: RunData, runtime: Runtime, output_dir: Path) -> Report:
+    if data.eval_items is None:
+        raise ValueError(
+            "eval_only=true, but there is no held-out data. Name a data set with a test split in data_paths_test."
+        )
+    return evaluate(
+        task,
+        data.eval_items(),
+        data.eval_sets,
+        runtime,
+        evaluators=data.evaluators,
+        save_outputs=config.eval_save_outputs,
+        output_dir=output_dir if config.eval_save_outputs or data.evaluators else None,
+        label="eval",
+    )
+
+
+def parameter_counts(module: nn.Module) -> dict[str, int]:
+    """The recursive trunk, and the tables and heads whose size is that of the vocabulary or of the puzzle list."""
+    trunk = sum(p.numel() for name, p in module.named_parameters() if "_level." in name)
+    total = sum(p.numel() for p in module.parameters())
+    puzzles = sum(b.numel() for name, b in module.named_buffers() if name.endswith("puzzle_emb.weights"))
+    return {
+        "parameters_trunk": trunk,
+        "parameters_embedding_and_heads": total - trunk,
+        "parameters_puzzle_table": puzzles,
+    }
+
+
+def describe(module: nn.Module, runtime: Runtime) -> str:
+    counts = parameter_counts(module)
+    numbers = ", ".join(
+        f"{counts[key]:,} {key.removeprefix('parameters_').replace('_', ' ')}" for key in counts if counts[key]
+    )
+    ranks = f", {runtime.world_size} ranks" if runtime.world_size > 1 else ""
+    return f"parameters: {numbers}; device {runtime.device}{ranks}, compile {'on' if runtime.use_compile else 'off'}"
+
+
+def show_report(report: Report, runtime: Runtime) -> None:
+    """The result of a program: one JSON object on stdout."""
+    if runtime.is_main:
+        print(json.dumps(report))

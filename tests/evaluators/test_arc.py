@@ -1,0 +1,177 @@
+"""ARC votes and scores: equal to the reference, the same on one rank and on several."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dataset.arc_grids import to_tokens
+from dataset.common import Batch, PuzzleDatasetMetadata
+from dataset.puzzle_files import open_split
+from evaluators.arc import ARC
+from tests.dataset.puzzle_samples import parity_arrays, parity_json, write_parity_dataset, write_small_dataset
+
+ROOT = Path(__file__).parents[2]
+CASES = parity_json("arc_evaluator")
+BATCH = 5
+
+
+@pytest.fixture(scope="module")
+def arc(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_parity_dataset(tmp_path_factory.mktemp("parity") / "arc", "arc/default")
+
+
+@pytest.fixture
+def metadata(arc: Path) -> PuzzleDatasetMetadata:
+    return open_split(arc, "test").metadata
+
+
+def golden_batches(arc: Path, rows: list[int], right: bool = False, shift: int = 0) -> list[tuple[Batch, Batch]]:
+    """The golden predictions (or the true grids) in batches; the last one is padded with blank rows that are sure."""
+    golden = parity_arrays("arc_evaluator")
+    stored = open_split(arc, "test").sets["all"]
+    arrays = {
+        "inputs": stored.inputs.astype(np.int32),
+        "puzzle_identifiers": golden["puzzle_identifiers"] + shift,
+        "preds": (stored.labels if right else golden["preds"]).astype(np.int32),
+        "q_halt_logits": golden["q_halt_logits"],
+    }
+    batches = []
+    for start in range(0, len(rows), BATCH):
+        chosen = rows[start : start + BATCH]
+        parts = {}
+        for key, values in arrays.items():
+            blank = 9.0 if key == "q_halt_logits" else 0
+            parts[key] = np.full((BATCH, *values.shape[1:]), blank, dtype=values.dtype)
+            parts[key][: len(chosen)] = values[chosen]
+        tensors = {key: torch.from_numpy(part) for key, part in parts.items()}
+        outputs = {key: tensors.pop(key) for key in ("preds", "q_halt_logits")}
+        batches.append((tensors, outputs))
+    return batches
+
+
+def evaluate(evaluator: ARC, batches: list[tuple[Batch, Batch]], save_path: Path | None = None) -> dict[str, float]:
+    evaluator.begin_eval()
+    for batch, outputs in batches:
+        evaluator.update_batch(batch, outputs)
+    result = evaluator.result(save_path, rank=0, world_size=1)
+    assert result is not None
+    return result
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_scores_and_submission_equal_the_reference(
+    arc: Path, metadata: PuzzleDatasetMetadata, tmp_path: Path, case: str
+) -> None:
+    golden = CASES[case]
+    evaluator = ARC(str(arc), metadata, **golden["args"])
+    if golden["repeats"] == 2:
+        assert evaluate(evaluator, golden_batches(arc, golden["rows"], right=True))["ARC/pass@1"] == 1
+    result = evaluate(evaluator, golden_batches(arc, golden["rows"]), tmp_path / "new" / "folder")
+    assert result == golden["result"]
+    assert json.loads((tmp_path / "new" / "folder" / "submission.json").read_text()) == golden["submission"]
+
+
+def test_blank_row_is_left_out_wherever_it_stands(arc: Path, metadata: PuzzleDatasetMetadata) -> None:
+    """A confidence belongs to its row, also behind a blank one."""
+    golden = CASES["default"]
+    batches = golden_batches(arc, golden["rows"])
+    turned = [tuple({key: value.flip(0) for key, value in part.items()} for part in pair) for pair in reversed(batches)]
+    blank_first = evaluate(ARC(arc, metadata), turned)
+    whole = golden_batches(arc, golden["rows"][::-1])
+    assert blank_first == evaluate(ARC(arc, metadata), whole) == golden["result"]
+
+
+def test_confidence_breaks_ties_and_count_goes_first(
+    arc: Path, metadata: PuzzleDatasetMetadata, tmp_path: Path
+) -> None:
+    names = json.loads((arc / "identifiers.json").read_text())
+    puzzle = open_split(arc, "test").sets["all"]
+    plain = names.index("bb01")
+    (row,) = np.flatnonzero(parity_arrays("arc_evaluator")["puzzle_identifiers"] == plain)
+    grids = [np.full((2, 2), colour) for colour in (1, 2, 3, 3)]
+    batch = {
+        "inputs": torch.from_numpy(np.stack([puzzle.inputs[row]] * 4).astype(np.int32)),
+        "puzzle_identifiers": torch.tensor([plain] * 4),
+    }
+    outputs = {
+        "preds": torch.from_numpy(np.stack([to_tokens(grid) for grid in grids]).astype(np.int32)),
+        "q_halt_logits": torch.tensor([0.0, 4.0, -5.0, -5.0]),
+    }
+    evaluate(ARC(arc, metadata, submission_K=3), [(batch, outputs)], tmp_path)
+    (attempts,) = json.loads((tmp_path / "submission.json").read_text())["bb01"]
+    assert [attempts[f"attempt_{k}"][0][0] for k in (1, 2, 3)] == [3, 2, 1]
+
+
+def test_answers_missing_for_one_input_keep_their_place(
+    arc: Path, metadata: PuzzleDatasetMetadata, tmp_path: Path
+) -> None:
+    right = golden_batches(arc, list(range(24)), right=True)
+    puzzles = json.loads((arc / "test_puzzles.json").read_text())
+    first = to_tokens(np.array(puzzles["bb02"]["test"][0]["input"]))
+    plain = json.loads((arc / "identifiers.json").read_text()).index("bb02")
+    kept = []
+    for batch, outputs in right:
+        mine = (batch["puzzle_identifiers"] == plain) & (batch["inputs"] != torch.from_numpy(first)).any(dim=1)
+        kept.append(({k: v[mine] for k, v in batch.items()}, {k: v[mine] for k, v in outputs.items()}))
+    result = evaluate(ARC(arc, metadata), kept, tmp_path)
+    submission = json.loads((tmp_path / "submission.json").read_text())
+    assert submission["bb02"][0] == {"attempt_1": [[0]], "attempt_2": [[0]]}
+    assert submission["bb02"][1]["attempt_1"] == puzzles["bb02"]["test"][1]["output"]
+    assert result["ARC/pass@1"] == pytest.approx(0.5 / 3)
+
+
+def test_shifted_and_foreign_identifiers(arc: Path, metadata: PuzzleDatasetMetadata) -> None:
+    shifted = golden_batches(arc, CASES["default"]["rows"], shift=100)
+    assert evaluate(ARC(arc, metadata, identifier_offset=100), shifted) == CASES["default"]["result"]
+    assert set(evaluate(ARC(arc, metadata), shifted).values()) == {0.0}
+
+
+def test_nothing_predicted_scores_nothing(arc: Path, metadata: PuzzleDatasetMetadata, tmp_path: Path) -> None:
+    assert set(evaluate(ARC(arc, metadata), [], tmp_path).values()) == {0.0}
+    assert set(map(str, json.loads((tmp_path / "submission.json").read_text()).values())) == {"[]"}
+
+
+def test_output_that_is_missing_is_named(arc: Path, metadata: PuzzleDatasetMetadata) -> None:
+    ((batch, outputs),) = golden_batches(arc, [0])
+    del outputs["q_halt_logits"]
+    with pytest.raises(ValueError, match="needs q_halt_logits, which the model did not return"):
+        ARC(arc, metadata).update_batch(batch, outputs)
+
+
+def test_data_set_without_test_puzzles_is_refused(tmp_path: Path, metadata: PuzzleDatasetMetadata) -> None:
+    with pytest.raises(ValueError, match="test_puzzles.json does not exist, but the ARC evaluator needs it"):
+        ARC(write_small_dataset(tmp_path / "d"), metadata)
+
+
+def rank_main(rank: int, world_size: int, arc: Path, folder: Path) -> None:
+    """One process of the test below: every rank takes its share of each batch."""
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=world_size
+    )
+    evaluator = ARC(arc, open_split(arc, "test").metadata)
+    evaluator.begin_eval()
+    for whole in golden_batches(arc, list(range(24))):
+        share = slice(0, 3) if rank == 0 else slice(3, BATCH)
+        evaluator.update_batch(*({key: value[share] for key, value in part.items()} for part in whole))
+    result: Any = evaluator.result(folder / "out", rank, world_size)
+    (folder / f"rank{rank}.json").write_text(json.dumps(result))
+    torch.distributed.destroy_process_group()
+
+
+def test_two_ranks_give_what_one_gives(arc: Path, tmp_path: Path) -> None:
+    program = "import sys; from pathlib import Path; from tests.evaluators.test_arc import rank_main; "
+    program += "rank_main(int(sys.argv[1]), 2, Path(sys.argv[2]), Path(sys.argv[3]))"
+    ranks = [
+        subprocess.Popen([sys.executable, "-c", program, str(rank), str(arc), str(tmp_path)], cwd=ROOT)
+        for rank in range(2)
+    ]
+    assert [process.wait(timeout=120) for process in ranks] == [0, 0]
+    assert json.loads((tmp_path / "rank0.json").read_text()) == CASES["default"]["result"]
+    assert json.loads((tmp_path / "rank1.json").read_text()) is None
+    assert json.loads((tmp_path / "out" / "submission.json").read_text()) == CASES["default"]["submission"]
