@@ -14,6 +14,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -57,7 +58,6 @@ class HubFile:
             disable=not progress,
         ) as bar:  # fmt: skip
             self._extend(self.size, bar.update)
-        self._finish()
         return self.target
 
     def blocks(self) -> Iterator[bytes]:
@@ -70,7 +70,6 @@ class HubFile:
                 if file.tell() >= self.size:
                     break
                 self._extend(min(file.tell() + HEAD_STEP_BYTES, self.size))
-        self._finish()
 
     def open(self) -> BinaryIO:
         """What is there so far."""
@@ -80,25 +79,32 @@ class HubFile:
             return open(self.target, "rb")
 
     def _extend(self, stop: int, on_bytes: Callable[[int], Any] = lambda count: None) -> None:
-        """Let the part file hold at least `stop` bytes."""
+        """Let the part file hold at least `stop` bytes; one that has all becomes the target."""
+        folder = self.target.parent
         try:
-            self.target.parent.mkdir(parents=True, exist_ok=True)
-            with open(self.part, "ab") as out:
-                _lock(out.fileno())  # several processes of one machine may start at once
-                if self.is_complete:  # another one was faster
-                    self.part.unlink(missing_ok=True)
-                    return
-                have = os.fstat(out.fileno()).st_size
-                needed, free = stop - have, shutil.disk_usage(self.target.parent).free
-                if needed > free:
-                    raise OSError(errno.ENOSPC, f"{_megabytes(needed)} are needed, {_megabytes(free)} are free")
-                for block in self._from_network(have, stop):
-                    out.write(block)
-                    out.flush()
-                    on_bytes(len(block))
-                os.fsync(out.fileno())
+            folder.mkdir(parents=True, exist_ok=True)
+            with _locked(folder):  # several processes of one machine may start at once
+                if not self.is_complete:
+                    self._append(stop, on_bytes)
+                    if stop == self.size:
+                        self._check()
+                        os.replace(self.part, self.target)
+                if self.is_complete:
+                    _description(self.target).unlink(missing_ok=True)
         except OSError as error:  # of the disk; those of the network are turned into ValueError below
             raise _disk_error(self.part, error) from error
+
+    def _append(self, stop: int, on_bytes: Callable[[int], Any]) -> None:
+        with open(self.part, "ab") as out:
+            have = os.fstat(out.fileno()).st_size
+            needed, free = stop - have, shutil.disk_usage(self.target.parent).free
+            if needed > free:
+                raise OSError(errno.ENOSPC, f"{_megabytes(needed)} are needed, {_megabytes(free)} are free")
+            for block in self._from_network(have, stop):
+                out.write(block)
+                out.flush()
+                on_bytes(len(block))
+            os.fsync(out.fileno())
 
     def _from_network(self, start: int, stop: int) -> Iterator[bytes]:
         position, failures = start, 0
@@ -122,26 +128,22 @@ class HubFile:
                     ) from error
                 time.sleep(RETRY_SECONDS[failures - 1])
 
-    def _finish(self) -> None:
-        if self.is_complete:
-            return
-        with self.open() as file:
+    def _check(self) -> None:
+        with open(self.part, "rb") as file:
+            found = os.fstat(file.fileno()).st_size
             digest = _sha256(file) if self.sha256 else None
-            found = file.tell() if self.sha256 else os.fstat(file.fileno()).st_size
         if found != self.size or digest != self.sha256:
-            self.part.unlink(missing_ok=True)
+            self.part.unlink()
             raise ValueError(
                 f"The download of {self.url} is damaged: {found} bytes with SHA-256 {digest}, expected {self.size} "
                 f"bytes with {self.sha256}. It was deleted; run again to fetch it anew."
             )
-        os.replace(self.part, self.target)
-        _description(self.target).unlink(missing_ok=True)
 
 
 def find_hub_file(repo: str, choose: Callable[[list[str]], str], target: Path, repo_type: str = "datasets") -> HubFile:
     """The file of `repo` that `choose` picks from the list of names, or the one whose download `target` began."""
     description = _description(target)
-    if description.exists():
+    with suppress(FileNotFoundError, NotADirectoryError):
         return HubFile(**json.loads(description.read_text()), target=target)
     api = f"{_endpoint()}/api/{repo_type}/{repo}/revision/main?blobs=true"
     try:
@@ -224,11 +226,20 @@ def _skip(response: http.client.HTTPResponse, count: int) -> None:
         count -= len(block)
 
 
-def _lock(file_descriptor: int) -> None:
-    if sys.platform != "win32":
-        import fcntl
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Only one process of this machine at a time; on Windows, where training has one process, nothing."""
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
 
-        fcntl.flock(file_descriptor, fcntl.LOCK_EX)  # given back when the file is closed
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)  # gives the lock back
 
 
 def _sha256(file: BinaryIO) -> str:

@@ -101,7 +101,10 @@ def _on_hub(config: SlimOrcaConfig, progress: bool) -> Path | HubFile:
             f"No corpus in {config.data_dir}: expected one of {', '.join(LOCAL_NAMES)}. Put the file there, or set "
             f"dataset.source=hub to download {HUB_REPO}, or dataset.source=sample for the built-in corpus."
         )
-    file = find_hub_file(HUB_REPO, _choose_jsonl, Path(config.data_dir) / LOCAL_NAMES[0])
+    target = Path(config.data_dir) / LOCAL_NAMES[0]
+    if target.exists():
+        return target
+    file = find_hub_file(HUB_REPO, _choose_jsonl, target)
     return file if config.subset_size is not None else file.fetch(progress)
 
 

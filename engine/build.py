@@ -3,6 +3,8 @@
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,6 +16,7 @@ from dataset.packing import DocumentStore
 from dataset.puzzle_dataset import PuzzleDataset, PuzzleDatasetConfig
 from dataset.slimorca import SlimOrcaConfig, load_corpus
 from dataset.tokenization import Tokenizer
+from engine.carried_text import CarriedTextTask
 from engine.checkpoint_load import load_checkpoint, load_weights
 from engine.evaluate import Evaluator
 from engine.optim import OptimizerSet, Schedule, SparseSignSGD, network_optimizer
@@ -62,8 +65,8 @@ def start_from(head: nn.Module, source: str) -> list[str]:
     return [f"weights from {checkpoint.path}{', averaged ones' if averaged else ''}", *notices]
 
 
-def build_task(config: RunConfig, head: ACTLossHead, runtime: Runtime) -> RecursiveTask:
-    return RecursiveTask(head, runtime, seed=config.seed, micro_batches=config.gradient_accumulation_steps)
+def build_task(config: RunConfig, head: ACTLossHead, runtime: Runtime, total_steps: int) -> RecursiveTask:
+    return RecursiveTask(head, runtime, config.seed, config.gradient_accumulation_steps, total_steps)
 
 
 def build_optimizers(
@@ -104,11 +107,12 @@ class PuzzleSource:
 
 
 def build_puzzles(config: PretrainConfig, runtime: Runtime) -> PuzzleSource:
-    """Open the data sets; the held-out ones are the `test` splits of the training folders unless others are named."""
+    """Open the data sets; held out are the `test` splits of the training folders, if any, unless others are named."""
     check_batch_shares(config, runtime)
     epochs_per_iteration = config.eval_interval or config.epochs
     train = open_puzzles(config, runtime, "train", config.data_paths, epochs_per_iteration)
-    test = open_puzzles(config, runtime, "test", config.data_paths_test or config.data_paths, 1)
+    held_out = config.data_paths_test or [path for path in config.data_paths if (Path(path) / "test").is_dir()]
+    test = open_puzzles(config, runtime, "test", held_out, 1) if held_out else None
     metadata = train.metadata
     estimate = config.epochs * metadata.total_groups * metadata.mean_puzzle_examples / config.global_batch_size
     total_steps = min(int(estimate), config.max_steps or int(estimate))
@@ -121,9 +125,9 @@ def build_puzzles(config: PretrainConfig, runtime: Runtime) -> PuzzleSource:
         metadata=metadata,
         data=RunData(
             train_items=train_items,
-            eval_items=lambda: loader(test, config, runtime),
-            eval_sets=test.metadata.sets,
-            evaluators=build_evaluators(config, test.metadata),
+            eval_items=None if test is None else lambda: loader(test, config, runtime),
+            eval_sets=() if test is None else test.metadata.sets,
+            evaluators=() if test is None else build_evaluators(config, held_out, test.metadata),
         ),
         total_steps=max(total_steps, 1),
         iterations=config.epochs // epochs_per_iteration,
@@ -158,8 +162,9 @@ def open_puzzles(
     )
 
 
-def build_evaluators(config: PretrainConfig, metadata: PuzzleDatasetMetadata) -> Sequence[Evaluator]:
-    paths = config.data_paths_test or config.data_paths
+def build_evaluators(
+    config: PretrainConfig, paths: Sequence[str], metadata: PuzzleDatasetMetadata
+) -> Sequence[Evaluator]:
     make: Callable[..., Evaluator]
     evaluators = []
     for choice in config.evaluators:
@@ -175,7 +180,8 @@ class TextSource:
     metadata: PuzzleDatasetMetadata
     data: RunData
     tokenizer: Tokenizer
-    total_steps: int
+    total_steps: int  # with recursion=carry the expected number, which the data may exceed
+    total_rows: int
     iterations: int
 
 
@@ -188,7 +194,10 @@ def build_text(config: InstructConfig, runtime: Runtime, *, train: bool = True, 
         print(corpus.report.summary(), file=sys.stderr)
     stores = {"train": corpus.train, "test": corpus.test}
     reader = text_reader(config, corpus.tokenizer, stores["train"], runtime, is_test=False) if train else None
+    rows = config.epochs * reader.metadata.num_rows if reader is not None else 1
     steps = config.epochs * reader.metadata.num_batches if reader is not None else 1
+    if config.arch.options.get("recursion") == "carry":
+        steps = max(1, round(rows * expected_depth(config.arch.options) / config.global_batch_size))
     judged = text_reader(config, corpus.tokenizer, stores[held_out], runtime, is_test=True)
 
     def train_items(iteration: int, batches_done: int) -> Iterable[LoaderItem]:
@@ -205,8 +214,16 @@ def build_text(config: InstructConfig, runtime: Runtime, *, train: bool = True, 
         ),
         tokenizer=corpus.tokenizer,
         total_steps=min(steps, config.max_steps or steps),
+        total_rows=rows,
         iterations=config.epochs // (config.eval_interval or config.epochs),
     )
+
+
+def expected_depth(arch: dict[str, Any]) -> float:
+    """Supervision steps of a row under the halting policy; how early a learned one halts is not known ahead."""
+    if arch.get("halt_policy") != "sampled":
+        return float(arch["halt_max_steps"])
+    return float(min(arch.get("halt_mean_steps", 1.0), arch["halt_max_steps"]))
 
 
 def text_reader(
@@ -255,15 +272,16 @@ def build_text_head(config: InstructConfig, metadata: PuzzleDatasetMetadata, run
 
 def build_text_task(config: InstructConfig, head: TextLossHead, source: TextSource, runtime: Runtime) -> TextTask:
     sizes = [len(source.tokenizer.piece_bytes(i)) for i in range(source.tokenizer.vocab_size)]
-    return TextTask(
-        head,
-        runtime,
-        seed=config.seed,
-        total_steps=source.total_steps,
-        micro_batches=config.gradient_accumulation_steps,
-        reduction=config.loss.reduction,
-        piece_bytes=torch.tensor(sizes),
-    )
+    settings: dict[str, Any] = {
+        "seed": config.seed,
+        "total_steps": source.total_steps,
+        "micro_batches": config.gradient_accumulation_steps,
+        "reduction": config.loss.reduction,
+        "piece_bytes": torch.tensor(sizes),
+    }
+    if head.model.config.recursion == "carry":
+        return CarriedTextTask(head, runtime, total_rows=source.total_rows, **settings)
+    return TextTask(head, runtime, **settings)
 
 
 def loader(dataset: IterableDataset[LoaderItem], config: RunConfig, runtime: Runtime) -> Iterable[LoaderItem]:

@@ -1,14 +1,16 @@
 """Checks a whole config at the border: the run's own options and those of every class that it names."""
 
+import inspect
 from typing import Any
 
 from engine.registry import load_model_class
-from engine.schema import ConfigError, InstructConfig, RunConfig, parse
+from engine.schema import ConfigError, InstructConfig, RunConfig, nearest, parse
 from models.act import ActModel
 from models.losses import ACTLossHead
 from models.text_loss import TextLossHead
 
 GIVEN_BY_DATA = {"batch_size": 1, "seq_len": 1, "vocab_size": 1, "num_puzzle_identifiers": 1}
+GIVEN_TO_EVALUATORS = {"data_path", "eval_metadata"}
 
 
 def check(config_class: type[RunConfig], data: dict[str, Any]) -> RunConfig:
@@ -21,7 +23,7 @@ def check(config_class: type[RunConfig], data: dict[str, Any]) -> RunConfig:
         problems += class_problems(arch.get("loss"), "models.", head_class)
     evaluators = data.get("evaluators")
     for choice in evaluators if isinstance(evaluators, list) else []:
-        problems += class_problems(choice, "evaluators.", object)
+        problems += class_problems(choice, "evaluators.", object) or evaluator_problems(choice)
     if problems or config is None:
         raise ConfigError(problems)
     return config
@@ -37,6 +39,15 @@ def class_problems(choice: Any, prefix: str, expected: type) -> list[str]:
     except ValueError as error:
         return [str(error)]
     return [] if issubclass(found, expected) else [f"{name!r} is no {expected.__name__}. Choose a class that is one"]
+
+
+def evaluator_problems(choice: Any) -> list[str]:
+    """Which options its class does not know."""
+    if not isinstance(choice, dict) or not isinstance(choice.get("name"), str):
+        return []
+    known = inspect.signature(load_model_class(choice["name"], "evaluators.")).parameters.keys() - GIVEN_TO_EVALUATORS
+    unknown = choice.keys() - known - {"name"}
+    return [f"evaluators.{key}: unknown key of {choice['name']}{nearest(key, known)}" for key in sorted(unknown)]
 
 
 def arch_problems(arch: dict[str, Any]) -> list[str]:

@@ -23,9 +23,11 @@ from engine.train import Plan, Run, RunData, TrainState, fit, restore
 from models.ema import WeightAverage
 
 
-def plan_of(config: RunConfig, total_steps: int, iterations: int) -> Plan:
+def plan_of(config: RunConfig, total_steps: int, iterations: int, may_exceed: bool = False) -> Plan:
+    """`may_exceed`: the number of steps is an estimate, and the run ends with its data."""
     return Plan(
-        total_steps=total_steps,
+        total_steps=(config.max_steps or sys.maxsize) if may_exceed else total_steps,
+        expected_steps=total_steps,
         iterations=iterations,
         first_eval_iteration=config.min_eval_interval + 1,
         save_every_eval=config.checkpoint_every_eval,
@@ -63,7 +65,7 @@ def train(
         project=folder.project,
         run_name=folder.name,
         config=config.model_dump(mode="json"),
-        total_steps=plan.total_steps,
+        total_steps=plan.expected_steps,
         resume_step=saved.step,
         resume_before_evaluation=saved.batches_done > 0,
         enabled=runtime.is_main,
@@ -85,6 +87,8 @@ def train(
     if checkpoint is not None and checkpoint.trainer is not None:
         restore(run, checkpoint.trainer, checkpoint.ema)
         tell(runtime, f"resumed from {checkpoint.path}")
+    if config.resume and runtime.is_main:
+        folder.write_config()
     try:
         with StopSignal() as stop:
             started = time.monotonic()

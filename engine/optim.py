@@ -13,7 +13,7 @@ from models.sparse_embedding import CastedSparseEmbedding
 
 
 def learning_rate(
-    step: int, *, base: float, warmup_steps: int, total_steps: int, min_ratio: float, num_cycles: float = 0.5
+    step: float, *, base: float, warmup_steps: int, total_steps: int, min_ratio: float, num_cycles: float = 0.5
 ) -> float:
     """Linear warm-up, then a cosine (half of one unless said otherwise) between the base and `min_ratio` of it."""
     if step < warmup_steps:
@@ -125,7 +125,7 @@ class Schedule:
     total_steps: int
     min_ratio: float
 
-    def at(self, step: int, base: float) -> float:
+    def at(self, step: float, base: float) -> float:
         return learning_rate(
             step, base=base, warmup_steps=self.warmup_steps, total_steps=self.total_steps, min_ratio=self.min_ratio
         )
@@ -158,7 +158,7 @@ class OptimizerSet:
         """Gradients of this rank's puzzle rows."""
         return self.sparse.gradients() if self.sparse else []
 
-    def step(self, step: int) -> float:
+    def step(self, step: float) -> float:
         """Set the learning rates of this optimizer step and make it; returns the rate of the last optimizer."""
         lr = 0.0
         for optimizer, base in self.members:

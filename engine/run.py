@@ -2,18 +2,16 @@
 
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from engine import build
 from engine.check import check
 from engine.checkpoint import CheckpointError
 from engine.conduct import describe, evaluate_only, plan_of, show_report, train
+from engine.inference import CONFIG_DIR, infer
 from engine.run_folder import RunFolder, tell
 from engine.runtime import start_runtime
 from engine.schema import ConfigError, InstructConfig, PretrainConfig
-
-CONFIG_DIR = Path(__file__).parent.parent / "config"
 
 
 def launch(main: Callable[[], None]) -> None:
@@ -35,7 +33,7 @@ def guarded(action: Callable[[], None]) -> None:
     """Faults that a user can mend end in their own words and exit code 1, without a traceback."""
     try:
         action()
-    except (ValueError, CheckpointError, FloatingPointError, FileNotFoundError) as error:
+    except (ValueError, OSError, CheckpointError, FloatingPointError) as error:
         raise SystemExit(f"error: {error}") from None
 
 
@@ -65,8 +63,10 @@ def _pretrain(data: dict[str, Any], arch_label: str) -> None:
     try:
         folder = RunFolder.open(config, config.default_project_name(), arch_label, runtime)
         source = build.build_puzzles(config, runtime)
+        if source.data.eval_items is None:
+            tell(runtime, "no held-out data: none of data_paths has a `test` split, so nothing is evaluated")
         head = build.build_model(config.arch, source.metadata, config.global_batch_size // runtime.world_size, runtime)
-        task = build.build_task(config, head, runtime)
+        task = build.build_task(config, head, runtime, source.total_steps)
         if config.load_checkpoint:
             tell(runtime, *build.start_from(head, config.load_checkpoint))
         if runtime.use_compile:
@@ -105,10 +105,15 @@ def _pretrain_instruct(data: dict[str, Any], arch_label: str) -> None:
             return
         tell(runtime, describe(head, runtime), f"{source.total_steps} steps; run folder {folder.path}")
         optimizers = build.build_optimizers(config, head, runtime, source.total_steps)
-        plan = plan_of(config, source.total_steps, source.iterations)
+        plan = plan_of(config, source.total_steps, source.iterations, may_exceed=head.model.config.recursion == "carry")
         train(config, folder, task, source.data, optimizers, plan, runtime, files=source.tokenizer.files())
     finally:
         runtime.close()
+
+
+def infer_instruct(**request: Any) -> None:
+    """Evaluate an instruction checkpoint; see `engine.inference.infer` for what may be asked."""
+    guarded(lambda: infer(**request))
 
 
 def bench_train(overrides: Sequence[str], *, positions: int, vocab_size: int, steps: int) -> dict[str, Any]:

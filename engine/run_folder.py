@@ -37,14 +37,20 @@ class RunFolder:
             update={"project_name": project, "run_name": path.name, "checkpoint_path": str(path)}
         )
         config_yaml = to_yaml(config.model_dump(mode="json"))
+        folder = cls(path, project, path.name, config_yaml)
         if runtime.is_main and not config.eval_only:
             if not config.resume and any(path.glob("step_*")):
                 raise ValueError(
                     f"The run folder {path} holds checkpoints already. Go on with resume=true, or choose another run_name."
                 )
-            path.mkdir(parents=True, exist_ok=True)
-            (path / "config.yaml").write_text(config_yaml)
-        return cls(path, project, path.name, config_yaml)
+            if not config.resume or not (path / "config.yaml").exists():
+                folder.write_config()
+        return folder
+
+    def write_config(self) -> None:
+        """At once in a new run; in a resumed one when the checkpoint fits, until then the former config stands."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        (self.path / "config.yaml").write_text(self.config_yaml, encoding="utf-8")
 
 
 def newest_run(root: Path) -> Path:

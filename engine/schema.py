@@ -181,13 +181,27 @@ class RunConfig(Strict):
         return self
 
 
+# What an evaluation of puzzles can save: the batch, and what the model makes of it.
+PUZZLE_OUTPUTS = (
+    *("inputs", "labels", "puzzle_identifiers"),
+    *("preds", "logits", "q_halt_logits", "q_continue_logits"),
+)
+
+
 class PretrainConfig(RunConfig):
     """Options of `pretrain.py`."""
 
     data_paths: list[str] = Field(min_length=1)
     data_paths_test: list[str] = []
     evaluators: list[NamedWith] = []
-    puzzle_emb_lr: float = Field(1e-2, ge=0)
+
+    @field_validator("eval_save_outputs")
+    @classmethod
+    def _are_outputs(cls, names: list[str]) -> list[str]:
+        unknown = [name for name in names if name not in PUZZLE_OUTPUTS]
+        if unknown:
+            raise ValueError(f"no model returns {', '.join(unknown)}. Choose from {', '.join(PUZZLE_OUTPUTS)}")
+        return names
 
     def default_project_name(self) -> str:
         folder = self.data_paths[0].rstrip("/").rsplit("/", 1)[-1]

@@ -1,6 +1,6 @@
 """What the engine asks of anything that can be trained, and the task of a recursive model."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -20,6 +20,12 @@ class Task(Protocol):
     @property
     def module(self) -> nn.Module:
         """What is trained and saved."""
+
+    def feed(self, items: Iterable[LoaderItem]) -> Iterator[tuple[LoaderItem, int]]:
+        """What each optimizer step works on, and how many items of the loader were opened for it."""
+
+    def schedule_step(self, step: int) -> float:
+        """The step that the learning rate is that of."""
 
     def train_step(self, item: LoaderItem, step: int) -> Sums:
         """Forward and backward of one global batch; leaves the gradients of its mean in the module."""
@@ -51,11 +57,14 @@ class RecursiveTask:
     micro-batches; each slot keeps its own carry, so that the split changes nothing.
     """
 
-    def __init__(self, head: ACTLossHead, runtime: Runtime, seed: int, micro_batches: int = 1) -> None:
+    def __init__(
+        self, head: ACTLossHead, runtime: Runtime, seed: int, micro_batches: int = 1, total_steps: int = 1
+    ) -> None:
         self.head = head
         self.runtime = runtime
         self.seed = seed
         self.micro_batches = micro_batches
+        self.total_steps = total_steps
         self.carries: list[Carry] | None = None
         self.pending: list[Carry] | None = None
         self.generator = torch.Generator()  # on the host: the same draws on every device
@@ -64,9 +73,16 @@ class RecursiveTask:
     def module(self) -> ACTLossHead:
         return self.head
 
+    def schedule_step(self, step: int) -> float:
+        return step
+
+    def feed(self, items: Iterable[LoaderItem]) -> Iterator[tuple[LoaderItem, int]]:
+        return each_once(items)
+
     def train_step(self, item: LoaderItem, step: int) -> Sums:
         _, batch, global_batch_size = item
         self.head.train()
+        self.head.model.inner.depth = self.head.model.config.depth_at(step / self.total_steps)
         parts = split_rows(self.runtime.to_device(batch), self.micro_batches)
         carries = self.carries or [self.head.initial_carry(part) for part in parts]
         totals: Sums = {}
@@ -97,6 +113,7 @@ class RecursiveTask:
 
     def eval_batch(self, batch: Batch, return_keys: Collection[str]) -> tuple[Sums, dict[str, Tensor]]:
         self.head.eval()
+        self.head.model.inner.depth = self.head.model.config.depth_at(1.0)
         batch = self.runtime.to_device(batch)
         carry = self.head.initial_carry(batch)
         while True:  # all rows run halt_max_steps supervision steps together; the last one counts
@@ -158,6 +175,11 @@ class RecursiveTask:
             )
             for i in range(self.micro_batches)
         ]
+
+
+def each_once(items: Iterable[LoaderItem]) -> Iterator[tuple[LoaderItem, int]]:
+    """One optimizer step for every item."""
+    return ((item, 1) for item in items)
 
 
 def split_rows(batch: Batch, parts: int) -> list[Batch]:

@@ -1,7 +1,7 @@
 """The task of text: every supervision step of a batch within one optimizer step, every example once an epoch."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dataset.common import IGNORE_LABEL_ID, Batch, LoaderItem
 from engine.runtime import Runtime
-from engine.task import Sums, add_sums, hash_seed, split_rows
+from engine.task import Sums, add_sums, each_once, hash_seed, split_rows
 from models.text_loss import Supervision, TextLossHead, area_under_roc
 
 DEPTH_SPREAD = 0.5  # of the logarithm of a sampled depth
@@ -39,6 +39,12 @@ class TextTask:
         self.micro_batches = micro_batches
         self.reduction = reduction
         self.piece_bytes = piece_bytes  # (V,) bytes of text that each token stands for
+
+    def schedule_step(self, step: int) -> float:
+        return step
+
+    def feed(self, items: Iterable[LoaderItem]) -> Iterator[tuple[LoaderItem, int]]:
+        return each_once(items)
 
     @property
     def module(self) -> TextLossHead:

@@ -47,7 +47,8 @@ class RunData:
 class Plan:
     """When the run ends and what is due on the way."""
 
-    total_steps: int
+    total_steps: int  # the run never takes more
+    expected_steps: int  # what the progress bar counts to
     iterations: int
     first_eval_iteration: int = 1
     save_every_eval: bool = True
@@ -87,9 +88,9 @@ def fit(run: Run, stop: StopSignal) -> Report | None:
     state, plan = run.state, run.plan
     report: Report | None = None
     while not plan.is_over(state):
-        for item in run.data.train_items(state.iteration, state.batches_done):
+        for item, opened in run.task.feed(run.data.train_items(state.iteration, state.batches_done)):
             train_step(run, item)
-            state.batches_done += 1
+            state.batches_done += opened
             if state.step >= plan.total_steps:
                 break
             if run.runtime.any_rank(stop.requested):
@@ -127,7 +128,7 @@ def train_step(run: Run, item: LoaderItem) -> None:
     if is_finite:
         if run.plan.grad_clip is not None and norm > run.plan.grad_clip:
             torch._foreach_mul_(dense, run.plan.grad_clip / norm)
-        facts["lr"] = optimizers.step(state.step)
+        facts["lr"] = optimizers.step(task.schedule_step(state.step))
         task.commit()
         state.bad_steps_in_row = 0
         if run.average is not None:

@@ -93,6 +93,37 @@ class TextLossHead(nn.Module):
                 x.backward(source.grad)
         return self._sums(at, scores) | halting.sums() | {"steps": torch.tensor(num_steps * len(at.lengths))}
 
+    def carried_step(
+        self,
+        batch: Batch,
+        z: Latents,
+        is_fresh: Tensor,
+        at: Supervision,
+        weights: Tensor,
+        old_losses: Tensor,
+        had_step: Tensor,
+    ) -> tuple[Latents, Tensor, Tensor, Sums]:
+        """Forward and backward of one supervision step of lasting latents; rows marked fresh start anew.
+
+        `old_losses` (T,) are those of the step before, where a token `had_step`. Returns detached latents, the losses
+        and halting logits (T,) of this step, and sums.
+        """
+        core = self.model.inner
+        with weights_cast_once(core, core.dtype):
+            x, around = core.embed(batch), core.surroundings(batch)
+            start = core.initial_latents(x)
+            z = type(z)(*(torch.where(is_fresh[:, None, None], new, old) for new, old in zip(start, z, strict=True)))
+            before = core.hidden(getattr(z, core.answer)).flatten(0, 1)[at.places].detach()
+            z, answers = core.step(z, x, around)
+            loss, scores, q = self._supervised(answers, at, weights)
+            halting = HaltingTargets(self.model.config.halt_delta)
+            halting.before = (core.q_head(before)[:, 0].float()[had_step], old_losses[had_step])
+            loss = loss + halting.loss_of_step(q[had_step], scores.losses[had_step], weights[had_step])
+            loss.backward()
+        latents = type(z)(*(state.detach() for state in z))
+        rows = {"steps": torch.tensor(len(at.lengths))}
+        return latents, scores.losses, q.detach(), self._sums(at, scores) | halting.sums() | rows
+
     def _supervised(
         self, answers: list[Tensor], at: Supervision, weights: Tensor
     ) -> tuple[Tensor, TokenScores, Tensor]:

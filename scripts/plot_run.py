@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,6 +25,7 @@ PANELS = {
     "steps": "ACT steps",
     "lr": "Learning rate",
 }
+OF_FINISHED_ROWS = ("accuracy", "exact_accuracy", "steps")  # means over `count` rows, of which a step may have none
 TABLE_COLUMNS = {"lm_loss": "loss", "accuracy": "token", "exact_accuracy": "exact"}
 
 INK, MUTED, FAINT, GRID = "#2b2f36", "#767c87", "#a9afb9", "#eceef1"
@@ -32,10 +33,15 @@ COLORS = ("#c8553d", "#2a7f9e", "#e0a030", "#6a9a4b", "#7b5ea7", "#b5577f", "#4f
 DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (5, 2, 1.5, 2)))
 
 
+class Point(NamedTuple):
+    value: float
+    weight: float
+
+
 @dataclass(frozen=True)
 class Run:
     name: str
-    curves: dict[tuple[str, str], dict[int, float]]  # (set, metric) -> step -> value
+    curves: dict[tuple[str, str], dict[int, Point]]  # (set, metric) -> step -> point
 
     def sets(self, metric: str) -> list[str]:
         """Sets that have this metric: train first, then the held-out ones."""
@@ -58,7 +64,7 @@ def read_run(run_dir: Path) -> Run:
     path = run_dir / "metrics.jsonl"
     if not path.is_file():
         raise ValueError(f"{path} does not exist. Give the folder of a run: checkpoints/<project_name>/<run_name>.")
-    curves: dict[tuple[str, str], dict[int, float]] = {}
+    curves: dict[tuple[str, str], dict[int, Point]] = {}
     for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True), start=1):
         if not text.endswith("\n"):
             break  # the run is just writing this line, or was killed while it did
@@ -68,8 +74,12 @@ def read_run(run_dir: Path) -> Run:
             raise ValueError(f"{path}, line {number} is no JSON object: {problem}. Delete that line.") from problem
         for key, value in line.items():
             set_name, _, metric = key.rpartition("/")
-            if set_name and metric in PANELS and "/" not in set_name:
-                curves.setdefault((set_name, metric), {})[line["step"]] = math.nan if value is None else value
+            if not set_name or "/" in set_name or metric not in PANELS:
+                continue
+            weight = line.get(f"{set_name}/count", 1.0) if metric in OF_FINISHED_ROWS else 1.0
+            if weight > 0:
+                points = curves.setdefault((set_name, metric), {})
+                points[line["step"]] = Point(math.nan if value is None else value, weight)
     if not curves:
         wanted = ", ".join(f"{TRAIN}/{metric}" for metric in PANELS)
         raise ValueError(f"{path} has nothing to draw: none of its lines has one of {wanted}.")
@@ -85,7 +95,7 @@ def lines_of(runs: Sequence[Run], metric: str) -> Iterator[Line]:
             place = 0 if set_name == TRAIN else held_out.index(set_name)
             own_color = MUTED if set_name == TRAIN else COLORS[place % len(COLORS)]
             points = run.curves[set_name, metric]
-            values = list(points.values())
+            values = [point.value for point in points.values()]
             is_noisy = set_name == TRAIN and metric != "lr" and len(values) > 60
             yield Line(
                 label="" if len(runs) > 1 or metric == "lr" else set_name,
@@ -94,19 +104,19 @@ def lines_of(runs: Sequence[Run], metric: str) -> Iterator[Line]:
                 is_train=set_name == TRAIN and bool(held_out),
                 steps=list(points),
                 values=values,
-                drawn=running_average(values) if is_noisy else values,
+                drawn=running_average(list(points.values())) if is_noisy else values,
             )
 
 
-def running_average(values: Sequence[float]) -> list[float]:
-    """Exponential average over about a fortieth of the curve; gaps stay gaps."""
-    keep = 1 - 1 / max(1.0, len(values) / 40)
-    result, average, weight = [], 0.0, 0.0
-    for value in values:
+def running_average(points: Sequence[Point]) -> list[float]:
+    """Weighted exponential average over about a fortieth of the curve; gaps stay gaps."""
+    keep = 1 - 1 / max(1.0, len(points) / 40)
+    result, total, weights = [], 0.0, 0.0
+    for value, weight in points:
         if math.isfinite(value):
-            average = keep * average + (1 - keep) * value
-            weight = keep * weight + (1 - keep)
-        result.append(average / weight if math.isfinite(value) else math.nan)
+            total = keep * total + weight * value
+            weights = keep * weights + weight
+        result.append(total / weights if math.isfinite(value) else math.nan)
     return result
 
 
@@ -123,7 +133,7 @@ def draw(runs: Sequence[Run]) -> "Figure":
         dpi=160,
         layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12, wspace=0.04, hspace=0.06),
     )
-    title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
+    title = f"{len(runs)} runs" if len(runs) > 1 else runs[0].name
     figure.suptitle(title, x=0.015, ha="left", fontsize=13, fontweight="bold", color=INK)
     cells = list(figure.subplots(num_rows, num_columns, squeeze=False).flat)
     for metric, axes in zip(metrics, cells, strict=False):
@@ -164,7 +174,7 @@ def style_axes(axes: "Axes", metric: str, values: Sequence[float]) -> None:
     axes.set_axisbelow(True)
     axes.tick_params(colors=MUTED, labelsize=8, length=0)
     axes.tick_params(axis="x", length=3, color=FAINT)
-    axes.margins(x=0.02)
+    axes.set_xlim(0, 1.02 * axes.dataLim.x1 or 1.0)
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], integer=True))
     in_thousands = axes.get_xlim()[1] >= 10_000
     axes.xaxis.set_major_formatter(
@@ -194,17 +204,9 @@ def label_ends(axes: "Axes", metric: str, lines: Sequence[Line]) -> None:
             ends.append((float(height), finite[-1][1], line))
     ends.sort(key=lambda end: end[0])
     for height, (_, value, line) in zip(spread([end[0] for end in ends], gap=0.085), ends, strict=True):
-        axes.annotate(
-            f"{line.label}  {readable(metric, value)}".strip(),
-            (1.0, height),
-            xycoords="axes fraction",
-            xytext=(6, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=8,
-            color=line.color,
-            fontweight="normal" if line.is_train else "bold",
-        )
+        text = f"{line.label}  {readable(metric, value)}".strip()
+        weight = "normal" if line.is_train else "bold"
+        axes.text(1.02, height, text, transform=axes.transAxes, va="center", size=8, color=line.color, weight=weight)
 
 
 def spread(heights: Sequence[float], gap: float) -> list[float]:
@@ -278,8 +280,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if len(given.run_dirs) > len(COLORS):
         parser.error(f"{len(given.run_dirs)} runs are too many for one picture; give at most {len(COLORS)}")
-    default_name = "plot.png" if len(given.run_dirs) == 1 else "comparison.png"
-    output = given.output or given.run_dirs[0] / default_name
+    output = given.output or given.run_dirs[0] / ("plot.png" if len(given.run_dirs) == 1 else "comparison.png")
     try:
         figure = draw([read_run(run_dir) for run_dir in given.run_dirs])
     except ValueError as problem:

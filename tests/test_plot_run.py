@@ -68,6 +68,23 @@ def test_many_noisy_steps_are_averaged_but_stay_visible(tmp_path):
     assert max(abs(value - 1) for value in average.get_ydata()[100:]) < 0.05
 
 
+def test_steps_without_finished_rows_do_not_count(tmp_path):
+    run_dir = tmp_path / "halting"
+    run_dir.mkdir()
+    lines = []
+    for step in range(1, 201):
+        finished = {0: (8, 0.5), 1: (2, 1.0)}.get(step % 4, (0, 0.0))
+        lines.append({"step": step, "train/lm_loss": 1.0, "train/count": finished[0], "train/accuracy": finished[1]})
+    (run_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    found = panels(plot_run.draw([plot_run.read_run(run_dir)]))
+
+    assert len(found["Loss"].lines[0].get_xdata()) == 200
+    noise, average = found["Token accuracy"].lines
+    assert sorted(set(noise.get_ydata())) == [0.5, 1.0]
+    assert average.get_ydata()[-2:].mean() == pytest.approx(0.6, abs=0.05), "the mean over rows, not over steps"
+
+
 def test_several_runs_share_the_axes_in_different_colours(tmp_path, capsys):
     run_dirs = [write_run(tmp_path / name) for name in ("first", "second")]
 

@@ -297,7 +297,8 @@ def test_the_corpus_is_downloaded_whatever_it_is_called(hub: FakeHub, tmp_path: 
     assert [path.name for path in tmp_path.iterdir()] == ["SlimOrca.jsonl"]
 
     asked = len(hub.requests)
-    assert all_answers(load(tmp_path)) == all_answers(corpus)
+    for source in ("auto", "local", "hub"):
+        assert all_answers(load(tmp_path, source=source)) == all_answers(corpus)
     assert len(hub.requests) == asked
 
 

@@ -1,0 +1,134 @@
+"""Evaluates a text checkpoint with its own config and tokenizer, and writes what was found beside it."""
+
+import json
+import sys
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from engine import build
+from engine.check import check
+from engine.checkpoint_load import Checkpoint, load_checkpoint, load_weights, resolve_checkpoint
+from engine.evaluate import evaluate
+from engine.runtime import start_runtime
+from engine.schema import ConfigError, InstructConfig
+
+CONFIG_DIR = Path(__file__).parent.parent / "config"
+
+
+def checkpoint_config(checkpoint: Checkpoint, config_name: str, changes: Sequence[str]) -> InstructConfig:
+    """The config that the checkpoint was trained with (else the named one), changed by `key=value` words."""
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    if checkpoint.config_yaml is not None:
+        base = OmegaConf.create(checkpoint.config_yaml)
+    else:
+        print(f"{checkpoint.path} carries no config; taking {config_name}", file=sys.stderr)
+        with initialize_config_dir(str(CONFIG_DIR), version_base=None):
+            base = compose(config_name)
+        OmegaConf.set_struct(base, False)
+    words = [change.removeprefix("++").removeprefix("+") for change in changes]
+    wrong = [word for word in words if "=" not in word]
+    if wrong:
+        raise ConfigError([f"{word!r} is no key=value" for word in wrong])
+    data = OmegaConf.to_container(OmegaConf.merge(base, OmegaConf.from_dotlist(words)), resolve=True)
+    assert isinstance(data, dict)
+    if "dataset" not in data:
+        raise ValueError(
+            f"{checkpoint.path} was not trained on conversations: its config names the data {data.get('data_paths')}. "
+            "Evaluate it with pretrain.py eval_only=true load_checkpoint=..., or give an instruction checkpoint."
+        )
+    config = check(InstructConfig, {str(key): value for key, value in data.items()})
+    assert isinstance(config, InstructConfig)
+    return config
+
+
+def infer(
+    *,
+    checkpoint: str | None,
+    split: str,
+    save_outputs: Sequence[str],
+    output_dir: str | None,
+    max_batches: int | None,
+    config_name: str,
+    overrides: Sequence[str],
+    project_name: str,
+    run_name: str | None,
+    **settings: Any,
+) -> None:
+    """Evaluate one split and print and write the metrics; `settings` are flags that stand for config keys."""
+    if checkpoint is None and run_name is None:
+        raise ValueError(
+            "Name the checkpoint: --checkpoint <folder or file>, or --run-name <run> (and --project-name)."
+        )
+    path = resolve_checkpoint(checkpoint or Path("checkpoints") / project_name / str(run_name))
+    loaded = load_checkpoint(path)
+    keys = {
+        "tokenizer_path": "dataset.tokenizer_path",
+        "data_dir": "dataset.data_dir",
+        "subset_size": "dataset.subset_size",
+        "seq_len": "dataset.seq_len",
+        "batch_size": "global_batch_size",
+    }
+    given = [f"{keys[name]}={value}" for name, value in settings.items() if value is not None]
+    own_tokenizer = [f"dataset.tokenizer_path={file}" for file in loaded.files[:1]]
+    config = checkpoint_config(loaded, config_name, [*own_tokenizer, "resume=false", *given, *overrides])
+
+    runtime = start_runtime(config.device, config.compile, config.seed)
+    try:
+        source = build.build_text(config, runtime, train=False, held_out=split)
+        items = source.data.eval_items
+        if items is None:
+            raise ValueError(
+                f"The split {split!r} is empty: no example fell into it with dataset.subset_size="
+                f"{config.dataset.subset_size} and dataset.test_ratio={config.dataset.test_ratio}. "
+                "Raise --subset-size, set --overrides dataset.test_ratio=0.2, or take --split train."
+            )
+        head = build.build_text_head(config, source.metadata, runtime)
+        load_weights(head, loaded.weights | (loaded.ema or {}), source=str(path))
+        task = build.build_text_task(config, head, source, runtime)
+        folder = Path(output_dir) if output_dir else path.parent / f"inference_{split}"
+        report = evaluate(
+            task,
+            islice(items(), max_batches),
+            source.data.eval_sets,
+            runtime,
+            save_outputs=save_outputs,
+            output_dir=folder,
+            label=path.name,
+        )
+        if runtime.is_main:
+            (metrics,) = report.values()
+            found = {split: nested(metrics)}
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"metrics_{path.name}.json").write_text(json.dumps(found, indent=2) + "\n")
+            show(found)
+            print(f"written to {folder}", file=sys.stderr)
+    finally:
+        runtime.close()
+
+
+def nested(metrics: dict[str, Any]) -> dict[str, Any]:
+    """`depth_3/accuracy` moves to by_depth -> 3 -> accuracy."""
+    plain = {name: value for name, value in metrics.items() if "/" not in name}
+    by_depth: dict[int, dict[str, float]] = {}
+    for name, value in metrics.items():
+        if "/" in name:
+            depth, metric = name.removeprefix("depth_").split("/")
+            by_depth.setdefault(int(depth), {})[metric] = value
+    return plain | {"by_depth": dict(sorted(by_depth.items()))}
+
+
+def show(report: dict[str, dict[str, Any]]) -> None:
+    print("=== Inference Metrics ===")
+    for split, metrics in report.items():
+        print(f"{split}:")
+        for name, value in metrics.items():
+            if not isinstance(value, dict):
+                print(f"  {name}: {value}")
+        print("  by_depth:")
+        for depth, values in metrics["by_depth"].items():
+            shown = ", ".join(f"{name}: {value:.4f}" for name, value in values.items())
+            print(f"    {depth}: {{{shown}}}")

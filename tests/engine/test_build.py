@@ -1,0 +1,192 @@
+"""From a checked config to data, model and optimizers."""
+
+import json
+from unittest import mock
+
+import pytest
+import torch
+
+from dataset.puzzle_files import read_metadata
+from engine import build
+from engine.check import check
+from engine.optim import AdamATan2, SparseSignSGD
+from engine.schema import PretrainConfig
+from tests.tiny import ARCH, CPU, RUN, TRM, edit_json, flags, pretrain, write_sudoku
+
+
+def config(*data, arch=None, **changes) -> PretrainConfig:
+    settings = RUN | {"arch": {"name": TRM} | ARCH | (arch or {}), "data_paths": [str(path) for path in data]}
+    return check(PretrainConfig, settings | changes)
+
+
+@pytest.fixture
+def data(tmp_path):
+    return write_sudoku(tmp_path / "data", identifiers=6)
+
+
+def built(data, **changes):
+    chosen = config(data, **changes)
+    return chosen, build.build_model(chosen.arch, read_metadata(data, "train"), 8, CPU)
+
+
+def test_the_model_is_as_large_as_the_data_asks(data):
+    _, head = built(data, arch={"puzzle_emb_ndim": 32, "pos_encodings": "learned"})
+    inner = head.model.inner
+    assert inner.embed_tokens.embedding_weight.shape == (6, 32) and inner.lm_head.weight.shape == (6, 32)
+    assert inner.puzzle_emb.weights.shape == (6, 32)
+    assert inner.embed_pos.embedding_weight.shape == (17, 32), "16 cells and a prefix"
+
+
+def test_every_rank_gets_the_weights_and_the_table_of_the_first_one(data):
+    class Second(type(CPU)):
+        def broadcast_(self, tensors):
+            for tensor in tensors:
+                tensor.data.fill_(0.5)
+
+    chosen = config(data, arch={"puzzle_emb_ndim": 32})
+    runtime = Second(CPU.device, rank=1, world_size=2, use_compile=False)
+    head = build.build_model(chosen.arch, read_metadata(data, "train"), 4, runtime)
+    assert {float(tensor.flatten()[0]) for tensor in head.state_dict().values()} == {0.5}
+
+
+def test_the_seed_decides_the_first_weights(data):
+    heads = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        heads.append(built(data)[1].state_dict())
+    name = "model.inner.L_level.layers.0.mlp.down_proj.weight"
+    assert torch.equal(heads[0][name], heads[1][name]) and not torch.equal(heads[0][name], heads[2][name])
+
+
+def test_the_puzzle_table_steps_first_and_each_optimizer_has_its_rate(data):
+    chosen, head = built(data, arch={"puzzle_emb_ndim": 32}, lr=1e-3, puzzle_emb_lr=0.1, weight_decay=0.25)
+    optimizers = build.build_optimizers(chosen, head, CPU, total_steps=20)
+    (sparse, sparse_lr), (network, network_lr) = optimizers.members
+    assert isinstance(sparse, SparseSignSGD) and isinstance(network, AdamATan2)
+    assert (sparse_lr, network_lr) == (0.1, 1e-3)
+    assert network.param_groups[0]["weight_decay"] == 0.25 and network.param_groups[0]["betas"] == (0.9, 0.95)
+    assert optimizers.step(1) == pytest.approx(0.5e-3), "half way through the warm-up"
+    assert sparse.param_groups[0]["lr"] == pytest.approx(0.05)
+
+
+def test_frozen_weights_are_trained_by_nobody(data, tmp_path):
+    from engine.checkpoint_load import load_checkpoint
+
+    arch, frozen = {"puzzle_emb_ndim": 32}, tmp_path / "frozen"
+    chosen, head = built(data, arch=arch, freeze_weights=True)
+    assert [type(o) for o, _ in build.build_optimizers(chosen, head, CPU, 5).members] == [SparseSignSGD]
+    assert pretrain(flags(data, tmp_path / "first", arch, max_steps=1)).code == 0
+    words = flags(data, frozen, arch, freeze_weights=True, epochs=3, load_checkpoint=str(tmp_path / "first"), ema=True)
+    ended = pretrain(words)
+    assert ended.code == 0, ended.err
+    before, after = (load_checkpoint(path).weights for path in (tmp_path / "first", frozen))
+    changed = [name for name in before if not torch.equal(before[name], after[name])]
+    assert changed == ["model.inner.puzzle_emb.weights"]
+    chosen, head = built(data, freeze_weights=True)
+    with pytest.raises(ValueError, match="freeze_weights=true trains the puzzle embedding only.*nothing is left"):
+        build.build_optimizers(chosen, head, CPU, 5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "steps", "passes"),
+    [
+        ({}, 27, 3),
+        ({"max_steps": 5}, 5, 3),
+        ({"max_steps": 500}, 27, 3),
+        ({"eval_interval": None}, 27, 1),
+        ({"epochs": 1, "eval_interval": 1, "global_batch_size": 16}, 1, 1),
+    ],
+)
+def test_the_length_of_a_run_follows_from_epochs_and_data(data, changes, steps, passes):
+    source = build.build_puzzles(config(data, **changes), CPU)
+    assert (source.total_steps, source.iterations) == (steps, passes)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_pass_can_be_entered_in_its_middle(data, workers):
+    source = build.build_puzzles(config(data, dataloader_workers=workers), CPU)
+    whole = [batch["inputs"] for _, batch, _ in source.data.train_items(2, 0)]
+    rest = [batch["inputs"] for _, batch, _ in source.data.train_items(2, 4)]
+    assert len(whole) == 9 and torch.equal(torch.stack(whole[4:]), torch.stack(rest))
+    other = [batch["inputs"] for _, batch, _ in source.data.train_items(3, 0)]
+    assert not torch.equal(torch.stack(whole), torch.stack(other))
+
+
+def test_each_rank_reads_its_own_rows(data):
+    class Rank(type(CPU)):
+        pass
+
+    parts = []
+    for rank in (0, 1):
+        runtime = Rank(CPU.device, rank=rank, world_size=2, use_compile=False)
+        parts.append([b["inputs"] for _, b, _ in build.build_puzzles(config(data), runtime).data.train_items(1, 0)])
+    whole = [b["inputs"] for _, b, _ in build.build_puzzles(config(data), CPU).data.train_items(1, 0)]
+    for batch, *halves in zip(whole, *parts, strict=True):
+        assert torch.equal(torch.cat(halves), batch)
+
+
+def test_other_held_out_data_can_be_named(data, tmp_path):
+    other = write_sudoku(tmp_path / "other", identifiers=6)
+    edit_json(other / "test" / "dataset.json", sets=["hard"])
+    for file in (other / "test").glob("all__*.npy"):
+        file.rename(file.with_name(file.name.replace("all__", "hard__")))
+    own = build.build_puzzles(config(data), CPU).data
+    named = build.build_puzzles(config(data, data_paths_test=[str(other)]), CPU).data
+    assert (list(own.eval_sets), list(named.eval_sets)) == (["all"], ["hard"])
+    assert {name for name, _, _ in named.eval_items()} == {"hard"}
+    assert sum(size for _, _, size in own.eval_items()) == 10
+
+
+def test_evaluators_are_made_for_each_held_out_folder(data):
+    made = mock.Mock()
+    chosen = config(data, evaluators=[{"name": "arc@ARC", "submission_K": 3}], data_paths_test=["a", "b"])
+    with mock.patch.object(build, "load_model_class", return_value=made) as load:
+        build.build_evaluators(chosen, ["a", "b"], "metadata")
+    load.assert_called_once_with("arc@ARC", "evaluators.")
+    assert [call.kwargs["data_path"] for call in made.call_args_list] == ["a", "b"]
+    assert all(call.kwargs["eval_metadata"] == "metadata" for call in made.call_args_list)
+    assert all(call.kwargs["submission_K"] == 3 for call in made.call_args_list)
+
+
+def test_a_checkpoint_for_other_puzzles_starts_their_table_at_its_mean(data, tmp_path):
+    arch = {"puzzle_emb_ndim": 32}
+    assert pretrain(flags(data, tmp_path / "run", arch, max_steps=3)).code == 0
+    from engine.checkpoint_load import load_checkpoint
+
+    table = load_checkpoint(tmp_path / "run").weights["model.inner.puzzle_emb.weights"]
+    larger = write_sudoku(tmp_path / "larger", identifiers=9)
+    _, head = built(larger, arch=arch)
+    notices = build.start_from(head, str(tmp_path / "run"))
+    assert any("has 6 rows" in notice and "9 here" in notice for notice in notices)
+    torch.testing.assert_close(head.model.puzzle_emb.weights, table.mean(0).expand(9, -1))
+    assert json.loads((tmp_path / "run" / "latest" / "meta.json").read_text())["parameters_puzzle_table"] == 6 * 32
+
+
+def eager_compile(function, **options):
+    """What torch.compile traces, without the minutes that its code generator takes."""
+    return torch_compile(function, backend="aot_eager", **options)
+
+
+torch_compile = torch.compile
+
+
+@pytest.mark.parametrize("arch", [{}, {"puzzle_emb_ndim": 32, "norm": "pre"}])
+def test_a_compiled_run_equals_a_plain_one_and_saves_the_same_names(data, tmp_path, monkeypatch, arch):
+    from engine.checkpoint_load import load_checkpoint
+
+    monkeypatch.setattr(torch, "compile", eager_compile)
+    ended = {}
+    for compile_, disabled in ((False, ""), (True, ""), (True, "1")):
+        monkeypatch.setenv("DISABLE_COMPILE", disabled)
+        name = f"{compile_}{disabled}"
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        ended[name] = pretrain(flags(data, tmp_path / name, arch, compile=compile_, max_steps=2))
+        assert ended[name].code == 0, ended[name].err
+        was_compiled = compile_ and not disabled
+        assert f"compile {'on' if was_compiled else 'off'}" in ended[name].err
+        assert bool(torch._dynamo.utils.counters["frames"]) == was_compiled
+    plain, compiled, disabled = (load_checkpoint(tmp_path / name).weights for name in ended)
+    torch.testing.assert_close(compiled, plain, rtol=0, atol=1e-5)
+    torch.testing.assert_close(disabled, plain, rtol=0, atol=0)
+    assert not any("_orig_mod" in name for name in compiled)

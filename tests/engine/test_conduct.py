@@ -1,0 +1,79 @@
+"""What a run says of itself: how to go on, how large the model is, and its result."""
+
+import json
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine import schema
+from engine.build import build_model
+from engine.checkpoint_load import load_checkpoint
+from engine.conduct import describe, parameter_counts, resume_command, show_report
+from engine.run_folder import RunFolder
+from engine.runtime import Runtime
+from tests.tiny import ARCH, CPU, TRM, flags, pretrain, write_sudoku
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ("", ""),
+        ("++arch.L_layers=1 ++lr=1e-4", "arch.L_layers=1 lr=1e-4"),
+        ("arch=hrm recipe=sudoku_4x4", "arch=hrm recipe=sudoku_4x4"),
+        ("++run_name=x ++resume=true ++checkpoint_path=y ++project_name=p", "project_name=p"),
+        ("'++data_paths=[a b,c]'", "'data_paths=[a b,c]'"),
+        ("~evaluators", "'~evaluators'"),
+    ],
+)
+def test_the_command_to_go_on_repeats_what_was_typed(monkeypatch, typed, expected):
+    monkeypatch.setattr(sys, "argv", ["here/pretrain.py", *shlex.split(typed)])
+    command = resume_command(RunFolder(Path("checkpoints/p/a run"), "p", "a run", ""))
+    wanted = f"python here/pretrain.py {expected} 'checkpoint_path=checkpoints/p/a run' resume=true"
+    assert shlex.split(command) == shlex.split(wanted)
+
+
+def make_head(**options):
+    config = schema.ArchChoice.model_validate({"name": TRM} | ARCH | options)
+    return build_model(config, metadata(), rows=2, runtime=CPU)
+
+
+def metadata():
+    from dataset.common import PuzzleDatasetMetadata
+
+    numbers = dict.fromkeys(("pad_id", "ignore_label_id", "blank_identifier_id"), 0)
+    sizes = {"vocab_size": 6, "seq_len": 4, "num_puzzle_identifiers": 5, "total_groups": 1, "total_puzzles": 1}
+    return PuzzleDatasetMetadata(**numbers, **sizes, mean_puzzle_examples=1, sets=["all"])
+
+
+def test_parameters_are_counted_where_they_are():
+    head = make_head(puzzle_emb_ndim=32)
+    counts = parameter_counts(head)
+    embedding_and_heads = 6 * 32 + 6 * 32 + (2 * 32 + 2)
+    assert counts["parameters_embedding_and_heads"] == embedding_and_heads
+    assert counts["parameters_puzzle_table"] == 5 * 32
+    assert counts["parameters_trunk"] + embedding_and_heads == sum(p.numel() for p in head.parameters())
+    assert describe(head, CPU) == (
+        "parameters: 28,672 trunk, 450 embedding and heads, 160 puzzle table; device cpu, compile off"
+    )
+    two = Runtime(CPU.device, rank=0, world_size=2, use_compile=True)
+    assert describe(make_head(), two).endswith("; device cpu, 2 ranks, compile on")
+
+
+def test_only_the_main_rank_prints_the_result(capsys):
+    show_report({"all": {"lm_loss": 0.5}}, CPU)
+    show_report({"all": {"lm_loss": 0.7}}, Runtime(CPU.device, rank=1, world_size=2, use_compile=False))
+    assert json.loads(capsys.readouterr().out) == {"all": {"lm_loss": 0.5}}
+
+
+def test_training_starts_from_the_averaged_weights_of_a_checkpoint(tmp_path):
+    data, first, second = write_sudoku(tmp_path / "data"), tmp_path / "first", tmp_path / "second"
+    assert pretrain(flags(data, first, epochs=3, ema=True, ema_rate=0.5)).code == 0
+    still = {"lr": 1e-9, "weight_decay": 0.0, "max_steps": 1, "load_checkpoint": str(first)}
+    ended = pretrain(flags(data, second, **still))
+    assert f"weights from {first / 'step_9'}, averaged ones" in ended.err
+    trained, averaged = load_checkpoint(first), load_checkpoint(second).weights
+    torch.testing.assert_close(averaged, trained.ema, rtol=0, atol=1e-7)
+    assert not torch.equal(trained.ema["model.inner.lm_head.weight"], trained.weights["model.inner.lm_head.weight"])
