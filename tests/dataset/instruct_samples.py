@@ -10,6 +10,7 @@ WORDING = (
     "What is the capital of France? Paris. Add 12 and 35. The answer is 47.",
     "Write the letters c a t backwards. [USER] [ASSISTANT] [SYSTEM] Be brief, please.",
     "A longer text has more words than a short one, and some of them return: the words, the text, the answer.",
+    *("  if a:    return b", "    if  c:   d  e", "   f    g") * 9,  # so that runs of spaces have pieces of their own
 )
 
 

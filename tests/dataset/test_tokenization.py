@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sentencepiece
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import dataset.tokenization
@@ -25,6 +25,7 @@ def train(**options: object) -> sentencepiece.SentencePieceProcessor:
     model = io.BytesIO()
     settings = {
         "model_type": "bpe",
+        "allow_whitespace_only_pieces": True,
         "vocab_size": 320,
         "byte_fallback": True,
         "minloglevel": 2,
@@ -34,12 +35,16 @@ def train(**options: object) -> sentencepiece.SentencePieceProcessor:
     return model.getvalue()
 
 
-@pytest.fixture(scope="module", params=["normalising", "unigram", "without space prefix", "unigram, identity"])
+@pytest.fixture(
+    scope="module",
+    params=["normalising", "normalising, all spaces", "unigram", "without space prefix", "unigram, identity"],
+)
 def other_tokenizer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> SentencePieceTokenizer:
     """Tokenizers whose rules differ from LLaMA's."""
     identity = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False}
     options = {
         "normalising": {},
+        "normalising, all spaces": {"remove_extra_whitespaces": False},
         "unigram": {"model_type": "unigram"},
         "without space prefix": {**identity, "add_dummy_prefix": False},
         "unigram, identity": {**identity, "model_type": "unigram"},
@@ -60,6 +65,7 @@ def test_text_survives_the_round_trip(tokenizer: SentencePieceTokenizer, text: s
 
 
 @given(texts=st.lists(UNICODE | SPACED, max_size=5))
+@example(texts=["a\u2581\u2581\u2581 b", "a \u2581\u2581\u2581b"])
 def test_a_batch_is_encoded_as_its_texts_are(tokenizer: SentencePieceTokenizer, texts: list[str]) -> None:
     assert [ids.tolist() for ids in tokenizer.encode_batch(texts)] == [tokenizer.encode(text) for text in texts]
 
@@ -70,6 +76,11 @@ def test_a_batch_is_encoded_as_its_texts_are_by_other_tokenizers(
 ) -> None:
     expected = [other_tokenizer.encode(text) for text in texts]
     assert [ids.tolist() for ids in other_tokenizer.encode_batch(texts)] == expected
+
+
+def test_runs_of_spaces_are_pieces_here(tokenizer: SentencePieceTokenizer) -> None:
+    """Else the tests of batches would not see a text that is cut inside of one."""
+    assert b"    " in map(tokenizer.piece_bytes, tokenizer.encode("a     b"))
 
 
 def test_a_batch_with_more_words_than_are_remembered_is_right(

@@ -1,6 +1,7 @@
 """From a checked config to data, model and optimizers."""
 
 import json
+import shutil
 from unittest import mock
 
 import pytest
@@ -190,3 +191,15 @@ def test_a_compiled_run_equals_a_plain_one_and_saves_the_same_names(data, tmp_pa
     torch.testing.assert_close(compiled, plain, rtol=0, atol=1e-5)
     torch.testing.assert_close(disabled, plain, rtol=0, atol=0)
     assert not any("_orig_mod" in name for name in compiled)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="code for a CPU is compiled by g++")
+def test_generated_code_trains_like_the_plain_one(data, tmp_path):
+    from engine.checkpoint_load import load_checkpoint
+
+    for name in ("plain", "compiled"):
+        ended = pretrain(flags(data, tmp_path / name, compile=name == "compiled", max_steps=3))
+        assert ended.code == 0, ended.err
+    plain, compiled = (load_checkpoint(tmp_path / name).weights for name in ("plain", "compiled"))
+    torch.testing.assert_close(compiled, plain, rtol=0, atol=1e-4)
