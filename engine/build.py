@@ -1,30 +1,22 @@
 """The room that knows concrete names: turns a checked config into data, model, task and optimizers."""
 
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from dataset.common import LoaderItem, PuzzleDatasetMetadata
-from dataset.instruct_dataset import InstructDataset, InstructDatasetConfig
-from dataset.packing import DocumentStore
 from dataset.puzzle_dataset import PuzzleDataset, PuzzleDatasetConfig
-from dataset.slimorca import SlimOrcaConfig, load_corpus
-from dataset.tokenization import Tokenizer
-from engine.carried_text import CarriedTextTask
 from engine.checkpoint_load import load_checkpoint, load_weights
 from engine.evaluate import Evaluator
 from engine.optim import OptimizerSet, Schedule, SparseSignSGD, network_optimizer
 from engine.registry import load_model_class
 from engine.runtime import Runtime
-from engine.schema import ArchChoice, InstructConfig, PretrainConfig, RunConfig
+from engine.schema import ArchChoice, PretrainConfig, RunConfig
 from engine.task import RecursiveTask
-from engine.text_task import TextTask
 from engine.train import RunData
 from models.act import ActModel
 from models.losses import ACTLossHead
@@ -171,117 +163,6 @@ def build_evaluators(
         make = load_model_class(choice.name, "evaluators.")
         evaluators += [make(data_path=path, eval_metadata=metadata, **choice.options) for path in paths]
     return evaluators
-
-
-@dataclass(frozen=True)
-class TextSource:
-    """Training and held-out conversations of a run."""
-
-    metadata: PuzzleDatasetMetadata
-    data: RunData
-    tokenizer: Tokenizer
-    total_steps: int  # with recursion=carry the expected number, which the data may exceed
-    total_rows: int
-    iterations: int
-
-
-def build_text(config: InstructConfig, runtime: Runtime, *, train: bool = True, held_out: str = "test") -> TextSource:
-    """Load, tokenize and pack the corpus; `held_out` names the split that is evaluated."""
-    check_batch_shares(config, runtime)
-    options = config.dataset.model_dump(exclude={"tokenizer_path", "packing"})
-    corpus = load_corpus(SlimOrcaConfig(**options), config.dataset.tokenizer_path, progress=runtime.is_main)
-    if runtime.is_main:
-        print(corpus.report.summary(), file=sys.stderr)
-    stores = {"train": corpus.train, "test": corpus.test}
-    reader = text_reader(config, corpus.tokenizer, stores["train"], runtime, is_test=False) if train else None
-    rows = config.epochs * reader.metadata.num_rows if reader is not None else 1
-    steps = config.epochs * reader.metadata.num_batches if reader is not None else 1
-    if config.arch.options.get("recursion") == "carry":
-        steps = max(1, round(rows * expected_depth(config.arch.options) / config.global_batch_size))
-    judged = text_reader(config, corpus.tokenizer, stores[held_out], runtime, is_test=True)
-
-    def train_items(iteration: int, batches_done: int) -> Iterable[LoaderItem]:
-        assert reader is not None
-        reader.start_from(iteration, batches_done)
-        return loader(reader, config, runtime)
-
-    return TextSource(
-        metadata=text_metadata(config, corpus.tokenizer),
-        data=RunData(
-            train_items=train_items,
-            eval_items=(lambda: loader(judged, config, runtime)) if len(stores[held_out]) else None,
-            eval_sets=judged.metadata.sets,
-        ),
-        tokenizer=corpus.tokenizer,
-        total_steps=min(steps, config.max_steps or steps),
-        total_rows=rows,
-        iterations=config.epochs // (config.eval_interval or config.epochs),
-    )
-
-
-def expected_depth(arch: dict[str, Any]) -> float:
-    """Supervision steps of a row under the halting policy; how early a learned one halts is not known ahead."""
-    if arch.get("halt_policy") != "sampled":
-        return float(arch["halt_max_steps"])
-    return float(min(arch.get("halt_mean_steps", 1.0), arch["halt_max_steps"]))
-
-
-def text_reader(
-    config: InstructConfig, tokenizer: Tokenizer, store: DocumentStore, runtime: Runtime, *, is_test: bool
-) -> InstructDataset:
-    return InstructDataset(
-        store,
-        InstructDatasetConfig(
-            seq_len=config.dataset.seq_len,
-            global_batch_size=config.global_batch_size,
-            vocab_size=tokenizer.vocab_size,
-            pad_id=tokenizer.pad_id,
-            is_test=is_test,
-            packing=config.dataset.packing,
-            epochs_per_iter=config.eval_interval or config.epochs,
-            seed=config.seed,
-            rank=runtime.rank,
-            world_size=runtime.world_size,
-        ),
-    )
-
-
-def text_metadata(config: InstructConfig, tokenizer: Tokenizer) -> PuzzleDatasetMetadata:
-    """What a model has to know of text, in the terms of the one metadata that models are built from."""
-    return PuzzleDatasetMetadata(
-        pad_id=tokenizer.pad_id,
-        ignore_label_id=None,
-        blank_identifier_id=0,
-        vocab_size=tokenizer.vocab_size,
-        seq_len=config.dataset.seq_len,
-        num_puzzle_identifiers=1,
-        total_groups=1,
-        mean_puzzle_examples=1,
-        total_puzzles=1,
-        sets=["train"],
-    )
-
-
-def build_text_head(config: InstructConfig, metadata: PuzzleDatasetMetadata, runtime: Runtime) -> TextLossHead:
-    model = build_recursive_model(config.arch, metadata, config.global_batch_size // runtime.world_size)
-    head_class: type[TextLossHead] = load_model_class(config.arch.loss.name)
-    head = head_class(model, config.arch.loss.loss_type, chunked=config.loss.chunked).to(runtime.device)
-    runtime.broadcast_([*head.parameters(), *head.buffers()])
-    return head
-
-
-def build_text_task(config: InstructConfig, head: TextLossHead, source: TextSource, runtime: Runtime) -> TextTask:
-    sizes = [len(source.tokenizer.piece_bytes(i)) for i in range(source.tokenizer.vocab_size)]
-    settings: dict[str, Any] = {
-        "seed": config.seed,
-        "total_steps": source.total_steps,
-        "micro_batches": config.gradient_accumulation_steps,
-        "reduction": config.loss.reduction,
-        "piece_bytes": torch.tensor(sizes),
-    }
-    if head.model.config.recursion == "carry":
-        return CarriedTextTask(head, runtime, total_rows=source.total_rows, **settings)
-    return TextTask(head, runtime, **settings)
 
 
 def loader(dataset: IterableDataset[LoaderItem], config: RunConfig, runtime: Runtime) -> Iterable[LoaderItem]:

@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from engine import build
+from engine import build_text
 from engine.check import check
 from engine.checkpoint_load import Checkpoint, load_checkpoint, load_weights, resolve_checkpoint
 from engine.evaluate import evaluate
@@ -78,7 +78,7 @@ def infer(
 
     runtime = start_runtime(config.device, config.compile, config.seed)
     try:
-        source = build.build_text(config, runtime, train=False, held_out=split)
+        source = build_text.build_text(config, runtime, train=False, held_out=split)
         items = source.data.eval_items
         if items is None:
             raise ValueError(
@@ -86,9 +86,9 @@ def infer(
                 f"{config.dataset.subset_size} and dataset.test_ratio={config.dataset.test_ratio}. "
                 "Raise --subset-size, set --overrides dataset.test_ratio=0.2, or take --split train."
             )
-        head = build.build_text_head(config, source.metadata, runtime)
+        head = build_text.build_text_head(config, source.metadata, runtime)
         load_weights(head, loaded.weights | (loaded.ema or {}), source=str(path))
-        task = build.build_text_task(config, head, source, runtime)
+        task = build_text.build_text_task(config, head, source, runtime)
         folder = Path(output_dir) if output_dir else path.parent / f"inference_{split}"
         report = evaluate(
             task,

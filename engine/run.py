@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from engine import build
+from engine import build, build_text
 from engine.check import check
 from engine.checkpoint import CheckpointError
 from engine.conduct import describe, evaluate_only, plan_of, show_report, train
@@ -93,9 +93,9 @@ def _pretrain_instruct(data: dict[str, Any], arch_label: str) -> None:
     runtime = start_runtime(config.device, config.compile, config.seed)
     try:
         folder = RunFolder.open(config, config.default_project_name(), arch_label, runtime)
-        source = build.build_text(config, runtime)
-        head = build.build_text_head(config, source.metadata, runtime)
-        task = build.build_text_task(config, head, source, runtime)
+        source = build_text.build_text(config, runtime)
+        head = build_text.build_text_head(config, source.metadata, runtime)
+        task = build_text.build_text_task(config, head, source, runtime)
         if config.load_checkpoint:
             tell(runtime, *build.start_from(head, config.load_checkpoint))
         if runtime.use_compile:
@@ -116,18 +116,39 @@ def infer_instruct(**request: Any) -> None:
     guarded(lambda: infer(**request))
 
 
-def bench_train(overrides: Sequence[str], *, positions: int, vocab_size: int, steps: int) -> dict[str, Any]:
-    """Time training steps of `cfg_pretrain` with these overrides."""
+def bench_train(
+    overrides: Sequence[str], *, positions: int, vocab_size: int, steps: int, depth: int, compare: bool
+) -> dict[str, Any]:
+    """Time training steps under these overrides: of puzzles, or of text if the architecture is one for text."""
+    from engine import bench, bench_text
+
+    overrides = ["evaluators=[]", *overrides]
+    data = composed("cfg_pretrain", overrides)
+    if str(data["arch"]["loss"]["name"]).startswith("text_loss"):
+        data = composed("cfg_pretrain_instruct", [*overrides[1:], f"dataset.seq_len={positions}"])
+        text_config = check(InstructConfig, data)
+        assert isinstance(text_config, InstructConfig)
+        return bench_text.bench_text(text_config, vocab_size=vocab_size, depth=depth, steps=steps, compare=compare)
+    config = check(PretrainConfig, data)
+    assert isinstance(config, PretrainConfig)
+    return bench.bench_train(config, positions=positions, vocab_size=vocab_size, steps=steps)
+
+
+def bench_load(overrides: Sequence[str]) -> dict[str, Any]:
+    """Time the loading of the corpus that `cfg_pretrain_instruct` and these overrides name."""
+    from engine import bench_text
+
+    config = check(InstructConfig, composed("cfg_pretrain_instruct", overrides))
+    assert isinstance(config, InstructConfig)
+    return bench_text.bench_load(config)
+
+
+def composed(config_name: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """What Hydra makes of a config and overrides, as plain values."""
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    from engine import bench
-
     with initialize_config_dir(str(CONFIG_DIR), version_base=None):
-        data = OmegaConf.to_container(
-            compose("cfg_pretrain", [_admitted(o) for o in ("evaluators=[]", *overrides)]), resolve=True
-        )
+        data = OmegaConf.to_container(compose(config_name, [_admitted(o) for o in overrides]), resolve=True)
     assert isinstance(data, dict)
-    config = check(PretrainConfig, {str(key): value for key, value in data.items()})
-    assert isinstance(config, PretrainConfig)
-    return bench.bench_train(config, positions=positions, vocab_size=vocab_size, steps=steps)
+    return {str(key): value for key, value in data.items()}

@@ -45,9 +45,9 @@ def build_mask(
     allowed = allowed.expand(batch, length, length)
     if prefix_len:
         allowed = F.pad(allowed, (prefix_len, 0, prefix_len, 0), value=True)
-        if causal:
-            total = prefix_len + length
-            allowed = allowed & ~torch.ones(total, total, dtype=torch.bool, device=marks.device).triu(1)[None]
+        if causal:  # the prefix itself sees no token
+            ahead = torch.ones(prefix_len, prefix_len + length, dtype=torch.bool, device=marks.device).triu(1)
+            allowed[:, :prefix_len] &= ~ahead
     bias = torch.zeros(allowed.shape, dtype=dtype, device=marks.device).masked_fill_(~allowed, float("-inf"))
     return AttentionMask(bias=bias[:, None])
 

@@ -3,6 +3,7 @@
 T supervised tokens, D hidden, V vocabulary. A chunk of logits is made, scored, turned into gradients and forgotten.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -82,11 +83,8 @@ def chunked_cross_entropy(
 
 
 def dense_cross_entropy(
-    hidden: Tensor, head: Tensor, labels: Tensor, weights: Tensor, *, is_stablemax: bool
+    logits: Tensor, labels: Tensor, weights: Tensor, loss_fn: Callable[[Tensor, Tensor], Tensor]
 ) -> tuple[Tensor, TokenScores]:
-    """The same with all logits at once: the plain way, as a yardstick and for small vocabularies."""
-    from models.losses import softmax_cross_entropy, stablemax_cross_entropy
-
-    logits = hidden @ head.to(hidden.dtype).T
-    losses = (stablemax_cross_entropy if is_stablemax else softmax_cross_entropy)(logits, labels)
+    """The same from logits (T, V) that are there: the plain way, as a yardstick."""
+    losses = loss_fn(logits, labels)
     return (losses * weights).sum(), TokenScores(losses.detach(), logits.detach().argmax(-1))

@@ -136,8 +136,8 @@ class ArchConfig(BaseModel):
             problems.append(
                 f"grad_cycles={self.grad_cycles!r} is none of: all, last_cycle, a number, a warm-up such as 2->all"
             )
-        if isinstance(self.grad_cycles, int) and self.grad_cycles < 1:
-            problems.append(f"grad_cycles={self.grad_cycles}: at least one network call must carry gradient")
+        elif any(int(number) < 1 for number in re.findall(r"-?\d+", str(self.grad_cycles).replace("->", " "))):
+            problems.append(f"grad_cycles={self.grad_cycles!r}: at least one network call must carry gradient")
         if [stage.until for stage in self.depth_curriculum] != sorted({stage.until for stage in self.depth_curriculum}):
             problems.append(
                 "depth_curriculum: its stages must end one after the other (until: 0.3, then until: 0.6, ...)"

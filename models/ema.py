@@ -14,6 +14,10 @@ class WeightAverage:
         self.rate = rate
         self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self.shadow = {name: p.detach().clone() for name, p in self.parameters.items()}
+        # A tied weight has several names and is averaged once, under the first one.
+        first = {p: name for name, p in self.parameters.items()}
+        every = module.named_parameters(remove_duplicate=False)
+        self.first_names = {name: first[p] for name, p in every if p.requires_grad}
 
     @torch.no_grad()
     def update(self) -> None:
@@ -39,14 +43,15 @@ class WeightAverage:
             self.shadow[name].copy_(live)
 
     def state_dict(self) -> dict[str, Tensor]:
-        return dict(self.shadow)
+        """Every weight under all of its names, so that it can stand in for the module's own."""
+        return {name: self.shadow[first] for name, first in self.first_names.items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        if state.keys() != self.shadow.keys():
-            differing = sorted(state.keys() ^ self.shadow.keys())
+        if state.keys() != self.first_names.keys():
+            differing = sorted(state.keys() ^ self.first_names.keys())
             raise ValueError(
                 f"The averaged weights do not belong to this model: {', '.join(differing[:5])} "
                 f"{'stand' if len(differing) > 1 else 'stands'} on one side only. Resume with the config the run began with."
             )
-        for name, value in state.items():
-            self.shadow[name].copy_(value)
+        for name, average in self.shadow.items():
+            average.copy_(state[name])

@@ -60,7 +60,7 @@ class TextLossHead(nn.Module):
 
     def __init__(self, model: ActModel, loss_type: str = "softmax_cross_entropy", chunked: bool = True) -> None:
         super().__init__()
-        loss_function(loss_type)  # refuses unknown names
+        self.loss_fn = loss_function(loss_type)
         self.model = model
         self.is_stablemax = loss_type == "stablemax_cross_entropy"
         self.chunked = chunked
@@ -129,11 +129,15 @@ class TextLossHead(nn.Module):
     ) -> tuple[Tensor, TokenScores, Tensor]:
         """Mean loss of the answers, scores and halting logits of the last."""
         core = self.model.inner
-        score = chunked_cross_entropy if self.chunked else dense_cross_entropy
         total = torch.zeros((), device=weights.device)
         for answer in answers:
-            hidden = core.hidden(answer).flatten(0, 1)[at.places]  # (T, D)
-            loss, scores = score(hidden, core.lm_head.weight, at.labels, weights, is_stablemax=self.is_stablemax)
+            hidden = core.hidden(answer).flatten(0, 1)
+            if self.chunked:
+                hidden, head = hidden[at.places], core.lm_head.weight  # (T, D)
+                loss, scores = chunked_cross_entropy(hidden, head, at.labels, weights, is_stablemax=self.is_stablemax)
+            else:
+                loss, scores = dense_cross_entropy(core.lm_head(hidden)[at.places], at.labels, weights, self.loss_fn)
+                hidden = hidden[at.places]
             total = total + loss / len(answers)
         q: Tensor = core.q_head(hidden.detach())[:, 0].float()
         return total, scores, q

@@ -1,6 +1,8 @@
 """Measure this machine on this project's work; prints one JSON object.
 
-    python scripts/bench.py train arch=trm arch.puzzle_emb_ndim=0 arch.puzzle_emb_len=0 --positions 81 --rows 64
+python scripts/bench.py train arch=trm arch.puzzle_emb_ndim=0 arch.puzzle_emb_len=0 --positions 81 --rows 64
+python scripts/bench.py train arch=trm_text --positions 512 --rows 48 --vocab-size 32000 --compare
+python scripts/bench.py load dataset.data_dir=data/slimorca_full dataset.subset_size=null
 """
 
 import argparse
@@ -10,23 +12,29 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from engine.run import bench_train
+from engine.run import bench_load, bench_train
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    train = commands.add_parser("train", help="a supervision step beside bare matrix products; takes Hydra overrides")
+    train = commands.add_parser("train", help="training steps beside bare matrix products; takes Hydra overrides")
     train.add_argument("--positions", type=int, default=81, help="positions of a row, puzzle prefix included")
     train.add_argument("--rows", type=int, default=64, help="rows of a batch")
     train.add_argument("--vocab-size", type=int, default=11)
     train.add_argument("--steps", type=int, default=4, help="steps to time; the fastest counts")
+    train.add_argument("--depth", type=int, default=1, help="text: supervision steps of an optimizer step")
+    train.add_argument("--compare", action="store_true", help="text: also without packing and chunked head")
+    commands.add_parser("load", help="reading and tokenizing a corpus; takes Hydra overrides")
     args, overrides = parser.parse_known_args()
     strange = [word for word in overrides if word.startswith("-") or "=" not in word]
     if strange:
         parser.error(f"unknown: {' '.join(strange)}; expected the flags above and Hydra overrides such as arch=trm")
-    overrides.append(f"global_batch_size={args.rows}")
-    print(json.dumps(bench_train(overrides, positions=args.positions, vocab_size=args.vocab_size, steps=args.steps)))
+    if args.command == "load":
+        print(json.dumps(bench_load(overrides)))
+        return
+    sizes = {key: getattr(args, key) for key in ("positions", "vocab_size", "steps", "depth", "compare")}
+    print(json.dumps(bench_train([*overrides, f"global_batch_size={args.rows}"], **sizes)))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ NEVER = (
 )
 
 # Concrete classes: named by the rooms that compose, and reached through them by everybody else.
-COMPOSERS = ("engine.build", "src.distillation.run")
+COMPOSERS = ("engine.build", "engine.build_text", "src.distillation.run")
 CONCRETE = ("models.recursive_reasoning", "dataset")
 SHARED = ("dataset.common", "dataset.conversation", "dataset.tokenization", "dataset.arc_grids")
 OPTIMIZERS = ("AdamATan2", "AdamW", "SparseSignSGD", "network_optimizer")

@@ -27,9 +27,10 @@ class SixThoughtsConfig(ArchConfig):
     """Six latents serve at most six inner steps; with fewer, the idle ones keep their start but still count."""
 
     def own_problems(self) -> list[str]:
-        if self.L_cycles <= 6:
+        most = max([self.L_cycles, *(stage.L_cycles or 0 for stage in self.depth_curriculum)])
+        if most <= 6:
             return []
-        return [f"trm_hier6 has six low-level latents, found L_cycles={self.L_cycles}. Use L_cycles of at most 6"]
+        return [f"trm_hier6 has six low-level latents, found L_cycles={most}. Use L_cycles of at most 6"]
 
 
 class SixThoughtsCore(RecursiveCore):

@@ -118,10 +118,11 @@ def metadata():
     )
 
 
-@pytest.mark.parametrize("with_average", [True, False])
-def test_eval_only_gives_the_numbers_that_training_logged(tmp_path, with_average):
+@pytest.mark.parametrize(("with_average", "tied"), [(True, False), (False, False), (True, True)])
+def test_eval_only_gives_the_numbers_that_training_logged(tmp_path, with_average, tied):
     data, run_dir = write_sudoku(tmp_path / "data", identifiers=4), tmp_path / "run"
-    options = {"arch": {"puzzle_emb_ndim": 32}, "ema": with_average, "ema_rate": 0.8, "epochs": 3}
+    arch = {"puzzle_emb_ndim": 32, "tie_embeddings": tied}
+    options = {"arch": arch, "ema": with_average, "ema_rate": 0.8, "epochs": 3}
     trained = pretrain(flags(data, run_dir, **options))
     last = {key.removeprefix("all/"): value for key, value in logged(run_dir)[-1].items() if key.startswith("all/")}
     assert trained.report == {"all": last}

@@ -87,25 +87,49 @@ def test_blank_row_is_left_out_wherever_it_stands(arc: Path, metadata: PuzzleDat
     assert blank_first == evaluate(ARC(arc, metadata), whole) == golden["result"]
 
 
-def test_confidence_breaks_ties_and_count_goes_first(
+def votes_on_bb01(arc: Path, colours: list[int], confidences: list[float]) -> tuple[Batch, Batch]:
+    """A blank row that is sure of itself, then predictions of one colour each for the one test input of bb01."""
+    plain = json.loads((arc / "identifiers.json").read_text()).index("bb01")
+    (row,) = np.flatnonzero(parity_arrays("arc_evaluator")["puzzle_identifiers"] == plain)
+    given = torch.from_numpy(open_split(arc, "test").sets["all"].inputs[row].astype(np.int32))
+    grids = [to_tokens(np.full((2, 2), colour)) for colour in [9, *colours]]
+    batch = {"inputs": given.repeat(len(grids), 1), "puzzle_identifiers": torch.tensor([0] + [plain] * len(colours))}
+    outputs = {"preds": torch.from_numpy(np.stack(grids)), "q_halt_logits": torch.tensor([9.0, *confidences])}
+    return batch, outputs
+
+
+def attempts_at_bb01(folder: Path) -> list[int]:
+    (attempts,) = json.loads((folder / "submission.json").read_text())["bb01"]
+    return [attempts[f"attempt_{k}"][0][0] for k in range(1, len(attempts) + 1)]
+
+
+def test_count_goes_first_then_the_confidence_of_the_row(
     arc: Path, metadata: PuzzleDatasetMetadata, tmp_path: Path
 ) -> None:
-    names = json.loads((arc / "identifiers.json").read_text())
-    puzzle = open_split(arc, "test").sets["all"]
-    plain = names.index("bb01")
-    (row,) = np.flatnonzero(parity_arrays("arc_evaluator")["puzzle_identifiers"] == plain)
-    grids = [np.full((2, 2), colour) for colour in (1, 2, 3, 3)]
-    batch = {
-        "inputs": torch.from_numpy(np.stack([puzzle.inputs[row]] * 4).astype(np.int32)),
-        "puzzle_identifiers": torch.tensor([plain] * 4),
-    }
-    outputs = {
-        "preds": torch.from_numpy(np.stack([to_tokens(grid) for grid in grids]).astype(np.int32)),
-        "q_halt_logits": torch.tensor([0.0, 4.0, -5.0, -5.0]),
-    }
-    evaluate(ARC(arc, metadata, submission_K=3), [(batch, outputs)], tmp_path)
-    (attempts,) = json.loads((tmp_path / "submission.json").read_text())["bb01"]
-    assert [attempts[f"attempt_{k}"][0][0] for k in (1, 2, 3)] == [3, 2, 1]
+    votes = votes_on_bb01(arc, [1, 2, 3, 3], [0.0, 4.0, -5.0, -5.0])
+    evaluate(ARC(arc, metadata, submission_K=3), [votes], tmp_path)
+    assert attempts_at_bb01(tmp_path) == [3, 2, 1]
+
+
+def test_tie_goes_to_the_earlier_batch_on_any_rank(
+    arc: Path, metadata: PuzzleDatasetMetadata, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nothing = votes_on_bb01(arc, [], [])
+    ranks = [ARC(arc, metadata) for _ in range(2)]
+    for evaluator, batches in zip(
+        ranks,
+        ([nothing, votes_on_bb01(arc, [1], [2.0])], [votes_on_bb01(arc, [2], [2.0]), nothing]),
+        strict=True,
+    ):
+        for batch in batches:
+            evaluator.update_batch(*batch)
+
+    def gather(own: object, into: list[object], dst: int, group: object) -> None:
+        into[:] = [evaluator._votes for evaluator in ranks]
+
+    monkeypatch.setattr(torch.distributed, "gather_object", gather)
+    ranks[0].result(tmp_path, rank=0, world_size=2)
+    assert attempts_at_bb01(tmp_path) == [2, 1]
 
 
 def test_answers_missing_for_one_input_keep_their_place(

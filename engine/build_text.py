@@ -1,0 +1,195 @@
+"""The text half of composing: turns a checked config into conversations, model and task."""
+
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dataset.common import LoaderItem, PuzzleDatasetMetadata
+from dataset.instruct_dataset import InstructDataset, InstructDatasetConfig
+from dataset.packing import DocumentStore, DocumentStoreBuilder
+from dataset.slimorca import InstructCorpus, SlimOrcaConfig, load_corpus
+from dataset.tokenization import Tokenizer
+from engine.build import build_recursive_model, check_batch_shares, loader
+from engine.carried_text import CarriedTextTask
+from engine.registry import load_model_class
+from engine.runtime import Runtime
+from engine.schema import InstructConfig
+from engine.text_task import TextTask
+from engine.train import RunData
+from models.text_loss import TextLossHead
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """Training and held-out conversations of a run."""
+
+    metadata: PuzzleDatasetMetadata
+    data: RunData
+    tokenizer: Tokenizer
+    total_steps: int  # with recursion=carry the expected number, which the data may exceed
+    total_rows: int
+    iterations: int
+
+
+def build_text(config: InstructConfig, runtime: Runtime, *, train: bool = True, held_out: str = "test") -> TextSource:
+    """Load, tokenize and pack the corpus; `held_out` names the split that is evaluated."""
+    check_batch_shares(config, runtime)
+    corpus = load_text(config, progress=runtime.is_main)
+    if runtime.is_main:
+        print(corpus.report.summary(), file=sys.stderr)
+    stores = {"train": corpus.train, "test": corpus.test}
+    reader = (
+        text_reader(
+            config, corpus.tokenizer.vocab_size, corpus.tokenizer.pad_id, stores["train"], runtime, is_test=False
+        )
+        if train
+        else None
+    )
+    rows = config.epochs * reader.metadata.num_rows if reader is not None else 1
+    steps = config.epochs * reader.metadata.num_batches if reader is not None else 1
+    if config.arch.options.get("recursion") == "carry":
+        steps = max(1, round(rows * expected_depth(config.arch.options) / config.global_batch_size))
+    judged = text_reader(
+        config, corpus.tokenizer.vocab_size, corpus.tokenizer.pad_id, stores[held_out], runtime, is_test=True
+    )
+
+    def train_items(iteration: int, batches_done: int) -> Iterable[LoaderItem]:
+        assert reader is not None
+        reader.start_from(iteration, batches_done)
+        return loader(reader, config, runtime)
+
+    return TextSource(
+        metadata=text_metadata(config, corpus.tokenizer.vocab_size, corpus.tokenizer.pad_id),
+        data=RunData(
+            train_items=train_items,
+            eval_items=(lambda: loader(judged, config, runtime)) if len(stores[held_out]) else None,
+            eval_sets=judged.metadata.sets,
+        ),
+        tokenizer=corpus.tokenizer,
+        total_steps=min(steps, config.max_steps or steps),
+        total_rows=rows,
+        iterations=config.epochs // (config.eval_interval or config.epochs),
+    )
+
+
+def expected_depth(arch: dict[str, Any]) -> float:
+    """Supervision steps of a row under the halting policy; how early a learned one halts is not known ahead."""
+    if arch.get("halt_policy") != "sampled":
+        return float(arch["halt_max_steps"])
+    return float(min(arch.get("halt_mean_steps", 1.0), arch["halt_max_steps"]))
+
+
+def load_text(config: InstructConfig, progress: bool) -> InstructCorpus:
+    options = config.dataset.model_dump(exclude={"tokenizer_path", "packing", "tokens_per_pass"})
+    return load_corpus(SlimOrcaConfig(**options), config.dataset.tokenizer_path, progress=progress)
+
+
+def text_reader(
+    config: InstructConfig, vocab_size: int, pad_id: int, store: DocumentStore, runtime: Runtime, *, is_test: bool
+) -> InstructDataset:
+    return InstructDataset(
+        store,
+        InstructDatasetConfig(
+            seq_len=config.dataset.seq_len,
+            global_batch_size=config.global_batch_size,
+            vocab_size=vocab_size,
+            pad_id=pad_id,
+            is_test=is_test,
+            packing=config.dataset.packing,
+            epochs_per_iter=config.eval_interval or config.epochs,
+            seed=config.seed,
+            rank=runtime.rank,
+            world_size=runtime.world_size,
+        ),
+    )
+
+
+def made_up_text(
+    config: InstructConfig, runtime: Runtime, lengths: NDArray[np.int64], vocab_size: int, answer: int
+) -> InstructDataset:
+    """Random conversations of these lengths, each ending in an answer, for measuring."""
+    rng = np.random.default_rng(config.seed)
+    sizes = lengths + 1  # the last token of a document is only ever a label
+    ends = np.repeat(np.cumsum(sizes), sizes)
+    store = DocumentStoreBuilder(vocab_size)
+    tokens = rng.integers(3, vocab_size, size=int(sizes.sum()), dtype=np.int32)
+    store.extend(tokens, ends - np.arange(len(tokens)) <= answer, sizes)
+    return text_reader(config, vocab_size, 0, store.build(), runtime, is_test=False)
+
+
+def text_metadata(config: InstructConfig, vocab_size: int, pad_id: int) -> PuzzleDatasetMetadata:
+    """What a model has to know of text, in the terms of the one metadata that models are built from."""
+    return PuzzleDatasetMetadata(
+        pad_id=pad_id,
+        ignore_label_id=None,
+        blank_identifier_id=0,
+        vocab_size=vocab_size,
+        seq_len=config.dataset.seq_len,
+        num_puzzle_identifiers=1,
+        total_groups=1,
+        mean_puzzle_examples=1,
+        total_puzzles=1,
+        sets=["train"],
+    )
+
+
+def build_text_head(config: InstructConfig, metadata: PuzzleDatasetMetadata, runtime: Runtime) -> TextLossHead:
+    model = build_recursive_model(config.arch, metadata, config.global_batch_size // runtime.world_size)
+    head_class: type[TextLossHead] = load_model_class(config.arch.loss.name)
+    head = head_class(model, config.arch.loss.loss_type, chunked=config.loss.chunked).to(runtime.device)
+    runtime.broadcast_([*head.parameters(), *head.buffers()])
+    return head
+
+
+def build_text_task(config: InstructConfig, head: TextLossHead, source: TextSource, runtime: Runtime) -> TextTask:
+    sizes = [len(source.tokenizer.piece_bytes(i)) for i in range(source.tokenizer.vocab_size)]
+    return text_task_of(config, head, runtime, source.total_steps, source.total_rows, torch.tensor(sizes))
+
+
+def text_task_of(
+    config: InstructConfig,
+    head: TextLossHead,
+    runtime: Runtime,
+    total_steps: int,
+    total_rows: int,
+    piece_bytes: Tensor | None,
+) -> TextTask:
+    settings: dict[str, Any] = {
+        "seed": config.seed,
+        "total_steps": total_steps,
+        "micro_batches": passes_of(config, runtime),
+        "reduction": config.loss.reduction,
+        "piece_bytes": piece_bytes,
+    }
+    if head.model.config.recursion == "carry":
+        return CarriedTextTask(head, runtime, total_rows=total_rows, **settings)
+    return TextTask(head, runtime, **settings)
+
+
+def passes_of(config: InstructConfig, runtime: Runtime) -> int:
+    """Into how many passes a rank's rows are split: as many as were asked for, more if a pass would hold too many tokens."""
+    rows = config.global_batch_size // runtime.world_size
+    passes = config.gradient_accumulation_steps
+    while passes < rows and (rows % passes or rows // passes * config.dataset.seq_len > config.dataset.tokens_per_pass):
+        passes += 1
+    return passes
+
+
+def encode_plainly(config: InstructConfig, corpus: InstructCorpus, seconds: float) -> tuple[int, float]:
+    """Encode messages one after the other in one process for so long; returns tokens and seconds: the yardstick."""
+    messages = [
+        corpus.tokenizer.decode(corpus.train.document(i)[0].tolist()) for i in range(min(5000, len(corpus.train)))
+    ]
+    started, tokens = time.perf_counter(), 0
+    for message in messages:
+        tokens += len(corpus.tokenizer.encode(message))
+        if time.perf_counter() - started > seconds:
+            break
+    return tokens, time.perf_counter() - started
