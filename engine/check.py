@@ -6,10 +6,20 @@ from typing import Any
 from engine.registry import load_model_class
 from engine.schema import ConfigError, InstructConfig, RunConfig, nearest, parse
 from models.act import ActModel
+from models.config import ArchConfig
 from models.losses import ACTLossHead
 from models.text_loss import TextLossHead
 
 GIVEN_BY_DATA = {"batch_size": 1, "seq_len": 1, "vocab_size": 1, "num_puzzle_identifiers": 1}
+ONLY_TEXT = (
+    "recursion",
+    "halt_policy",
+    "halt_mean_steps",
+    "halt_delta",
+    "detach_between_steps",
+    "prefix_mask",
+    "supervise",
+)
 GIVEN_TO_EVALUATORS = {"data_path", "eval_metadata"}
 
 
@@ -21,6 +31,8 @@ def check(config_class: type[RunConfig], data: dict[str, Any]) -> RunConfig:
         problems += arch_problems({key: value for key, value in arch.items() if key != "loss"})
         head_class = TextLossHead if issubclass(config_class, InstructConfig) else ACTLossHead
         problems += class_problems(arch.get("loss"), "models.", head_class)
+        if not issubclass(config_class, InstructConfig):
+            problems += text_problems(arch)
     evaluators = data.get("evaluators")
     for choice in evaluators if isinstance(evaluators, list) else []:
         problems += class_problems(choice, "evaluators.", object) or evaluator_problems(choice)
@@ -48,6 +60,13 @@ def evaluator_problems(choice: Any) -> list[str]:
     known = inspect.signature(load_model_class(choice["name"], "evaluators.")).parameters.keys() - GIVEN_TO_EVALUATORS
     unknown = choice.keys() - known - {"name"}
     return [f"evaluators.{key}: unknown key of {choice['name']}{nearest(key, known)}" for key in sorted(unknown)]
+
+
+def text_problems(arch: dict[str, Any]) -> list[str]:
+    """Which options mean something to text only; puzzles would ignore them."""
+    usual = {key: ArchConfig.model_fields[key].default for key in ONLY_TEXT}
+    asked = {key: arch[key] for key in ONLY_TEXT if arch.get(key, usual[key]) != usual[key]}
+    return [f"arch.{key}={value!r} is for text; puzzles take {usual[key]!r}" for key, value in asked.items()]
 
 
 def arch_problems(arch: dict[str, Any]) -> list[str]:

@@ -49,8 +49,8 @@ def train(
     plan: Plan,
     runtime: Runtime,
     files: Sequence[Path] = (),
-) -> None:
-    """Fit from scratch or from the latest checkpoint, under signal control."""
+) -> Report | None:
+    """Fit from scratch or from the latest checkpoint, under signal control; returns the last evaluation."""
     average = WeightAverage(task.module, config.ema_rate) if config.ema else None
     store = CheckpointStore(folder.path, config.keep_last) if runtime.is_main else None
     checkpoint = None
@@ -67,7 +67,7 @@ def train(
         config=config.model_dump(mode="json"),
         total_steps=plan.expected_steps,
         resume_step=saved.step,
-        resume_before_evaluation=saved.batches_done > 0,
+        resume_before_evaluation=saved.evaluated_step != saved.step,
         enabled=runtime.is_main,
     )
     run = Run(
@@ -99,10 +99,9 @@ def train(
         tracker.close()
     if not plan.is_over(run.state):
         tell(runtime, f"stopped after step {run.state.step}; go on with: {resume_command(folder)}")
-        return
+        return report
     tell(runtime, f"done: {run.state.step - saved.step} steps in {time.monotonic() - started:.0f} s, see {folder.path}")
-    if report is not None:
-        show_report(report, runtime)
+    return report
 
 
 def resume_command(folder: RunFolder) -> str:
@@ -151,7 +150,7 @@ def describe(module: nn.Module, runtime: Runtime) -> str:
     return f"parameters: {numbers}; device {runtime.device}{ranks}, compile {'on' if runtime.use_compile else 'off'}"
 
 
-def show_report(report: Report, runtime: Runtime) -> None:
+def show_report(report: Report | None, runtime: Runtime) -> None:
     """The result of a program: one JSON object on stdout."""
-    if runtime.is_main:
+    if runtime.is_main and report is not None:
         print(json.dumps(report))

@@ -77,7 +77,7 @@ def _pretrain(data: dict[str, Any], arch_label: str) -> None:
         tell(runtime, describe(head, runtime), f"{source.total_steps} steps; run folder {folder.path}")
         optimizers = build.build_optimizers(config, head, runtime, source.total_steps)
         plan = plan_of(config, source.total_steps, source.iterations)
-        train(config, folder, task, source.data, optimizers, plan, runtime)
+        show_report(train(config, folder, task, source.data, optimizers, plan, runtime), runtime)
     finally:
         runtime.close()
 
@@ -106,7 +106,9 @@ def _pretrain_instruct(data: dict[str, Any], arch_label: str) -> None:
         tell(runtime, describe(head, runtime), f"{source.total_steps} steps; run folder {folder.path}")
         optimizers = build.build_optimizers(config, head, runtime, source.total_steps)
         plan = plan_of(config, source.total_steps, source.iterations, may_exceed=head.model.config.recursion == "carry")
-        train(config, folder, task, source.data, optimizers, plan, runtime, files=source.tokenizer.files())
+        show_report(
+            train(config, folder, task, source.data, optimizers, plan, runtime, files=source.tokenizer.files()), runtime
+        )
     finally:
         runtime.close()
 
@@ -141,6 +143,19 @@ def bench_load(overrides: Sequence[str]) -> dict[str, Any]:
     config = check(InstructConfig, composed("cfg_pretrain_instruct", overrides))
     assert isinstance(config, InstructConfig)
     return bench_text.bench_load(config)
+
+
+def study_text(*, variants: Sequence[str] | None, tflop: float, **settings: Any) -> None:
+    """Train variants of text recursion for equal compute and write the page about them."""
+    from engine import study
+
+    def carry_out() -> None:
+        unknown = sorted(set(variants or ()) - study.VARIANTS.keys())
+        if unknown:
+            raise ValueError(f"Unknown variants: {', '.join(unknown)}. Known are: {', '.join(study.VARIANTS)}.")
+        study.study(composed, variants=variants or list(study.VARIANTS), flops=tflop * 1e12, **settings)
+
+    guarded(carry_out)
 
 
 def composed(config_name: str, overrides: Sequence[str]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import difflib
 import re
 from collections.abc import Iterable
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -29,7 +29,7 @@ def parse(config_class: type[Config], data: dict[str, Any], prefix: str = "") ->
         return config_class.model_validate(data), []
     except ValidationError as error:
         bad_keys = {str(found["loc"][0]) for found in error.errors() if found["loc"]}
-        problems = problems_of(error, config_class.model_fields, prefix)
+        problems = problems_of(error, config_class, prefix)
         return None, problems + misfits(config_class, data, bad_keys) if bad_keys else problems
 
 
@@ -40,18 +40,20 @@ def misfits(config_class: type[BaseModel], data: dict[str, Any], bad_keys: set[s
     try:
         config_class.model_validate(sound | {key: STAND_INS.get(key, 1) for key in needed})
     except ValidationError as error:
-        sentences = problems_of(error, config_class.model_fields)
+        sentences = problems_of(error, config_class)
         return [text for text in sentences if not any(re.search(rf"\b{re.escape(key)}\b", text) for key in bad_keys)]
     return []
 
 
-def problems_of(error: ValidationError, known: Iterable[str], prefix: str = "") -> list[str]:
+def problems_of(error: ValidationError, config_class: type[BaseModel], prefix: str = "") -> list[str]:
     """Pydantic's findings as sentences; an unknown key is told the nearest known one."""
     sentences = []
     for found in error.errors(include_url=False):
         path = prefix + ".".join(str(part) for part in found["loc"])
         if found["type"] == "extra_forbidden":
-            sentences.append(f"{path}: unknown key{nearest(str(found['loc'][-1]), known)}")
+            sentences.append(
+                f"{path}: unknown key{nearest(str(found['loc'][-1]), keys_at(config_class, found['loc']))}"
+            )
         elif found["type"] == "missing":
             sentences.append(f"{path}: is required, but was not given")
         elif found["type"] == "value_error":
@@ -61,6 +63,16 @@ def problems_of(error: ValidationError, known: Iterable[str], prefix: str = "") 
             message = found["msg"][0].lower() + found["msg"][1:]
             sentences.append(f"{path}: {message}, found {found['input']!r}")
     return sentences
+
+
+def keys_at(config_class: type[BaseModel], path: Iterable[int | str]) -> Iterable[str]:
+    """The keys beside the one at this path, of the innermost config that is known there."""
+    for part in path:
+        field = config_class.model_fields.get(str(part))
+        inside = [field.annotation, *get_args(field.annotation)] if field else []
+        classes = [found for found in inside if isinstance(found, type) and issubclass(found, BaseModel)]
+        config_class = classes[0] if classes else config_class
+    return config_class.model_fields
 
 
 def nearest(key: str, known: Iterable[str]) -> str:

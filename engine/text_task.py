@@ -79,6 +79,11 @@ class TextTask:
         """Nothing lasts from one step to the next."""
 
     def eval_batch(self, batch: Batch, return_keys: Collection[str]) -> tuple[Sums, dict[str, Tensor]]:
+        unknown = sorted(set(return_keys) - {*batch, "preds"})
+        if unknown:
+            raise ValueError(
+                f"Text evaluation returns no {', '.join(unknown)}; it returns: {', '.join(sorted({*batch, 'preds'}))}."
+            )
         self.head.eval()
         self.head.model.inner.depth = self.head.model.config.depth_at(1.0)
         batch = self.runtime.to_device(batch)
@@ -90,11 +95,6 @@ class TextTask:
         if "preds" in return_keys:  # what the model says at supervised places, IGNORE_LABEL_ID elsewhere
             places = torch.full_like(batch["labels"], IGNORE_LABEL_ID).flatten()
             outputs["preds"] = places.index_copy_(0, at.places, preds.to(places.dtype)).view_as(batch["labels"])
-        unknown = sorted(set(return_keys) - outputs.keys())
-        if unknown:
-            raise ValueError(
-                f"Text evaluation returns no {', '.join(unknown)}; it returns: {', '.join(sorted(outputs))}."
-            )
         return sums, {name: outputs[name] for name in return_keys}
 
     def train_report(self, sums: dict[str, Any], global_batch_size: int) -> dict[str, float]:
@@ -136,8 +136,8 @@ def sampled_depth(config: Any, max_steps: int, seed: int) -> int:
     if config.halt_policy == "fixed" or max_steps == 1:
         return max_steps
     generator = torch.Generator().manual_seed(seed)
-    location = math.log(config.halt_mean_steps) - DEPTH_SPREAD**2 / 2
+    # The law starts at one step, so its rate is the mean of the others.
+    location = math.log(max(config.halt_mean_steps - 1, 0.05)) - DEPTH_SPREAD**2 / 2
     rate = torch.exp(torch.randn((), generator=generator) * DEPTH_SPREAD + location)
-    # The law starts at one step, so its rate leaves that one out.
-    drawn = 1 + int(torch.poisson((rate - 1).clamp_min(0.05), generator=generator).item())
+    drawn = 1 + int(torch.poisson(rate, generator=generator).item())
     return min(drawn, max_steps)

@@ -31,6 +31,7 @@ class TrainState:
     bad_steps: int = 0  # skipped because they were not finite
     bad_steps_in_row: int = 0
     best_value: float | None = None
+    evaluated_step: int = 0  # the last step that has been evaluated
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ def fit(run: Run, stop: StopSignal) -> Report | None:
     state, plan = run.state, run.plan
     report: Report | None = None
     while not plan.is_over(state):
+        ended = state.iteration
         for item, opened in run.task.feed(run.data.train_items(state.iteration, state.batches_done)):
             train_step(run, item)
             state.batches_done += opened
@@ -98,13 +100,14 @@ def fit(run: Run, stop: StopSignal) -> Report | None:
                 return report
             if is_due(state.step, plan.save_interval):
                 save(run)
-        ended = state.iteration
-        state.iteration, state.batches_done = ended + 1, 0
+        else:
+            state.iteration, state.batches_done = state.iteration + 1, 0
 
-        is_last = plan.is_over(state)
-        is_best = False
-        if run.data.eval_items is not None and (ended >= plan.first_eval_iteration or is_last):
+        is_last, is_best = plan.is_over(state), False
+        is_eval_due = ended >= plan.first_eval_iteration or is_last
+        if run.data.eval_items is not None and is_eval_due and state.evaluated_step != state.step:
             report = evaluate_run(run)
+            state.evaluated_step = state.step
             is_best = is_best_so_far(run, report)
         if is_last or is_best or plan.save_every_eval:
             save(run, is_best)

@@ -84,3 +84,78 @@ def test_ctrl_c_stops_the_loader_workers_too(tmp_path):
     assert stopped.code == 0, stopped.err
     assert "go on with: " in stopped.err and "Traceback" not in stopped.err
     assert len(steps_on_disk(run_dir)) == 1
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """An empty folder to work in, so that everything a run leaves behind can be seen."""
+    monkeypatch.chdir(tmp_path)
+    write_sudoku(tmp_path / "data" / "tiny")
+    return tmp_path
+
+
+def short(*words: str) -> list[str]:
+    """A run of one step in the default place."""
+    usual = [word for word in flags("data/tiny", "unused", max_steps=1) if not word.startswith("checkpoint_path=")]
+    return [*usual, *words]
+
+
+@pytest.mark.parametrize("word", ["run_name=x", "+run_name=x", "++run_name=x"])
+def test_every_form_of_a_documented_option_works_and_leaves_only_the_run(elsewhere, word):
+    ended = pretrain(short(word, "+project_name=p"))
+    assert ended.code == 0, ended.err
+    assert sorted(path.name for path in elsewhere.iterdir()) == ["checkpoints", "data"], "no outputs/ of Hydra"
+    assert [path.parent.name for path in elsewhere.glob("checkpoints/p/*/config.yaml")] == ["x"]
+
+
+def test_the_result_is_all_that_stdout_gets(elsewhere):
+    ended = pretrain(short())
+    assert ended.out.count("\n") == 1 and set(ended.report["all"]) >= {"accuracy", "exact_accuracy", "lm_loss", "steps"}
+    assert "parameters: " in ended.err and "done: 1 steps" in ended.err
+
+
+def test_unknown_keys_of_run_and_model_are_named_together_with_the_nearest_ones(elsewhere):
+    ended = pretrain(short("lrr=1", "arch.hiden_size=64", "+arch.loss.los_type=x", "epochs=10"))
+    assert ended.code == 1 and ended.out == ""
+    told = ended.err[ended.err.index("error: ") :]
+    assert "lrr: unknown key, did you mean lr?" in told
+    assert "arch.hiden_size: unknown key, did you mean hidden_size?" in told
+    assert "arch.loss.los_type: unknown key, did you mean loss_type?" in told
+    assert "eval_interval=3 does not divide epochs=10" in told
+    assert not (elsewhere / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["arch=trn"], "trm_singlez"),
+        (
+            ["arch.name=recursive_reasoning.trn@TinyRecursiveReasoningModel_ACTV1"],
+            "did you mean 'recursive_reasoning.trm'",
+        ),
+        (["lr"], "Error parsing override 'lr'"),
+        (["seed=${nothing}"], "Interpolation key 'nothing' not found"),
+        (["arch.recursion=unrolled"], "arch.recursion='unrolled' is for text"),
+    ],
+)
+def test_a_mistyped_command_line_is_refused_in_words(elsewhere, words, told):
+    ended = pretrain(short(*words))
+    assert ended.code == 1 and told in ended.err and "Traceback" not in ended.err
+    assert not (elsewhere / "checkpoints").exists()
+
+
+def test_a_recipe_brings_all_it_needs_but_the_data(elsewhere):
+    ended = pretrain(["recipe=sudoku_4x4"])
+    assert ended.code == 1
+    assert "No data set at 'data/sudoku-4x4'" in ended.err
+    assert "python -m dataset.build_sudoku_dataset --generate 4x4" in ended.err
+
+
+@pytest.mark.parametrize("arch", ["trm_singlez", "trm_hier6", "hrm", "transformers_baseline"])
+def test_every_architecture_trains_evaluates_and_resumes(elsewhere, arch):
+    layers = {"hrm": ["arch.H_layers=1"], "transformers_baseline": ["arch.H_layers=1", "arch.L_layers=0"]}
+    words = [*short(f"arch={arch}", "run_name=x", "max_steps=2", "epochs=3"), *layers.get(arch, [])]
+    assert pretrain(words).code == 0
+    again = pretrain([word.replace("max_steps=2", "max_steps=4") for word in words] + ["resume=true"])
+    assert again.code == 0, again.err
+    assert "done: 2 steps" in again.err and again.report["all"]["steps"] == 3.0

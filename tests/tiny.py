@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,14 @@ def is_timing(key: str) -> bool:
 
 def steps_on_disk(run_dir: Path) -> list[int]:
     return sorted(int(path.name.removeprefix("step_")) for path in run_dir.glob("step_*"))
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+    """Checkpoints are written behind the training's back, so what a stopped run saved may take a moment."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.005)
 
 
 def assert_same_end(one: Path, other: Path, atol: float = 0.0) -> None:

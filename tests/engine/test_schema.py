@@ -3,7 +3,7 @@
 import pytest
 
 from engine.check import check
-from engine.schema import ArchChoice, ConfigError, PretrainConfig, nearest, parse
+from engine.schema import ArchChoice, ConfigError, InstructConfig, PretrainConfig, nearest, parse
 from tests.tiny import ARCH, RUN, TRM
 
 
@@ -71,6 +71,16 @@ def test_keys_that_do_not_fit_are_told_beside_keys_that_are_wrong():
     for start in (*told, "arch.hiden_size: ", "arch.L_cycles: ", "causal=true cannot"):
         assert sum(sentence.startswith(start) for sentence in found) == 1, (start, found)
     assert len(found) == 8
+
+
+def test_keys_inside_other_options_are_told_their_own_neighbours():
+    arch = {"name": TRM, **ARCH, "loss": {"los_type": "x"}, "depth_curriculum": [{"until": 0.5, "H_cycle": 1}]}
+    assert problems(arch=arch) == [
+        "arch.loss.los_type: unknown key, did you mean loss_type?",
+        "arch.depth_curriculum.0.H_cycle: unknown key, did you mean H_cycles?",
+    ]
+    with pytest.raises(ConfigError, match=r"dataset\.subset_sise: unknown key, did you mean subset_size\?"):
+        check(InstructConfig, {"dataset": {"subset_sise": 3}})
 
 
 def test_a_wrong_key_is_not_blamed_twice():
