@@ -158,6 +158,13 @@ def study_text(*, variants: Sequence[str] | None, tflop: float, **settings: Any)
     guarded(carry_out)
 
 
+def bigram_baseline(checkpoint: str, overrides: list[str]) -> None:
+    """Print the held-out loss of a checkpoint beside that of bigrams."""
+    from engine import ngram
+
+    guarded(lambda: ngram.compare_with_bigram(checkpoint, overrides))
+
+
 def composed(config_name: str, overrides: Sequence[str]) -> dict[str, Any]:
     """What Hydra makes of a config and overrides, as plain values."""
     from hydra import compose, initialize_config_dir

@@ -127,7 +127,8 @@ def text_report(sums: dict[str, Any]) -> dict[str, float]:
     if sums.get("q_halt_count"):
         report["q_halt_accuracy"] = sums["q_halt_accuracy"] / sums["q_halt_count"]
         report["q_halt_loss"] = sums["q_halt_loss"] / sums["q_halt_count"]
-        report["q_halt_auc"] = area_under_roc(sums["q_halt_wanted"], sums["q_halt_unwanted"])
+        if sum(sums["q_halt_wanted"]) and sum(sums["q_halt_unwanted"]):  # there are two kinds to tell apart
+            report["q_halt_auc"] = area_under_roc(sums["q_halt_wanted"], sums["q_halt_unwanted"])
     return report | {"count": sums["count"], "tokens": sums["tokens"]}
 
 

@@ -211,6 +211,7 @@ def test_the_report_says_means_over_documents_and_over_tokens():
         }
     )
     assert text_report(sums | {"token_loss": 1e9})["perplexity"] < math.inf
+    assert "q_halt_auc" not in text_report(sums | {"q_halt_unwanted": [0.0, 0.0]}), "with one kind there is no curve"
 
 
 def test_a_state_with_a_carry_is_refused():

@@ -1,0 +1,34 @@
+import json
+
+from engine.run import bench_load, bench_train
+
+TINY = ["arch.hidden_size=32", "arch.num_heads=2", "arch.H_cycles=1", "arch.L_cycles=1", "compile=false", "device=cpu"]
+
+
+def test_bench_train_counts_operations_and_compares_with_bare_products():
+    found = bench_train(
+        ["arch=trm", "arch.puzzle_emb_ndim=0", "arch.puzzle_emb_len=0", *TINY, "global_batch_size=4"],
+        positions=9, vocab_size=7, steps=1, depth=1, compare=False,
+    )  # fmt: skip
+    # 2 blocks: qkv, o, gate_up (2 x 256), down; forward once, backward twice, 2 calls; then head and attention
+    linear = 2 * (3 * 32 * 32 + 32 * 32 + 3 * 256 * 32)
+    assert found["flops_per_step"] > 2 * 36 * linear * 3 * 2
+    assert found["flops_per_step"] < 2 * 36 * linear * 3 * 2 * 1.2
+    assert 0 < found["ratio"] and found["peak_memory_bytes"] > 1e6
+    assert found["steps_per_s"] > 0 and json.dumps(found)
+
+
+def test_bench_of_text_compares_with_the_plain_way():
+    found = bench_train(
+        ["arch=trm_text", *TINY, "global_batch_size=2"], positions=256, vocab_size=300, steps=1, depth=1, compare=True
+    )
+    assert found["real_tokens"] > found["plain"]["real_tokens"]
+    assert found["speedup"] > 0 and found["supervision_steps"] == 1
+
+
+def test_bench_load_prints_both_speeds(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLIMORCA_TQDM", "0")
+    words = ["dataset.source=sample", f"dataset.data_dir={tmp_path}", "dataset.sample_size=300", "dataset.seq_len=64"]
+    found = bench_load([*words, "dataset.subset_size=null"])
+    assert found["records"] == 300
+    assert found["tokens_per_s"] > 0 and found["plain_tokens_per_s"] > 0
