@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from dataset.common import LoaderItem, PuzzleDatasetMetadata
 from dataset.puzzle_dataset import PuzzleDataset, PuzzleDatasetConfig
+from dataset.puzzle_mixing import identifier_offsets
 from engine.checkpoint_load import load_checkpoint, load_weights
 from engine.evaluate import Evaluator
 from engine.optim import OptimizerSet, Schedule, SparseSignSGD, network_optimizer
@@ -159,9 +160,12 @@ def build_evaluators(
 ) -> Sequence[Evaluator]:
     make: Callable[..., Evaluator]
     evaluators = []
+    offsets = identifier_offsets(paths) if config.evaluators and len(paths) > 1 else {}
     for choice in config.evaluators:
         make = load_model_class(choice.name, "evaluators.")
-        evaluators += [make(data_path=path, eval_metadata=metadata, **choice.options) for path in paths]
+        for path in paths:
+            shift = {"identifier_offset": offsets[path]} if offsets else {}
+            evaluators.append(make(data_path=path, eval_metadata=metadata, **choice.options, **shift))
     return evaluators
 
 

@@ -6,6 +6,7 @@ a queue; an epoch ends when every row has been retired once.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -48,6 +49,7 @@ class CarriedTextTask(TextTask):
         self.slots: Slots | None = None
         self.pending: Slots | None = None
         self.queue: Batch = {}
+        self.ahead = 0  # loader batches that this rank has opened and another one has not
         self.rows_taken = 0  # by this rank
         self.rows_retired = 0.0  # by all ranks
 
@@ -59,9 +61,9 @@ class CarriedTextTask(TextTask):
         return max(1.0, self.progress() * self.total_steps)
 
     def feed(self, items: Iterable[LoaderItem]) -> Iterator[tuple[LoaderItem, int]]:
-        """What the slots hold at each optimizer step, and how many loader batches were opened for it."""
-        stream = iter(items)
-        name, opened = "train", 0
+        """What the slots hold at each optimizer step, and how many more loader batches all ranks have opened for it."""
+        stream = islice(items, self.ahead, None)
+        name = "train"
         is_dry = False
         while True:
             while not is_dry and self._num_waiting() < self._num_wanted():
@@ -70,13 +72,18 @@ class CarriedTextTask(TextTask):
                 if item is not None:
                     name, batch, _ = item
                     self._enqueue(self.runtime.to_device(batch))
-                    opened += 1
+                    self.ahead += 1
             self._refill()
             if not self.runtime.any_rank(self.slots is not None and bool(self.slots.is_busy.any())):
+                self.ahead = 0
                 return
             assert self.slots is not None
+            opened = int(self.runtime.all_gather_rows(self._count(self.ahead)).min())
+            self.ahead -= opened
             yield (name, self.slots.data, int(self.slots.is_busy.sum())), opened
-            opened = 0
+
+    def _count(self, number: int) -> Tensor:
+        return torch.tensor([number], device=self.runtime.device)
 
     def _num_waiting(self) -> int:
         return len(self.queue["inputs"]) if self.queue else 0
@@ -225,12 +232,15 @@ class CarriedTextTask(TextTask):
         for name, value in self.queue.items():
             padded[name][: len(value)] = value
         assert self._num_waiting() <= most
-        count = torch.tensor([self._num_waiting()], device=self.runtime.device)
         gather = self.runtime.all_gather_rows
-        return {"queue": {name: gather(value) for name, value in padded.items()}, "queued": gather(count)}
+        return {
+            "queue": {name: gather(value) for name, value in padded.items()},
+            "queued": gather(self._count(self._num_waiting())),
+            "ahead": gather(self._count(self.ahead)),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.slots, self.queue = None, {}
+        self.slots, self.queue, self.ahead = None, {}, 0
         if not state:
             return
         rank, ranks, device = self.runtime.rank, self.runtime.world_size, self.runtime.device
@@ -250,7 +260,7 @@ class CarriedTextTask(TextTask):
             is_busy=own(state["is_busy"]).bool(),
             **{name: own(value) for name, value in state["slots"].items()},
         )
-        waiting = int(state["queued"][rank])
+        waiting, self.ahead = int(state["queued"][rank]), int(state["ahead"][rank])
         self.queue = {name: own(value)[:waiting] for name, value in state["queue"].items()}
         self.rows_taken, self.rows_retired = state["rows_taken"], state["rows_retired"]
 

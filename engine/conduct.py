@@ -90,7 +90,7 @@ def train(
     if config.resume and runtime.is_main:
         folder.write_config()
     try:
-        with StopSignal() as stop:
+        with StopSignal(announce=runtime.is_main) as stop:
             started = time.monotonic()
             report = fit(run, stop)
             if store is not None:

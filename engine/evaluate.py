@@ -68,13 +68,15 @@ def evaluate(
         torch.save(
             {name: torch.cat(parts) for name, parts in saved.items()}, output_dir / f"{label}_all_preds.{runtime.rank}"
         )
-    for evaluator in evaluators:
+    for number, evaluator in enumerate(evaluators):
+        kind = type(evaluator).__name__
+        name = kind if kind not in report else f"{kind}#{number + 1}"  # one a data set, where there are several
         if runtime.any_rank(evaluator not in working):  # all ranks must agree: a result gathers over them
             continue
-        folder = None if output_dir is None else str(output_dir / f"evaluator_{type(evaluator).__name__}_{label}")
+        folder = None if output_dir is None else str(output_dir / f"evaluator_{name}_{label}")
         results: dict[str, float] = {}
         if _succeeds(evaluator, lambda: results.update(_result(evaluator, folder, runtime))) and results:  # noqa: B023
-            report[type(evaluator).__name__] = results
+            report[name] = results
     return report
 
 
