@@ -160,7 +160,7 @@ def build_evaluators(
 ) -> Sequence[Evaluator]:
     make: Callable[..., Evaluator]
     evaluators = []
-    offsets = identifier_offsets(paths) if config.evaluators and len(paths) > 1 else {}
+    offsets = identifier_offsets(list(paths)) if config.evaluators and len(paths) > 1 else {}
     for choice in config.evaluators:
         make = load_model_class(choice.name, "evaluators.")
         for path in paths:
