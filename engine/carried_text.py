@@ -221,7 +221,7 @@ class CarriedTextTask(TextTask):
             else self.runtime.all_gather_rows(group)
             for key, group in mine.items()
         }
-        return gathered | self._gathered_queue() | {"rows_taken": self.rows_taken, "rows_retired": self.rows_retired}
+        return gathered | self._gathered_queue() | {"rows_retired": self.rows_retired}
 
     def _gathered_queue(self) -> dict[str, Any]:
         """Queues differ in length, so each is padded to a batch of rows, which it never exceeds."""
@@ -237,6 +237,7 @@ class CarriedTextTask(TextTask):
             "queue": {name: gather(value) for name, value in padded.items()},
             "queued": gather(self._count(self._num_waiting())),
             "ahead": gather(self._count(self.ahead)),
+            "rows_taken": gather(self._count(self.rows_taken)),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -262,7 +263,7 @@ class CarriedTextTask(TextTask):
         )
         waiting, self.ahead = int(state["queued"][rank]), int(state["ahead"][rank])
         self.queue = {name: own(value)[:waiting] for name, value in state["queue"].items()}
-        self.rows_taken, self.rows_retired = state["rows_taken"], state["rows_retired"]
+        self.rows_taken, self.rows_retired = int(state["rows_taken"][rank]), state["rows_retired"]
 
 
 def joined(parts: list[Slots]) -> Slots:

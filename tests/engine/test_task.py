@@ -71,6 +71,8 @@ def test_exploration_depends_on_step_and_seed():
     options = {"halt_exploration_prob": 0.5, "halt_max_steps": 9}
     of_seed = [train(make_task(seed=seed, **options), 3).steps.tolist() for seed in (0, 0, 1)]
     assert of_seed[0] == of_seed[1] != of_seed[2]
+    of_step = [train(make_task(**options), 1, first=step).halted.tolist() for step in (1, 2, 3)]
+    assert of_step[0] != of_step[1] != of_step[2], "or the same rows would explore all the time"
     numbers = {hash_seed(seed, step) for seed in range(50) for step in range(50)}
     assert len(numbers) == 2500 and all(0 <= number < 2**63 for number in numbers)
 

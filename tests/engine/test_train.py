@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from engine import train
 from engine.build import build_optimizers
+from engine.checkpoint_load import load_checkpoint
 from engine.evaluate import evaluate
 from engine.schema import PretrainConfig
 from engine.stopping import StopSignal
 from engine.task import RecursiveTask
-from engine.train import Plan, Run, RunData, TrainState, fit, train_step
+from engine.train import Plan, Run, RunData, TrainState, fit, restore, train_step
 from models import losses
 from models.ema import WeightAverage
 from tests.models.parity import arrays, batch_of, description, load_head, sample
-from tests.tiny import CPU, Recorder, flags, logged, pretrain, steps_on_disk, wait_for, write_sudoku
+from tests.tiny import CPU, Recorder, flags, logged, pretrain, write_sudoku
 
 METRIC = {"rel": 0, "abs": 1e-5}
 WEIGHT = {"rtol": 0, "atol": 5e-6}
@@ -188,87 +188,16 @@ def test_a_run_that_stays_bad_stops_and_names_the_last_good_checkpoint(tmp_path)
     assert pretrain([*command, "resume=true"]).code == 0, "the saved weights are good"
 
 
-def scripted(*values, metric="lm_loss"):
-    """Evaluations with these outcomes, one after the other."""
-    reports = [value if isinstance(value, BaseException) else {"all": {metric: value}} for value in values]
-    return mock.patch.object(train, "evaluate", side_effect=reports)
-
-
-@pytest.mark.parametrize(
-    ("metric", "values", "best"), [("lm_loss", (3.0, 1.0, 2.0, 5.0), 6), ("exact_accuracy", (0.3, 0.3, 0.4, 0.1), 9)]
-)
-def test_best_and_latest_are_kept(tmp_path, metric, values, best):
+def test_restoring_brings_back_torch_s_random_numbers(tmp_path):
     data, run_dir = write_sudoku(tmp_path / "data"), tmp_path / "run"
-    with scripted(*values, metric=metric):
-        ended = pretrain(flags(data, run_dir, epochs=4, eval_interval=1, keep_last=1, best_metric=metric))
-    assert ended.code == 0, ended.err
-    assert steps_on_disk(run_dir) == [best, 12]
-    assert (run_dir / "best").resolve() == run_dir / f"step_{best}"
-    assert (run_dir / "latest").resolve() == run_dir / "step_12"
-
-
-def test_a_resumed_run_remembers_the_best_value(tmp_path):
-    data, run_dir = write_sudoku(tmp_path / "data"), tmp_path / "run"
-    command = flags(data, run_dir, epochs=4, eval_interval=1)
-    with scripted(3.0, 1.0, KeyboardInterrupt()), pytest.raises(KeyboardInterrupt):
-        pretrain(command)
-    wait_for(lambda: (run_dir / "best").resolve() == run_dir / "step_6")
-    with scripted(2.0, 1.5):
-        assert pretrain([*command, "resume=true"]).code == 0
-    assert (run_dir / "best").resolve() == run_dir / "step_6"
-    assert [line["all/lm_loss"] for line in logged(run_dir) if "all/lm_loss" in line] == [3.0, 1.0, 2.0, 1.5]
-
-
-def test_an_evaluation_is_logged_once_though_the_run_was_killed_right_after_it(tmp_path):
-    data, whole, broken = write_sudoku(tmp_path / "data"), tmp_path / "whole", tmp_path / "broken"
-    assert pretrain(flags(data, whole, checkpoint_interval=3)).code == 0
-    command = flags(data, broken, checkpoint_interval=3)  # step 9 is saved, evaluated, and saved again
-    with mock.patch.object(train, "is_best_so_far", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
-        pretrain(command)
-    assert "all/lm_loss" in logged(broken)[-1]
-    wait_for(lambda: (broken / "latest").resolve() == broken / "step_9")
-    assert pretrain([*command, "resume=true"]).code == 0
-    assert logged(broken) == logged(whole)
-
-
-@pytest.mark.parametrize(
-    ("options", "saved"),
-    [
-        ({"checkpoint_interval": 4}, [3, 4, 6, 8, 9]),
-        ({"checkpoint_every_eval": False, "best_metric": "none_such"}, [9]),
-        ({"min_eval_interval": 2, "checkpoint_every_eval": False}, [9]),
-        ({"max_steps": 4}, [3, 4]),
-    ],
-)
-def test_checkpoints_are_saved_when_they_are_due(tmp_path, options, saved):
-    data, run_dir = write_sudoku(tmp_path / "data"), tmp_path / "run"
-    ended = pretrain(flags(data, run_dir, epochs=3, eval_interval=1, **options))
-    assert ended.code == 0, ended.err
-    assert steps_on_disk(run_dir) == saved
-    evaluated = [line["step"] for line in logged(run_dir) if "all/lm_loss" in line]
-    assert evaluated == ([9] if "min_eval_interval" in options else [3, 4] if "max_steps" in options else [3, 6, 9])
-    if "best_metric" in options:
-        assert "best_metric=none_such is not among the held-out metrics (accuracy, " in ended.err
-
-
-def test_a_finished_run_is_left_as_it_is(tmp_path):
-    data, run_dir = write_sudoku(tmp_path / "data"), tmp_path / "run"
-    command = flags(data, run_dir, epochs=3)
-    assert pretrain(command).code == 0
-    before = logged(run_dir), steps_on_disk(run_dir)
-    again = pretrain([*command, "resume=true"])
-    assert (again.code, logged(run_dir), steps_on_disk(run_dir)) == (0, *before)
-    assert "done: 0 steps" in again.err
-
-
-def test_every_step_is_logged_whatever_the_interval(tmp_path):
-    data, lines = write_sudoku(tmp_path / "data"), []
-    for interval in (1, 5, 1000):
-        run_dir = tmp_path / str(interval)
-        assert pretrain(flags(data, run_dir, epochs=3, log_interval=interval)).code == 0
-        lines.append(logged(run_dir))
-    assert lines[0] == lines[1] == lines[2]
-    assert [line["step"] for line in lines[0]] == [*range(1, 10), 9]
+    assert pretrain(flags(data, run_dir, max_steps=1)).code == 0
+    trainer = load_checkpoint(run_dir, with_trainer=True).trainer
+    run = reference_run(None)
+    with mock.patch.object(run.optimizers, "load_state_dict"), mock.patch.object(run.task, "load_state_dict"):
+        torch.manual_seed(123)
+        restore(run, trainer, run.average.state_dict())
+    assert torch.equal(torch.get_rng_state(), trainer["torch_rng"])
+    assert run.state == TrainState(step=1, batches_done=1, evaluated_step=1, best_value=run.state.best_value)
 
 
 def test_a_run_is_over_after_its_last_step_or_its_last_pass():

@@ -1,0 +1,104 @@
+"""What a run evaluates, saves and logs, and when; also where it was stopped and goes on."""
+
+from unittest import mock
+
+import pytest
+
+from engine import train
+from tests.tiny import flags, logged, pretrain, steps_on_disk, wait_for, write_sudoku
+
+
+def scripted(*values, metric="lm_loss"):
+    """Evaluations with these outcomes, one after the other."""
+    reports = [value if isinstance(value, BaseException) else {"all": {metric: value}} for value in values]
+    return mock.patch.object(train, "evaluate", side_effect=reports)
+
+
+@pytest.mark.parametrize(
+    ("metric", "values", "best"), [("lm_loss", (3.0, 1.0, 2.0, 5.0), 6), ("exact_accuracy", (0.3, 0.3, 0.4, 0.1), 9)]
+)
+def test_best_and_latest_are_kept(tmp_path, metric, values, best):
+    data, run_dir = write_sudoku(tmp_path / "data"), tmp_path / "run"
+    with scripted(*values, metric=metric):
+        ended = pretrain(flags(data, run_dir, epochs=4, eval_interval=1, keep_last=1, best_metric=metric))
+    assert ended.code == 0, ended.err
+    assert steps_on_disk(run_dir) == [best, 12]
+    assert (run_dir / "best").resolve() == run_dir / f"step_{best}"
+    assert (run_dir / "latest").resolve() == run_dir / "step_12"
+
+
+def test_a_resumed_run_remembers_the_best_value(tmp_path):
+    data, run_dir = write_sudoku(tmp_path / "data"), tmp_path / "run"
+    command = flags(data, run_dir, epochs=4, eval_interval=1)
+    with scripted(3.0, 1.0, KeyboardInterrupt()), pytest.raises(KeyboardInterrupt):
+        pretrain(command)
+    wait_for(lambda: (run_dir / "best").resolve() == run_dir / "step_6")
+    with scripted(2.0, 1.5):
+        assert pretrain([*command, "resume=true"]).code == 0
+    assert (run_dir / "best").resolve() == run_dir / "step_6"
+    assert [line["all/lm_loss"] for line in logged(run_dir) if "all/lm_loss" in line] == [3.0, 1.0, 2.0, 1.5]
+
+
+def test_an_evaluation_is_logged_once_though_the_run_was_killed_right_after_it(tmp_path):
+    data, whole, broken = write_sudoku(tmp_path / "data"), tmp_path / "whole", tmp_path / "broken"
+    assert pretrain(flags(data, whole, checkpoint_interval=3)).code == 0
+    command = flags(data, broken, checkpoint_interval=3)  # step 9 is saved, evaluated, and saved again
+    with mock.patch.object(train, "is_best_so_far", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+        pretrain(command)
+    assert "all/lm_loss" in logged(broken)[-1]
+    wait_for(lambda: (broken / "latest").resolve() == broken / "step_9")
+    assert pretrain([*command, "resume=true"]).code == 0
+    assert logged(broken) == logged(whole)
+
+
+@pytest.mark.parametrize(
+    ("options", "saved"),
+    [
+        ({"checkpoint_interval": 4}, [3, 4, 6, 8, 9]),
+        ({"checkpoint_every_eval": False, "best_metric": "none_such"}, [9]),
+        ({"min_eval_interval": 2, "checkpoint_every_eval": False}, [9]),
+        ({"max_steps": 4}, [3, 4]),
+    ],
+)
+def test_checkpoints_are_saved_when_they_are_due(tmp_path, options, saved):
+    data, run_dir = write_sudoku(tmp_path / "data"), tmp_path / "run"
+    ended = pretrain(flags(data, run_dir, epochs=3, eval_interval=1, **options))
+    assert ended.code == 0, ended.err
+    assert steps_on_disk(run_dir) == saved
+    evaluated = [line["step"] for line in logged(run_dir) if "all/lm_loss" in line]
+    assert evaluated == ([9] if "min_eval_interval" in options else [3, 4] if "max_steps" in options else [3, 6, 9])
+    if "best_metric" in options:
+        assert "best_metric=none_such is not among the held-out metrics (accuracy, " in ended.err
+
+
+def test_a_finished_run_is_left_as_it_is(tmp_path):
+    data, run_dir = write_sudoku(tmp_path / "data"), tmp_path / "run"
+    command = flags(data, run_dir, epochs=3)
+    assert pretrain(command).code == 0
+    before = logged(run_dir), steps_on_disk(run_dir)
+    again = pretrain([*command, "resume=true"])
+    assert (again.code, logged(run_dir), steps_on_disk(run_dir)) == (0, *before)
+    assert "done: 0 steps" in again.err
+
+
+@pytest.mark.parametrize("first_end", [5, 9])
+def test_a_run_that_ended_early_can_be_made_longer(tmp_path, first_end):
+    """9 steps are a pass: the second run goes on within the first pass, or with the second one."""
+    data, whole, longer = write_sudoku(tmp_path / "data"), tmp_path / "whole", tmp_path / "longer"
+    assert pretrain(flags(data, whole, max_steps=12)).code == 0
+    assert pretrain(flags(data, longer, max_steps=first_end)).code == 0
+    ended = pretrain(flags(data, longer, max_steps=12, resume=True))
+    assert f"done: {12 - first_end} steps" in ended.err
+    extra = [line for line in logged(longer) if line["step"] == 5 and "all/lm_loss" in line]
+    assert len(extra) == (first_end == 5), "where the first run ended it was evaluated"
+    assert [line for line in logged(longer) if line not in extra] == logged(whole)
+
+
+def test_every_step_is_logged_whatever_the_interval(tmp_path):
+    data, lines = write_sudoku(tmp_path / "data"), []
+    for interval in (1, 5, 1000):
+        run_dir = tmp_path / str(interval)
+        assert pretrain(flags(data, run_dir, epochs=3, log_interval=interval)).code == 0
+        lines.append(logged(run_dir))
+    assert lines[0] == lines[1] == lines[2]
+    assert [line["step"] for line in lines[0]] == [*range(1, 10), 9]

@@ -1,0 +1,130 @@
+"""Every command that README and docs tell a user to type is typed here, on a small scale."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dataset.sample_corpus import make_sample_records, sample_tokenizer
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TINY_ARCH = ["arch.hidden_size=32", "arch.num_heads=2", "arch.L_layers=1", "arch.H_cycles=1", "arch.L_cycles=1"]
+TINY_PUZZLE = [*TINY_ARCH, "arch.halt_max_steps=2", "device=cpu", "compile=false"]
+TINY_PUZZLE += ["epochs=1", "eval_interval=1", "global_batch_size=4", "max_steps=2"]
+TINY_TEXT = [word for word in TINY_PUZZLE if not word.startswith("eval_interval")] + [
+    "eval_interval=null",
+    "dataset.seq_len=128",
+]
+# Their doors run on small files in the tests of the builders.
+NEEDS_OTHER_DATA = ("build_arc", "sudoku-extreme", "build_maze_dataset.py")
+
+
+def documented_commands() -> list[str]:
+    """Commands of all fenced bash blocks; continued lines joined, comments cut."""
+    found = []
+    for page in PAGES:
+        for block in re.findall(r"```bash\n(.*?)```", page.read_text(), flags=re.DOTALL):
+            for line in block.replace("\\\n", " ").splitlines():
+                command = re.sub(r"\s+", " ", re.sub(r"(^|\s)#.*", "", line)).strip()
+                if command and command not in found:
+                    found.append(command)
+    return found
+
+
+def small(command: str, number: int) -> list[str]:
+    """The same command, tiny; the first instruction run is the one that later commands evaluate."""
+    command = command.replace("$PWD/", "").replace("<run_name>", "tiny").replace("step_<N>", "latest")
+    words = shlex.split(command)
+    if "--generate" in words:
+        words[words.index("--count") + 1] = "24"
+        words += ["--test-count", "8", "--overwrite"]
+    if "pretrain.py" in command and "--help" not in command:
+        words += TINY_PUZZLE if "eval_only" not in command else ["device=cpu", *TINY_PUZZLE[:6]]
+    if "pretrain_instruct" in command:
+        kept = [w for w in words if not w.startswith(("global_batch_size=", "epochs="))]
+        words = [*kept, *TINY_TEXT]
+        if not any(w.startswith("run_name=") for w in words):
+            is_first = "global_batch_size=48" in command
+            words.append("run_name=tiny" if is_first else f"run_name=tiny-{number}")
+        if "smoke" in command:
+            words.append("checkpoint_path=checkpoints/smoke")
+        if "recipe=sample_corpus" in command:
+            words += [
+                "dataset.sample_size=200",
+                "arch.depth_curriculum=[]",
+                f"checkpoint_path=checkpoints/{len(words)}",
+            ]
+    if "study_text.py" in command:
+        words = [*words[:2], "--seeds", "1", "--tflop", "0.001", "--variants", "TRM H1 L2", "--page", "page.md"]
+        words += ["--overrides", *[w for w in TINY_TEXT if w.startswith(("arch.hid", "arch.num"))]]
+        words += ["dataset.sample_size=200", "dataset.data_dir=data/sample", "global_batch_size=4"]
+    if "bench.py train" in command:
+        words += ["--steps", "1", "--rows", "2", "arch.hidden_size=32", "arch.num_heads=2", "arch.H_cycles=1"]
+        words += ["arch.L_cycles=1", "device=cpu", "compile=false", "--vocab-size", "300"]
+    if words[0] == "python":
+        words[0] = sys.executable
+    return words
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The repository's files, a small corpus, and the tokenizer at the documented place."""
+    place = tmp_path_factory.mktemp("clone")
+    for entry in ROOT.iterdir():
+        if entry.name not in ("data", "checkpoints", "tokenizers", ".git", ".venv", "wandb"):
+            (place / entry.name).symlink_to(entry)
+    records = make_sample_records(200, 0, 0.2)
+    corpus = place / "data" / "slimorca_full"
+    corpus.mkdir(parents=True)
+    lines = [json.dumps(record) for split in ("train", "test") for record in records[split]]
+    (corpus / "SlimOrca.jsonl").write_text("\n".join(lines) + "\n")
+    shutil.copytree(corpus, place / "data" / "slimorca")
+    tokenizer = place / "tokenizers" / "llama-32k" / "tokenizer.model"
+    tokenizer.parent.mkdir(parents=True)
+    shutil.copy(sample_tokenizer(records["train"], place / "data" / "sample"), tokenizer)
+    return place
+
+
+@pytest.mark.timeout(900)
+def test_every_documented_command_works(workplace: Path) -> None:
+    env = os.environ | {"OMP_NUM_THREADS": "1", "SLIMORCA_TQDM": "0", "PYTHON": sys.executable}
+    env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
+    ran = 0
+    for command in documented_commands():
+        if command.startswith("export "):
+            name, _, value = command.removeprefix("export ").partition("=")
+            env[name] = value.strip('"').replace("$PWD", str(workplace))
+            continue
+        if command.startswith(("make ", "pip ", "git ", "huggingface-cli", "curl", "torchrun --nproc-per-node 8")):
+            continue  # the suite itself, installation, and the network
+        if any(word in command for word in NEEDS_OTHER_DATA):
+            continue
+        variables = re.match(r"((?:[A-Z_]+=\S+ )*)(.*)", command)
+        assert variables is not None
+        extra = dict(word.split("=", 1) for word in variables[1].split())
+        done = subprocess.run(
+            small(variables[2], ran),
+            cwd=workplace,
+            env=env | extra,
+            capture_output=True,
+            text=True,
+            timeout=280,
+            check=False,
+        )
+        assert done.returncode == 0, f"{command}\n{shlex.join(small(variables[2], ran))}\n{done.stderr[-3000:]}"
+        ran += 1
+    assert ran >= 10
+
+
+def test_make_targets_that_are_documented_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for page in PAGES:
+        for target in re.findall(r"^make ([a-z-]+)", page.read_text(), flags=re.MULTILINE):
+            assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), f"{page.name}: make {target}"
