@@ -143,7 +143,7 @@ def open_puzzles(
     return PuzzleDataset(
         PuzzleDatasetConfig(
             dataset_paths=paths,
-            identifier_paths=config.data_paths if set(paths) <= set(config.data_paths) else None,
+            identifier_paths=identifier_paths(config, paths),
             global_batch_size=config.global_batch_size,
             test_set_mode=split == "test",
             epochs_per_iter=epochs_per_iteration,
@@ -155,16 +155,21 @@ def open_puzzles(
     )
 
 
+def identifier_paths(config: PretrainConfig, paths: Sequence[str]) -> list[str]:
+    """The data sets whose puzzle identifiers are numbered together: those of the training where that is possible."""
+    return config.data_paths if set(paths) <= set(config.data_paths) else list(paths)
+
+
 def build_evaluators(
     config: PretrainConfig, paths: Sequence[str], metadata: PuzzleDatasetMetadata
 ) -> Sequence[Evaluator]:
     make: Callable[..., Evaluator]
     evaluators = []
-    offsets = identifier_offsets(list(paths)) if config.evaluators and len(paths) > 1 else {}
+    offsets = identifier_offsets(identifier_paths(config, paths)) if config.evaluators else {}
     for choice in config.evaluators:
         make = load_model_class(choice.name, "evaluators.")
         for path in paths:
-            shift = {"identifier_offset": offsets[path]} if offsets else {}
+            shift = {"identifier_offset": offsets[path]} if offsets[path] else {}
             evaluators.append(make(data_path=path, eval_metadata=metadata, **choice.options, **shift))
     return evaluators
 

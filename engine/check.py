@@ -31,8 +31,8 @@ def check(config_class: type[RunConfig], data: dict[str, Any]) -> RunConfig:
         problems += arch_problems({key: value for key, value in arch.items() if key != "loss"})
         head_class = TextLossHead if issubclass(config_class, InstructConfig) else ACTLossHead
         problems += class_problems(arch.get("loss"), "models.", head_class)
-        if not issubclass(config_class, InstructConfig):
-            problems += text_problems(arch)
+        is_text = issubclass(config_class, InstructConfig)
+        problems += conversation_problems(arch) if is_text else text_problems(arch)
     evaluators = data.get("evaluators")
     for choice in evaluators if isinstance(evaluators, list) else []:
         problems += class_problems(choice, "evaluators.", object) or evaluator_problems(choice)
@@ -67,6 +67,27 @@ def text_problems(arch: dict[str, Any]) -> list[str]:
     usual = {key: ArchConfig.model_fields[key].default for key in ONLY_TEXT}
     asked = {key: arch[key] for key in ONLY_TEXT if arch.get(key, usual[key]) != usual[key]}
     return [f"arch.{key}={value!r} is for text; puzzles take {usual[key]!r}" for key, value in asked.items()]
+
+
+def conversation_problems(arch: dict[str, Any]) -> list[str]:
+    """What makes no sense on text: to read the answer that is to be predicted, or options that nothing would look at."""
+    problems = []
+    if arch.get("causal") is False:
+        problems.append(
+            "arch.causal=false: the model would read the answers that it is to predict. Set arch.causal=true"
+        )
+    if arch.get("puzzle_emb_ndim"):
+        problems.append("arch.puzzle_emb_ndim: conversations are no puzzles with identifiers. Set it to 0")
+    is_carry = arch.get("recursion", "carry") == "carry"
+    if not is_carry and arch.get("halt_policy", "learned") == "learned":
+        problems.append(
+            "arch.halt_policy=learned needs arch.recursion=carry. Choose sampled or fixed, or that recursion"
+        )
+    if is_carry and arch.get("detach_between_steps") is False:
+        problems.append(
+            "arch.detach_between_steps=false needs arch.recursion=unrolled: a lasting carry has no gradient"
+        )
+    return problems
 
 
 def arch_problems(arch: dict[str, Any]) -> list[str]:

@@ -26,6 +26,9 @@ def checkpoint_config(checkpoint: Checkpoint, config_name: str, changes: Sequenc
         base = OmegaConf.create(checkpoint.config_yaml)
     else:
         print(f"{checkpoint.path} carries no config; taking {config_name}", file=sys.stderr)
+        if not (CONFIG_DIR / f"{config_name}.yaml").is_file():
+            names = ", ".join(sorted(file.stem for file in CONFIG_DIR.glob("*.yaml")))
+            raise ValueError(f"There is no config {config_name!r}. Choose one of {names}.")
         with initialize_config_dir(str(CONFIG_DIR), version_base=None):
             base = compose(config_name)
         OmegaConf.set_struct(base, False)
@@ -63,6 +66,8 @@ def infer(
         raise ValueError(
             "Name the checkpoint: --checkpoint <folder or file>, or --run-name <run> (and --project-name)."
         )
+    if max_batches is not None and max_batches < 1:
+        raise ValueError(f"--max-batches={max_batches}: at least 1 batch is needed to measure anything.")
     path = resolve_checkpoint(checkpoint or Path("checkpoints") / project_name / str(run_name))
     loaded = load_checkpoint(path)
     keys = {
@@ -74,7 +79,8 @@ def infer(
     }
     given = [f"{keys[name]}={value}" for name, value in settings.items() if value is not None]
     own_tokenizer = [f"dataset.tokenizer_path={file}" for file in loaded.files[:1]]
-    config = checkpoint_config(loaded, config_name, [*own_tokenizer, "resume=false", *given, *overrides])
+    plain = ["resume=false", "gradient_accumulation_steps=1", f"eval_save_outputs=[{','.join(save_outputs)}]"]
+    config = checkpoint_config(loaded, config_name, [*own_tokenizer, *plain, *given, *overrides])
 
     runtime = start_runtime(config.device, config.compile, config.seed)
     try:
@@ -95,7 +101,7 @@ def infer(
             islice(items(), max_batches),
             source.data.eval_sets,
             runtime,
-            save_outputs=save_outputs,
+            save_outputs=config.eval_save_outputs,
             output_dir=folder,
             label=path.name,
         )

@@ -1,7 +1,6 @@
 """Leak probes of a checkpoint or of an architecture: of the model, of the batches, and of both by learning nonsense."""
 
 import dataclasses
-import math
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dataset.common import IGNORE_LABEL_ID
 from engine import build, build_text
 from engine.check import check
 from engine.checkpoint_load import load_checkpoint, load_weights
@@ -107,10 +107,12 @@ def shuffled_answers(config: InstructConfig, runtime: Runtime, corpus: Any, trai
             optimizers.zero_grad()
             task.commit()
     sums: Sums = {}
+    judged = []
     for _, batch, _ in islice(held_out, NUM_BATCHES):
         add_sums(sums, task.eval_batch(batch, ())[0])
+        judged.append(batch["labels"][batch["labels"] != IGNORE_LABEL_ID])
     loss = task.eval_report(fetched(sums, runtime))["token_loss"]
-    unigram = unigram_loss(_answers(stores[0]), _answers(stores[1]), vocab_size)
+    unigram = unigram_loss(stores[0], torch.cat(judged).numpy())
     print(f"shuffled answers: loss {loss:.3f}, that of token frequencies {unigram:.3f}", file=sys.stderr)
     return Finding("shuffled answers cannot be learned", unigram - loss, NATS_LIMIT, unit=" nats below unigram")
 
@@ -126,11 +128,8 @@ def _is_trained(store: Any) -> Any:
     return np.unpackbits(store.trained_bits.numpy())[: len(store.tokens)].view(np.bool_)
 
 
-def _answers(store: Any) -> Any:
-    return store.tokens.numpy()[_is_trained(store)].astype(np.int64)
-
-
-def unigram_loss(seen: Any, judged: Any, vocab_size: int) -> float:
-    """Nats a token, by frequencies with one added to each count."""
-    counts = np.bincount(seen, minlength=vocab_size) + 1.0
-    return float(-np.log(counts / counts.sum())[judged].mean()) if len(judged) else math.nan
+def unigram_loss(store: Any, judged: Any) -> float:
+    """Nats a token, by the frequencies in the store; shuffling has left it the very tokens that are judged."""
+    tokens = store.tokens.numpy()[_is_trained(store)].astype(np.int64)
+    counts = np.bincount(tokens)
+    return float(-np.log(counts[judged] / len(tokens)).mean())

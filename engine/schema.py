@@ -200,6 +200,17 @@ PUZZLE_OUTPUTS = (
 )
 
 
+# The same of text: the batch, and what the model says at the places that are to be predicted.
+TEXT_OUTPUTS = ("inputs", "labels", "positions", "documents", "is_prompt", "preds")
+
+
+def known_outputs(names: list[str], known: tuple[str, ...]) -> list[str]:
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ValueError(f"no model returns {', '.join(unknown)}. Choose from {', '.join(known)}")
+    return names
+
+
 class PretrainConfig(RunConfig):
     """Options of `pretrain.py`."""
 
@@ -210,10 +221,7 @@ class PretrainConfig(RunConfig):
     @field_validator("eval_save_outputs")
     @classmethod
     def _are_outputs(cls, names: list[str]) -> list[str]:
-        unknown = [name for name in names if name not in PUZZLE_OUTPUTS]
-        if unknown:
-            raise ValueError(f"no model returns {', '.join(unknown)}. Choose from {', '.join(PUZZLE_OUTPUTS)}")
-        return names
+        return known_outputs(names, PUZZLE_OUTPUTS)
 
     def default_project_name(self) -> str:
         folder = self.data_paths[0].rstrip("/").rsplit("/", 1)[-1]
@@ -249,6 +257,11 @@ class InstructConfig(RunConfig):
 
     dataset: TextDataConfig = Field(default_factory=lambda: TextDataConfig.model_validate({}))
     loss: TextLossConfig = Field(default_factory=lambda: TextLossConfig.model_validate({}))
+
+    @field_validator("eval_save_outputs")
+    @classmethod
+    def _are_outputs(cls, names: list[str]) -> list[str]:
+        return known_outputs(names, TEXT_OUTPUTS)
 
     def default_project_name(self) -> str:
         return "SlimOrca-ACT"

@@ -145,7 +145,9 @@ def probe_batches(batches: Iterable[Batch]) -> list[Finding]:
         followed += int(has_next.sum())
         misplaced += int((has_next & (labels[:, :-1] != inputs[:, 1:])).sum())
     if not followed:
-        raise ValueError("No label has a token after it: there is nothing to probe. Give more data or a longer seq_len.")
+        raise ValueError(
+            "No label has a token after it: there is nothing to probe. Give more data or a longer seq_len."
+        )
     share, wrong = in_place / supervised, misplaced / followed
     return [
         Finding("labels are the tokens that follow: share of others", wrong, 0.0),

@@ -20,7 +20,7 @@ def main() -> None:
         "--train-steps", type=int, default=200, help="of a small model on shuffled answers; 0 leaves that probe out"
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changes to the config, as in training")
-    sys.exit(report(**vars(parser.parse_args())))
+    sys.exit(report(**vars(parser.parse_intermixed_args())))
 
 
 if __name__ == "__main__":

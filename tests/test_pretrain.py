@@ -35,26 +35,23 @@ PLAIN = {"arch": {"no_ACT_continue": False}, "optimizer": "adamw", "grad_clip": 
 @pytest.mark.parametrize("name", ["rich", "plain"])
 def test_a_run_killed_twice_ends_as_if_it_had_not_been(name, tmp_path):
     data = write_sudoku(tmp_path / "data", identifiers=6)
-    options = {"rich": RICH, "plain": PLAIN}[name] | {"epochs": 24, "checkpoint_interval": 7}
+    options = {"rich": RICH, "plain": PLAIN}[name] | {"epochs": 18, "eval_interval": 6, "checkpoint_interval": 7}
     if name == "rich":
         options["load_checkpoint"] = str(halting_weights(tmp_path / "start.pt", data, options["arch"]))
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert pretrain(flags(data, whole, **options)).code == 0
 
     command = flags(data, broken, **options)
-    assert signal_at_step(start(command, tmp_path), broken, 10, signal.SIGKILL).code == -signal.SIGKILL
-    assert (
-        signal_at_step(start([*command, "resume=true"], tmp_path), broken, 30, signal.SIGKILL).code == -signal.SIGKILL
-    )
-    first_resumed = max(steps_on_disk(broken)) + 1
-    assert 10 < first_resumed <= 72, "the run must have been killed in its middle"
+    for words, step in ((command, 10), ([*command, "resume=true"], 25)):
+        assert signal_at_step(start(words, tmp_path), broken, step, signal.SIGKILL).code == -signal.SIGKILL
+    assert 7 <= max(steps_on_disk(broken)) < 54, "the run must have been killed in its middle"
     assert pretrain([*command, "resume=true"]).code == 0
 
     assert logged(broken) == logged(whole)
     assert_same_end(whole, broken)
     if name == "rich":
         halting = [line["train/steps"] for line in logged(whole) if line.get("train/count")]
-        assert len(halting) > 40 and not all(steps == int(steps) for steps in halting), "exploration never mattered"
+        assert len(halting) > 30 and not all(steps == int(steps) for steps in halting), "exploration never mattered"
 
 
 def test_sigterm_saves_and_tells_how_to_go_on(tmp_path):

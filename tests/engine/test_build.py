@@ -76,6 +76,7 @@ def test_frozen_weights_are_trained_by_nobody(data, tmp_path):
     arch, frozen = {"puzzle_emb_ndim": 32}, tmp_path / "frozen"
     chosen, head = built(data, arch=arch, freeze_weights=True)
     assert [type(o) for o, _ in build.build_optimizers(chosen, head, CPU, 5).members] == [SparseSignSGD]
+    assert not any(parameter.requires_grad for parameter in head.parameters()), "no average is kept of them either"
     assert pretrain(flags(data, tmp_path / "first", arch, max_steps=1)).code == 0
     words = flags(data, frozen, arch, freeze_weights=True, epochs=3, load_checkpoint=str(tmp_path / "first"), ema=True)
     ended = pretrain(words)
@@ -138,15 +139,26 @@ def test_other_held_out_data_can_be_named(data, tmp_path):
     assert sum(size for _, _, size in own.eval_items()) == 10
 
 
-def test_evaluators_are_made_for_each_held_out_folder(data):
-    made = mock.Mock()
-    chosen = config(data, evaluators=[{"name": "arc@ARC", "submission_K": 3}], data_paths_test=["a", "b"])
-    with mock.patch.object(build, "load_model_class", return_value=made) as load:
-        build.build_evaluators(chosen, ["a", "b"], "metadata")
-    load.assert_called_once_with("arc@ARC", "evaluators.")
-    assert [call.kwargs["data_path"] for call in made.call_args_list] == ["a", "b"]
-    assert all(call.kwargs["eval_metadata"] == "metadata" for call in made.call_args_list)
-    assert all(call.kwargs["submission_K"] == 3 for call in made.call_args_list)
+@pytest.mark.parametrize(
+    ("trained", "held_out", "offsets"),
+    [("a", "a", [0]), ("ab", "ab", [0, 5]), ("ab", "b", [5]), ("ab", "cb", [0, 5]), ("ab", "", [])],
+)
+def test_evaluators_count_identifiers_as_the_reader_of_their_data_does(tmp_path, trained, held_out, offsets):
+    paths = {name: str(write_sudoku(tmp_path / name, identifiers=6)) for name in "abc"}
+    wanted, made = [paths[name] for name in held_out], mock.Mock()
+    choice = {"name": "arc@ARC", "submission_K": 3}
+    chosen = config(*(paths[name] for name in trained), evaluators=[choice], data_paths_test=wanted)
+    with mock.patch.object(build, "load_model_class", return_value=made):
+        build.build_evaluators(chosen, wanted, "metadata")
+    given = [call.kwargs for call in made.call_args_list]
+    assert [kwargs["data_path"] for kwargs in given] == wanted
+    assert [kwargs.get("identifier_offset", 0) for kwargs in given] == offsets
+    assert all(kwargs["submission_K"] == 3 and kwargs["eval_metadata"] == "metadata" for kwargs in given)
+
+    read = build.open_puzzles(chosen, CPU, "test", wanted, 1) if wanted else []
+    seen = [batch["puzzle_identifiers"] for _, batch, _ in read]
+    lowest = [int(ids[ids > 0].min()) for ids in seen[::2]]  # each data set is a full and a padded batch
+    assert lowest == [1 + offset for offset in offsets]
 
 
 def test_a_checkpoint_for_other_puzzles_starts_their_table_at_its_mean(data, tmp_path):
@@ -186,7 +198,8 @@ def test_a_compiled_run_equals_a_plain_one_and_saves_the_same_names(data, tmp_pa
         assert ended[name].code == 0, ended[name].err
         was_compiled = compile_ and not disabled
         assert f"compile {'on' if was_compiled else 'off'}" in ended[name].err
-        assert bool(torch._dynamo.utils.counters["frames"]) == was_compiled
+        counters = torch._dynamo.utils.counters
+        assert bool(counters["frames"]) == was_compiled and not counters["graph_break"]
     plain, compiled, disabled = (load_checkpoint(tmp_path / name).weights for name in ended)
     torch.testing.assert_close(compiled, plain, rtol=0, atol=1e-5)
     torch.testing.assert_close(disabled, plain, rtol=0, atol=0)

@@ -20,7 +20,7 @@ from tests.engine.text_samples import (
     on_ranks,
 )
 
-DOCUMENTS, ROWS = 30, 4
+DOCUMENTS, ROWS = 18, 4
 POLICIES = {
     "fixed": {"halt_policy": "fixed"},
     "sampled": {"halt_policy": "sampled", "halt_mean_steps": 2},
@@ -156,7 +156,7 @@ def test_micro_batches_change_nothing(policy, reduction):
 
 @every_policy
 @pytest.mark.parametrize("ranks", [1, 2])
-@pytest.mark.parametrize("stop_after", [1, 6, 9])
+@pytest.mark.parametrize("stop_after", [1, 6])
 def test_a_resumed_epoch_goes_on_as_if_it_had_not_stopped(policy, ranks, stop_after):
     def whole(runtime):
         watch = Watch(make_task(policy, runtime)).epoch(reader_of(runtime, packing=False))
@@ -173,7 +173,7 @@ def test_a_resumed_epoch_goes_on_as_if_it_had_not_stopped(policy, ranks, stop_af
 
     expected, found = on_ranks(ranks, whole), on_ranks(ranks, broken)
     assert found == expected
-    assert len(expected[0][0]) > 10
+    assert len(expected[0][0]) >= 8
 
 
 def of_the_first_rank(runtime, value):
@@ -189,7 +189,9 @@ def through_a_file(state):
 
 
 def test_a_state_of_other_ranks_is_refused():
-    states = on_ranks(2, lambda runtime: Watch(make_task("fixed", runtime)).epoch(reader_of(runtime), 2).task.state_dict())
+    states = on_ranks(
+        2, lambda runtime: Watch(make_task("fixed", runtime)).epoch(reader_of(runtime), 2).task.state_dict()
+    )
     with pytest.raises(ValueError, match="carries rows of 2 ranks, this run has 1"):
         make_task("fixed").load_state_dict(states[0])
 

@@ -24,7 +24,7 @@ from tests.engine.text_samples import (
     on_ranks,
 )
 
-DOCUMENTS = 30
+DOCUMENTS = 20
 
 
 def make_task(head=None, runtime=CPU, **options) -> TextTask:

@@ -3,6 +3,7 @@
 import threading
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -127,20 +128,13 @@ def on_ranks(ranks: int, work: Callable[[Runtime], Result]) -> list[Result]:
     """What `work` returns on each rank; one rank runs as it is."""
     if ranks == 1:
         return [work(CPU)]
-    meeting, results, faults = Meeting(ranks), {}, []
-
-    def run(rank: int) -> None:
-        try:
-            results[rank] = work(ThreadRuntime(CPU.device, rank, ranks, False, meeting))
-        except BaseException as fault:
-            faults.append(fault)
-            meeting.barrier.abort()
-
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(ranks)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if faults:
-        raise next((fault for fault in faults if not isinstance(fault, threading.BrokenBarrierError)), faults[0])
-    return [results[rank] for rank in range(ranks)]
+    meeting = Meeting(ranks)
+    with ThreadPoolExecutor(ranks) as pool:
+        futures = [pool.submit(work, ThreadRuntime(CPU.device, rank, ranks, False, meeting)) for rank in range(ranks)]
+        for future in futures:  # a rank that fails must not leave the others waiting
+            future.add_done_callback(lambda done: done.exception() and meeting.barrier.abort())
+        wait(futures)
+    faults = [future.exception() for future in futures if future.exception()]
+    for fault in sorted(faults, key=lambda fault: isinstance(fault, threading.BrokenBarrierError)):
+        raise fault
+    return [future.result() for future in futures]

@@ -295,17 +295,21 @@ def test_the_answer_can_start_from_the_embedded_input(arch):
         assert all(torch.equal(z, z[:1, :1].expand_as(z)) for z in others)
 
 
-def test_where_a_block_normalises():
-    x, around = torch.randn(2, 5, WIDTH), Surroundings(None, FULL)
-    torch.manual_seed(0)
-    post, pre = (Block(WIDTH, 2, 4.0, norm=norm) for norm in ("post", "pre"))
-    assert torch.allclose(post(x, around).square().mean(-1), torch.ones(2, 5), atol=1e-3)
-    update, of_larger = pre(x, around) - x, pre(100 * x, around) - 100 * x
-    assert update.square().mean().sqrt() > 0.1, "the state is carried through and something is added"
-    first = pre.self_attn.o_proj.weight
-    torch.nn.init.zeros_(first)  # then only the second half adds, and it sees the same normalised state
-    torch.testing.assert_close(pre(100 * x, around) - 100 * x, pre(x, around) - x, rtol=0, atol=1e-3)
-    assert of_larger.isfinite().all()
+def test_a_post_norm_block_normalises_the_state_that_it_hands_on():
+    x = 50 * torch.randn(2, 5, WIDTH)
+    for mix_len in (None, 5):
+        out = Block(WIDTH, 2, 4.0, norm="post", mix_len=mix_len)(x, Surroundings(None, FULL))
+        assert torch.allclose(out.square().mean(-1), torch.ones(2, 5), atol=1e-3)
+
+
+@pytest.mark.parametrize("silent", ["self_attn.o_proj", "mlp.down_proj"])
+def test_a_pre_norm_block_adds_to_the_state_what_it_makes_of_the_normalised_one(silent):
+    """With one half silenced the other one alone adds, and the size of the state must not matter to it."""
+    block, x, around = Block(WIDTH, 2, 4.0, norm="pre"), torch.randn(2, 5, WIDTH), Surroundings(None, FULL)
+    torch.nn.init.zeros_(block.get_submodule(silent).weight)
+    added = block(x, around) - x
+    assert added.square().mean().sqrt() > 0.05
+    torch.testing.assert_close(block(100 * x, around) - 100 * x, added, rtol=0, atol=1e-3)
 
 
 @every_arch

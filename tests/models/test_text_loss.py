@@ -172,7 +172,9 @@ def test_evaluation_reports_every_depth_and_heads_with_the_last():
         assert sums[f"depth_{depth}/token_accuracy"] == right.sum()
         of_document = [right[at.document == number] for number in range(12)]
         assert sums[f"depth_{depth}/exact_accuracy"] == sum(bool(flags.all()) for flags in of_document)
-        assert sums[f"depth_{depth}/accuracy"].item() == pytest.approx(sum(f.float().mean().item() for f in of_document))
+        assert sums[f"depth_{depth}/accuracy"].item() == pytest.approx(
+            sum(f.float().mean().item() for f in of_document)
+        )
         losses.append(scores.losses.sum().item())
     assert len(set(losses)) == STEPS and sums["token_loss"] == losses[-1]
     assert torch.equal(preds, scores.preds) and preds.shape == at.places.shape
@@ -185,7 +187,8 @@ def test_evaluation_reports_every_depth_and_heads_with_the_last():
 def test_chunks_change_nothing(loss_type, tied):
     batch = make_batch(8, packing=True)
     one, other = (
-        trained(make_head(chunked=chunked, loss_type=loss_type, tie_embeddings=tied), batch) for chunked in (True, False)
+        trained(make_head(chunked=chunked, loss_type=loss_type, tie_embeddings=tied), batch)
+        for chunked in (True, False)
     )
     assert_alike(one[0], other[0])
     assert_alike(one[1], other[1])
