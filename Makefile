@@ -11,8 +11,8 @@ help:  ## this list
 setup:  ## make .venv with all that training and tests need
 	@python=$$(scripts/setup_env.sh dev) && echo "ready: $$python"
 
-smoke:  ## the smallest real job: make 4x4 Sudoku puzzles, train, evaluate (3 minutes on 2 cores)
-	@python=$$(scripts/setup_env.sh run) && PYTHON="$$python" scripts/smoke.sh
+smoke:  ## the main job, small: train on conversations and evaluate (3 minutes on 2 cores)
+	@python=$$(scripts/setup_env.sh run) && PYTHON="$$python" scripts/pretrain_instruct_smoke.sh
 
 test:  ## all tests but the slow ones; ARGS="-k name" goes to pytest
 	@python=$$(scripts/setup_env.sh dev) && "$$python" -m pytest -n $(JOBS) --dist loadfile -m "not slow" $(ARGS)

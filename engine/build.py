@@ -5,13 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from dataset.common import LoaderItem, PuzzleDatasetMetadata
 from dataset.puzzle_dataset import PuzzleDataset, PuzzleDatasetConfig
 from dataset.puzzle_mixing import identifier_offsets
-from engine.checkpoint_load import load_checkpoint, load_weights
 from engine.evaluate import Evaluator
 from engine.optim import OptimizerSet, Schedule, SparseSignSGD, network_optimizer
 from engine.registry import load_model_class
@@ -48,14 +46,6 @@ def compile_step(head: ACTLossHead | TextLossHead) -> None:
     """Compile one supervision step; the module itself, and so every saved name, stays as it is."""
     core = head.model.inner
     core.step = torch.compile(core.step, dynamic=False)  # type: ignore[method-assign]
-
-
-def start_from(head: nn.Module, source: str) -> list[str]:
-    """Load the weights of a checkpoint, the averaged ones where it has them; returns notices."""
-    checkpoint = load_checkpoint(source)
-    averaged = checkpoint.ema or {}
-    notices = load_weights(head, checkpoint.weights | averaged, source=str(checkpoint.path))
-    return [f"weights from {checkpoint.path}{', averaged ones' if averaged else ''}", *notices]
 
 
 def build_task(config: RunConfig, head: ACTLossHead, runtime: Runtime, total_steps: int) -> RecursiveTask:

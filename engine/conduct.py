@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import nn
 
 from engine.checkpoint import CheckpointStore
-from engine.checkpoint_load import load_weights
+from engine.checkpoint_load import load_checkpoint, load_weights
 from engine.evaluate import Report, evaluate
 from engine.optim import OptimizerSet
 from engine.run_folder import RunFolder, latest_checkpoint, tell
@@ -51,13 +51,13 @@ def train(
     files: Sequence[Path] = (),
 ) -> Report | None:
     """Fit from scratch or from the latest checkpoint, under signal control; returns the last evaluation."""
-    average = WeightAverage(task.module, config.ema_rate) if config.ema else None
     store = CheckpointStore(folder.path, config.keep_last) if runtime.is_main else None
-    checkpoint = None
-    if config.resume:
-        checkpoint = latest_checkpoint(folder.path, runtime)
-        if checkpoint is not None:
-            load_weights(task.module, checkpoint.weights, source=str(checkpoint.path))
+    checkpoint = latest_checkpoint(folder.path, runtime) if config.resume else None
+    if checkpoint is not None:
+        load_weights(task.module, checkpoint.weights, source=str(checkpoint.path))
+    elif config.load_checkpoint:
+        tell(runtime, *start_from(task.module, config.load_checkpoint))
+    average = WeightAverage(task.module, config.ema_rate) if config.ema else None
     saved = TrainState(**checkpoint.trainer["state"]) if checkpoint is not None and checkpoint.trainer else TrainState()
     tracker = Tracker(
         folder.path,
@@ -104,6 +104,14 @@ def train(
     return report
 
 
+def start_from(module: nn.Module, source: str) -> list[str]:
+    """Load the weights of a checkpoint, the averaged ones where it has them; returns notices."""
+    checkpoint = load_checkpoint(source)
+    averaged = checkpoint.ema or {}
+    notices = load_weights(module, checkpoint.weights | averaged, source=str(checkpoint.path))
+    return [f"weights from {checkpoint.path}{', averaged ones' if averaged else ''}", *notices]
+
+
 def resume_command(folder: RunFolder) -> str:
     """The command that was typed, and what it takes to go on."""
     kept = [a for a in sys.argv[1:] if not a.lstrip("+").startswith(("resume=", "run_name=", "checkpoint_path="))]
@@ -117,6 +125,8 @@ def evaluate_only(config: RunConfig, task: Task, data: RunData, runtime: Runtime
         raise ValueError(
             "eval_only=true, but there is no held-out data. Name a data set with a test split in data_paths_test."
         )
+    assert config.load_checkpoint is not None
+    tell(runtime, *start_from(task.module, config.load_checkpoint))
     return evaluate(
         task,
         data.eval_items(),

@@ -67,8 +67,6 @@ def _pretrain(data: dict[str, Any], arch_label: str) -> None:
             tell(runtime, "no held-out data: none of data_paths has a `test` split, so nothing is evaluated")
         head = build.build_model(config.arch, source.metadata, config.global_batch_size // runtime.world_size, runtime)
         task = build.build_task(config, head, runtime, source.total_steps)
-        if config.load_checkpoint:
-            tell(runtime, *build.start_from(head, config.load_checkpoint))
         if runtime.use_compile:
             build.compile_step(head)
         if config.eval_only:
@@ -96,8 +94,6 @@ def _pretrain_instruct(data: dict[str, Any], arch_label: str) -> None:
         source = build_text.build_text(config, runtime)
         head = build_text.build_text_head(config, source.metadata, runtime)
         task = build_text.build_text_task(config, head, source, runtime)
-        if config.load_checkpoint:
-            tell(runtime, *build.start_from(head, config.load_checkpoint))
         if runtime.use_compile:
             build.compile_step(head)
         if config.eval_only:

@@ -179,6 +179,8 @@ class RecursiveCore(nn.Module):
         """One supervision step; returns the latents and the answers to supervise, the final one last."""
         call = NetworkCalls(around, self.calls_per_step(), self.calls_with_grad())
         z = self.recurse(z, x, call)
+        if self.config.norm == "pre":  # nothing else bounds the latents, which would grow a hundredfold a step
+            z = type(z)(*(rms_norm(state) for state in z))
         return z, call.answers if self.config.supervise == "cycle" else call.answers[-1:]
 
     def hidden(self, answer: Tensor) -> Tensor:

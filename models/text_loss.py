@@ -199,7 +199,7 @@ class HaltingTargets:
         return (loss * weights).sum()
 
     def _count(self, q: Tensor, may_halt: Tensor, loss: Tensor) -> None:
-        bins = (torch.sigmoid(q) * HALT_BINS).long().clamp_max(HALT_BINS - 1)
+        bins = (torch.sigmoid(q).nan_to_num() * HALT_BINS).long().clamp_max(HALT_BINS - 1)
         empty = torch.zeros(HALT_BINS, device=q.device)
         found = {
             "q_halt_count": torch.tensor(len(q)),

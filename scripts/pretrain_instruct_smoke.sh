@@ -28,8 +28,8 @@ else
     [ -f "$tokenizer" ] || echo "[smoke] no tokenizer at $tokenizer" >&2
     $has_corpus || echo "[smoke] no SlimOrca.jsonl or SlimOrca.jsonl.zst in $data_dir" >&2
     echo "[smoke] taking the built-in sample corpus" >&2
-    subset=4000 seq_len=128 batch=16 epochs=2 ratio=0.05
-    overrides+=("dataset.source=sample" "dataset.data_dir=${SMOKE_DATA_DIR:-data/sample}" "lr=1e-3" "lr_warmup_steps=20")
+    subset=8000 seq_len=128 batch=32 epochs=3 ratio=0.05
+    overrides+=("dataset.source=sample" "dataset.data_dir=${SMOKE_DATA_DIR:-data/sample}" "lr=3e-3" "lr_warmup_steps=20")
 fi
 if ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
     echo "[smoke] no CUDA device: taking the small arch=trm_tiny" >&2

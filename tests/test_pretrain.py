@@ -42,7 +42,7 @@ def test_a_run_killed_twice_ends_as_if_it_had_not_been(name, tmp_path):
     assert pretrain(flags(data, whole, **options)).code == 0
 
     command = flags(data, broken, **options)
-    for words, step in ((command, 10), ([*command, "resume=true"], 25)):
+    for words, step in ((command, 16), ([*command, "resume=true"], 30)):
         assert signal_at_step(start(words, tmp_path), broken, step, signal.SIGKILL).code == -signal.SIGKILL
     assert 7 <= max(steps_on_disk(broken)) < 54, "the run must have been killed in its middle"
     assert pretrain([*command, "resume=true"]).code == 0

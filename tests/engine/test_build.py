@@ -1,6 +1,5 @@
 """From a checked config to data, model and optimizers."""
 
-import json
 import shutil
 from unittest import mock
 
@@ -159,20 +158,6 @@ def test_evaluators_count_identifiers_as_the_reader_of_their_data_does(tmp_path,
     seen = [batch["puzzle_identifiers"] for _, batch, _ in read]
     lowest = [int(ids[ids > 0].min()) for ids in seen[::2]]  # each data set is a full and a padded batch
     assert lowest == [1 + offset for offset in offsets]
-
-
-def test_a_checkpoint_for_other_puzzles_starts_their_table_at_its_mean(data, tmp_path):
-    arch = {"puzzle_emb_ndim": 32}
-    assert pretrain(flags(data, tmp_path / "run", arch, max_steps=3)).code == 0
-    from engine.checkpoint_load import load_checkpoint
-
-    table = load_checkpoint(tmp_path / "run").weights["model.inner.puzzle_emb.weights"]
-    larger = write_sudoku(tmp_path / "larger", identifiers=9)
-    _, head = built(larger, arch=arch)
-    notices = build.start_from(head, str(tmp_path / "run"))
-    assert any("has 6 rows" in notice and "9 here" in notice for notice in notices)
-    torch.testing.assert_close(head.model.puzzle_emb.weights, table.mean(0).expand(9, -1))
-    assert json.loads((tmp_path / "run" / "latest" / "meta.json").read_text())["parameters_puzzle_table"] == 6 * 32
 
 
 def eager_compile(function, **options):

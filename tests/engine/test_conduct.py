@@ -14,7 +14,7 @@ from engine.checkpoint_load import load_checkpoint
 from engine.conduct import describe, parameter_counts, resume_command, show_report
 from engine.run_folder import RunFolder
 from engine.runtime import Runtime
-from tests.tiny import ARCH, CPU, TRM, flags, pretrain, write_sudoku
+from tests.tiny import ARCH, CPU, TRM, flags, halting_weights, pretrain, write_sudoku
 
 
 @pytest.mark.parametrize(
@@ -78,3 +78,24 @@ def test_training_starts_from_the_averaged_weights_of_a_checkpoint(tmp_path):
     for name, averaged in trained.ema.items():
         torch.testing.assert_close(started[name], averaged, rtol=0, atol=1e-7)
         assert not torch.equal(averaged, trained.weights[name])
+
+
+def test_a_checkpoint_for_other_puzzles_starts_their_table_at_its_mean(tmp_path):
+    arch, run_dir = {"puzzle_emb_ndim": 32}, tmp_path / "run"
+    assert pretrain(flags(write_sudoku(tmp_path / "data", identifiers=6), run_dir, arch, max_steps=3)).code == 0
+    table = load_checkpoint(run_dir).weights["model.inner.puzzle_emb.weights"]
+    more = write_sudoku(tmp_path / "more", identifiers=9)
+    still = {"max_steps": 1, "puzzle_emb_lr": 0.0, "load_checkpoint": str(run_dir)}
+    ended = pretrain(flags(more, tmp_path / "next", arch, **still))
+    assert "puzzle_emb.weights has 6 rows in" in ended.err and "9 here" in ended.err
+    started = load_checkpoint(tmp_path / "next").weights["model.inner.puzzle_emb.weights"]
+    torch.testing.assert_close(started, table.mean(0).expand(9, -1))
+
+
+def test_a_resumed_run_no_longer_needs_the_weights_it_started_from(tmp_path):
+    data, run_dir = write_sudoku(tmp_path / "data"), tmp_path / "run"
+    words = flags(data, run_dir, max_steps=4, load_checkpoint=str(halting_weights(tmp_path / "start.pt", data)))
+    assert pretrain([word.replace("max_steps=4", "max_steps=2") for word in words]).code == 0
+    (tmp_path / "start.pt").unlink()
+    ended = pretrain([*words, "resume=true"])
+    assert ended.code == 0 and "done: 2 steps" in ended.err and "weights from" not in ended.err

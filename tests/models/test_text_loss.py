@@ -215,6 +215,30 @@ def test_a_batch_without_labels_costs_nothing(chunked, detach):
     assert grads and all(not grad.any() for grad in grads.values())
 
 
+@every_arch
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_the_latents_stay_bounded_however_deep_the_recursion(arch, norm):
+    head = make_head(arch, norm=norm, H_cycles=3, L_cycles=6, forward_dtype="bfloat16")
+    batch = make_batch(4, packing=True)
+    core = head.model.inner
+    with torch.no_grad():
+        x, around = core.embed(batch), core.surroundings(batch)
+        z = core.initial_latents(x)
+        for _ in range(16):
+            z, _ = core.step(z, x, around)
+            if arch != "trm_hier6" or norm == "pre":  # the idle latents of hier6 start as they were drawn
+                assert all(state.abs().max() < 30 for state in z)
+    assert head.evaluate_on(batch, Supervision.of(batch), 16)[0]["token_loss"].isfinite()
+
+
+def test_a_loss_that_is_not_finite_reaches_the_loop_that_skips_it():
+    head, batch = make_head(), make_batch(4, packing=True)
+    with torch.no_grad():
+        head.model.inner.embed_tokens.embedding_weight.fill_(float("nan"))
+    sums, _ = trained(head, batch)
+    assert sums["token_loss"].isnan() and sums["q_halt_loss"].isnan()
+
+
 def test_predictions_are_pieces_of_the_vocabulary():
     head, batch = make_head(), make_batch(4, packing=True)
     preds = head.evaluate_on(batch, Supervision.of(batch), 1)[1]
