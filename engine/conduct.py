@@ -99,7 +99,7 @@ def train(
         tracker.close()
     if not plan.is_over(run.state):
         tell(runtime, f"stopped after step {run.state.step}; go on with: {resume_command(folder)}")
-        return report
+        return None
     tell(runtime, f"done: {run.state.step - saved.step} steps in {time.monotonic() - started:.0f} s, see {folder.path}")
     return report
 
@@ -123,7 +123,8 @@ def resume_command(folder: RunFolder) -> str:
 def evaluate_only(config: RunConfig, task: Task, data: RunData, runtime: Runtime, output_dir: Path) -> Report:
     if data.eval_items is None:
         raise ValueError(
-            "eval_only=true, but there is no held-out data. Name a data set with a test split in data_paths_test."
+            "eval_only=true, but there is no held-out data. For puzzles name a data set with a test split in "
+            "data_paths_test, for conversations raise dataset.test_ratio."
         )
     assert config.load_checkpoint is not None
     tell(runtime, *start_from(task.module, config.load_checkpoint))

@@ -92,6 +92,11 @@ def _pretrain_instruct(data: dict[str, Any], arch_label: str) -> None:
     try:
         folder = RunFolder.open(config, config.default_project_name(), arch_label, runtime)
         source = build_text.build_text(config, runtime)
+        if source.data.eval_items is None:
+            options = (
+                f"dataset.test_ratio={config.dataset.test_ratio}, dataset.subset_size={config.dataset.subset_size}"
+            )
+            tell(runtime, f"no held-out conversations ({options}), so nothing is evaluated")
         head = build_text.build_text_head(config, source.metadata, runtime)
         task = build_text.build_text_task(config, head, source, runtime)
         if runtime.use_compile:

@@ -11,6 +11,7 @@ from unittest import mock
 
 import pytest
 
+from engine.carried_text import CarriedTextTask
 from engine.check import check
 from engine.run import composed
 from engine.schema import ConfigError, InstructConfig
@@ -194,33 +195,21 @@ def test_two_ranks_make_the_same_run_as_one(data, tmp_path):
     assert len(ended.out.splitlines()) == 1 and ended.report["test"]["count"] == 18
 
 
-def stopped_at(step: int, arguments: list[str]):
-    """Run, and get SIGTERM while that step is under way."""
-    honest = TextTask.train_step
-    made = []
+def stopped_at(step: int, arguments: list[str]) -> str:
+    """Run, and get SIGTERM while that step is under way; what was told."""
+    task_class = CarriedTextTask if "arch.recursion=carry" in arguments else TextTask
+    honest = task_class.train_step
 
-    def told_to_stop(task, item, number):
+    def interrupted(task, item, number):
         if number == step:
             os.kill(os.getpid(), signal.SIGTERM)
-        made.append(number)
-        return task_step(task, item, number)
+        return honest(task, item, number)
 
-    owner = next(kind for kind in kinds() if "train_step" in vars(kind) and is_mode(kind, arguments))
-    task_step = vars(owner)["train_step"]
-    assert honest is vars(TextTask)["train_step"]
-    with mock.patch.object(owner, "train_step", told_to_stop):
+    with mock.patch.object(task_class, "train_step", interrupted):
         ended = train_text(arguments)
-    assert ended.code == 0 and ended.out == "" and "go on with: " in ended.err, ended.err
-    assert made[-1] == step
-    return ended
-
-
-def kinds():
-    return [*TextTask.__subclasses__(), TextTask]
-
-
-def is_mode(kind, arguments):
-    return (kind is not TextTask) == ("arch.recursion=carry" in arguments)
+    assert ended.code == 0 and ended.out == "", "a run that was stopped has no result"
+    assert f"stopped after step {step}; go on with: " in ended.err
+    return ended.err
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -232,8 +221,7 @@ def test_a_run_stopped_twice_ends_as_if_it_had_not_been(mode, data, tmp_path):
     last = logged(whole)[-1]["step"]
     stops = (3, last // 2 + 2)
     for step in stops:
-        ended = stopped_at(step, [*command, f"resume={'true' if step != stops[0] else 'false'}"])
-        assert f"stopped after step {step}" in ended.err
+        stopped_at(step, [*command, *(["resume=true"] if step != stops[0] else [])])
     ended = train_text([*command, "resume=true"])
     assert ended.code == 0 and f"resumed from {broken / f'step_{stops[1]}'}" in ended.err
     assert logged(broken) == logged(whole)
@@ -244,8 +232,7 @@ def test_a_run_stopped_twice_ends_as_if_it_had_not_been(mode, data, tmp_path):
 def test_a_longer_run_goes_on_where_a_shorter_one_ended(data, tmp_path):
     """Without a schedule that knows its end, the first steps of both are the same."""
     whole, longer = tmp_path / "whole", tmp_path / "longer"
-    constant = {"lr_min_ratio": 1.0, "halt_policy": "fixed"}
-    arch = {"halt_policy": constant.pop("halt_policy")}
+    constant, arch = {"lr_min_ratio": 1.0}, {"halt_policy": "fixed"}
     assert train_text(text_flags(data, whole, arch, **constant)).code == 0
     assert train_text(text_flags(data, longer, arch, **constant, max_steps=4)).code == 0
     assert train_text(text_flags(data, longer, arch, **constant, resume=True)).code == 0

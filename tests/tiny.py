@@ -177,10 +177,11 @@ def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
 
 
 def assert_same_end(one: Path, other: Path, atol: float = 0.0) -> None:
-    """Both runs ended with the same weights, averaged weights and carry."""
+    """Both runs ended with the same weights, averaged weights and carry, whose activations may differ a little more."""
     ends = [load_checkpoint(path / "latest", with_trainer=True) for path in (one, other)]
-    states = [{"weights": e.weights, "ema": e.ema, "task": e.trainer["task"]} for e in ends]
-    torch.testing.assert_close(states[0], states[1], rtol=0, atol=atol)
+    weights, carries = [(e.weights, e.ema or {}) for e in ends], [e.trainer["task"] for e in ends]
+    torch.testing.assert_close(*weights, rtol=0, atol=atol)
+    torch.testing.assert_close(*carries, rtol=0, atol=20 * atol)
 
 
 class Recorder:

@@ -124,7 +124,9 @@ def test_a_run_may_be_named(folder, monkeypatch):
     shutil.copytree(folder / "run", folder / "checkpoints" / "SlimOrca-ACT" / "mine", symlinks=True)
     ended = infer_text("--run-name", "mine")
     metrics(ended, folder / "checkpoints" / "SlimOrca-ACT" / "mine" / "inference_test")
-    assert "There is no checkpoint at checkpoints/other/mine" in refused("--run-name", "mine", "--project-name", "other")
+    assert "There is no checkpoint at checkpoints/other/mine" in refused(
+        "--run-name", "mine", "--project-name", "other"
+    )
     assert "--checkpoint <folder or file>, or --run-name" in refused()
 
 

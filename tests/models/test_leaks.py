@@ -21,6 +21,7 @@ from models import act
 from models.attention import AttentionMask
 from models.probes import LIMIT, Finding, influence, made_up_row, may_see, probe_batches, probe_model
 from tests.engine.text_samples import ARCHS, CPU, make_head, make_reader, make_store
+from tests.text_runs import text_flags, train_text, write_corpus
 from tests.tiny import ROOT
 
 STEPS = 3
@@ -254,6 +255,15 @@ def test_the_door_leaves_with_1_on_a_leak():
     with with_mask(documents=None):
         code, out, _ = door(*TINY)
     assert code == 1 and [line.split()[0] for line in out.splitlines()].count("LEAK") == 1
+
+
+def test_a_checkpoint_is_probed_with_its_own_config_and_tokenizer(tmp_path):
+    data = write_corpus(tmp_path / "data")
+    trained = train_text(text_flags(data, tmp_path / "run", {"prefix_mask": True}, max_steps=3))
+    assert trained.code == 0, trained.err
+    code, out, err = door("--checkpoint", str(tmp_path / "run"), "--train-steps", "0")
+    assert code == 0, out + err
+    assert [line.split()[0] for line in out.splitlines()] == ["pass"] * 7 and "both ways" in out
 
 
 def test_the_door_ends_in_words_on_bad_input(tmp_path):
