@@ -21,7 +21,6 @@ from models.layers import (
     Level,
     RotaryEmbedding,
     Surroundings,
-    rms_norm,
     weights_cast_once,
 )
 from models.sparse_embedding import CastedSparseEmbedding
@@ -179,14 +178,11 @@ class RecursiveCore(nn.Module):
         """One supervision step; returns the latents and the answers to supervise, the final one last."""
         call = NetworkCalls(around, self.calls_per_step(), self.calls_with_grad())
         z = self.recurse(z, x, call)
-        if self.config.norm == "pre":  # nothing else bounds the latents, which would grow a hundredfold a step
-            z = type(z)(*(rms_norm(state) for state in z))
         return z, call.answers if self.config.supervise == "cycle" else call.answers[-1:]
 
     def hidden(self, answer: Tensor) -> Tensor:
         """What the output head reads: (B, S, D), the prefix cut off."""
-        answer = answer[:, self.config.prefix_len :]
-        return rms_norm(answer) if self.config.norm == "pre" else answer
+        return answer[:, self.config.prefix_len :]
 
     def q_logits(self, z: Latents) -> tuple[Tensor, Tensor]:
         """Halt and continue, read at the first position: the puzzle prefix where there is one."""

@@ -176,8 +176,10 @@ class Level(nn.Module):
     def __init__(self, blocks: list[Block]) -> None:
         super().__init__()
         self.layers = nn.ModuleList(blocks)
+        # Pre-norm blocks bound nothing: without a norm of its own a state grows with every call of the recursion.
+        self.ends_in_norm = any(block.norm == "pre" for block in blocks)
 
     def forward(self, x: Tensor, around: Surroundings) -> Tensor:
         for layer in self.layers:
             x = layer(x, around)
-        return x
+        return rms_norm(x) if self.ends_in_norm else x
