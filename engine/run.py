@@ -1,5 +1,6 @@
 """The face of the engine: a door hands over its config, this room composes the run and carries it out."""
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,6 +19,12 @@ def launch(main: Callable[[], None]) -> None:
     """Run a Hydra door: unknown keys get past Hydra, so that our own check can name the nearest known one."""
     sys.argv[1:] = [_admitted(argument) for argument in sys.argv[1:]]
     main()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # Gloo's threads may still hold tensors of the last collective; freeing them while the interpreter shuts down
+        # aborts the process now and then, after all work is done. So leave without that shutdown.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def _admitted(argument: str) -> str:
