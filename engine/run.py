@@ -3,16 +3,22 @@
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from engine import build, build_text
+from engine.build import PuzzleSource
+from engine.build_text import TextSource
 from engine.check import check
 from engine.checkpoint import CheckpointError
 from engine.conduct import describe, evaluate_only, plan_of, show_report, train
 from engine.inference import CONFIG_DIR, infer
 from engine.run_folder import RunFolder, tell
-from engine.runtime import start_runtime
-from engine.schema import ConfigError, InstructConfig, PretrainConfig
+from engine.runtime import Runtime, start_runtime
+from engine.schema import ConfigError, InstructConfig, PretrainConfig, RunConfig
+from engine.task import Task
+from models.losses import ACTLossHead
+from models.text_loss import TextLossHead
 
 
 def launch(main: Callable[[], None]) -> None:
@@ -74,15 +80,7 @@ def _pretrain(data: dict[str, Any], arch_label: str) -> None:
             tell(runtime, "no held-out data: none of data_paths has a `test` split, so nothing is evaluated")
         head = build.build_model(config.arch, source.metadata, config.global_batch_size // runtime.world_size, runtime)
         task = build.build_task(config, head, runtime, source.total_steps)
-        if runtime.use_compile:
-            build.compile_step(head)
-        if config.eval_only:
-            show_report(evaluate_only(config, task, source.data, runtime, folder.path), runtime)
-            return
-        tell(runtime, describe(head, runtime), f"{source.total_steps} steps; run folder {folder.path}")
-        optimizers = build.build_optimizers(config, head, runtime, source.total_steps)
-        plan = plan_of(config, source.total_steps, source.iterations)
-        show_report(train(config, folder, task, source.data, optimizers, plan, runtime), runtime)
+        train_or_judge(config, folder, source, head, task, runtime)
     finally:
         runtime.close()
 
@@ -106,19 +104,31 @@ def _pretrain_instruct(data: dict[str, Any], arch_label: str) -> None:
             tell(runtime, f"no held-out conversations ({options}), so nothing is evaluated")
         head = build_text.build_text_head(config, source.metadata, runtime)
         task = build_text.build_text_task(config, head, source, runtime)
-        if runtime.use_compile:
-            build.compile_step(head)
-        if config.eval_only:
-            show_report(evaluate_only(config, task, source.data, runtime, folder.path), runtime)
-            return
-        tell(runtime, describe(head, runtime), f"{source.total_steps} steps; run folder {folder.path}")
-        optimizers = build.build_optimizers(config, head, runtime, source.total_steps)
-        plan = plan_of(config, source.total_steps, source.iterations, may_exceed=head.model.config.recursion == "carry")
-        show_report(
-            train(config, folder, task, source.data, optimizers, plan, runtime, files=source.tokenizer.files()), runtime
-        )
+        train_or_judge(config, folder, source, head, task, runtime, files=source.tokenizer.files())
     finally:
         runtime.close()
+
+
+def train_or_judge(
+    config: RunConfig,
+    folder: RunFolder,
+    source: PuzzleSource | TextSource,
+    head: ACTLossHead | TextLossHead,
+    task: Task,
+    runtime: Runtime,
+    files: Sequence[Path] = (),
+) -> None:
+    """What is the same whatever is trained: compile, then evaluate only, or train and report."""
+    if runtime.use_compile:
+        build.compile_step(head)
+    if config.eval_only:
+        show_report(evaluate_only(config, task, source.data, runtime, folder.path), runtime)
+        return
+    tell(runtime, describe(head, runtime), f"{source.total_steps} steps; run folder {folder.path}")
+    optimizers = build.build_optimizers(config, head, runtime, source.total_steps)
+    is_estimate = isinstance(head, TextLossHead) and head.model.config.recursion == "carry"
+    plan = plan_of(config, source.total_steps, source.iterations, may_exceed=is_estimate)
+    show_report(train(config, folder, task, source.data, optimizers, plan, runtime, files), runtime)
 
 
 def infer_instruct(**request: Any) -> None:
