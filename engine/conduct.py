@@ -1,6 +1,7 @@
 """Carries out a composed run: from scratch or from its latest checkpoint, under signal control, to its last report."""
 
 import json
+import os
 import shlex
 import sys
 import time
@@ -116,8 +117,9 @@ def resume_command(folder: RunFolder) -> str:
     """The command that was typed, and what it takes to go on."""
     kept = [a for a in sys.argv[1:] if not a.lstrip("+").startswith(("resume=", "run_name=", "checkpoint_path="))]
     arguments = [a.removeprefix("++") for a in kept]
-    where = f"checkpoint_path={folder.path}"
-    return shlex.join(["python", sys.argv[0], *arguments, where, "resume=true"])
+    ranks = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    program = ["python"] if ranks == "1" else ["torchrun", "--nproc-per-node", ranks]
+    return shlex.join([*program, sys.argv[0], *arguments, f"checkpoint_path={folder.path}", "resume=true"])
 
 
 def evaluate_only(config: RunConfig, task: Task, data: RunData, runtime: Runtime, output_dir: Path) -> Report:
