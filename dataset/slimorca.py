@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from dataset.conversation import parse_record
 from dataset.download import HubFile, find_hub_file
 from dataset.encoding import EncodingPlan, Line, LoadReport, UsedLines, encode_lines
 from dataset.jsonl import SPLITS, UNUSED, LineSplit, numbered_lines, read_blocks
@@ -75,18 +76,31 @@ def load_corpus(
     """Load what `config` asks for; the built-in corpus brings its own tokenizer unless one is given by path."""
     start = time.monotonic()
     progress = progress and os.environ.get("SLIMORCA_TQDM") != "0"
+    lines, tokenizer_path, source = _lines(config, tokenizer_path, progress)
+    corpus = _tokenize(lines, tokenizer_path, source, config, progress)
+    corpus.report.seconds = time.monotonic() - start
+    return corpus
+
+
+def read_texts(config: SlimOrcaConfig, tokenizer_path: str | Path | None = None) -> Iterator[list[str]]:
+    """The messages of one record after the other, as they stand in the corpus."""
+    lines, _, _ = _lines(config, tokenizer_path, progress=False)
+    for _, _, line in lines.lines:
+        yield [turn.text for turn in parse_record(json.loads(line))]
+
+
+def _lines(
+    config: SlimOrcaConfig, tokenizer_path: str | Path | None, progress: bool
+) -> tuple[UsedLines, str | Path, str]:
+    """The lines that are needed, the tokenizer, and what errors call the corpus."""
     if config.source == "sample":
         records = make_sample_records(config.sample_size, config.seed, config.test_ratio)
         tokenizer_path = tokenizer_path or sample_tokenizer(records["train"], Path(config.data_dir))
-        corpus = _tokenize(_sample_lines(records, config), tokenizer_path, "built-in sample corpus", config, progress)
-    else:
-        tokenizer_path = find_tokenizer(tokenizer_path)  # first: it fails faster than the corpus
-        local = find_local(config.data_dir) if config.source != "hub" else None
-        file = local or _on_hub(config, progress)
-        lines = _used_lines(file, _split_lines(file, config, progress))
-        corpus = _tokenize(lines, tokenizer_path, str(_path(file)), config, progress)
-    corpus.report.seconds = time.monotonic() - start
-    return corpus
+        return _sample_lines(records, config), tokenizer_path, "built-in sample corpus"
+    tokenizer_path = find_tokenizer(tokenizer_path)  # first: it fails faster than the corpus
+    local = find_local(config.data_dir) if config.source != "hub" else None
+    file = local or _on_hub(config, progress)
+    return _used_lines(file, _split_lines(file, config, progress)), tokenizer_path, str(_path(file))
 
 
 def find_local(data_dir: str | Path) -> Path | None:

@@ -83,14 +83,14 @@ def bench_load(config: InstructConfig) -> dict[str, Any]:
     corpus = build_text.load_text(config, progress=True)
     seconds = time.perf_counter() - started
     peak = peak_memory(Runtime(torch.device("cpu"), 0, 1, False))
-    plain_tokens, plain_seconds = build_text.encode_plainly(config, corpus, seconds=5.0)
-    rate, plain_rate = corpus.report.tokens / seconds, plain_tokens / plain_seconds
+    plain_records, plain_seconds = build_text.encode_plainly(config, corpus, seconds=5.0)
+    rate, plain_rate = corpus.report.records / seconds, plain_records / plain_seconds
     return {
         "records": corpus.report.records,
-        "seconds": round(seconds, 2),
         "tokens": corpus.report.tokens,
-        "tokens_per_s": round(rate),
-        "plain_tokens_per_s": round(plain_rate),
+        "seconds": round(seconds, 2),
+        "records_per_s": round(rate),
+        "plain_records_per_s": round(plain_rate),
         "speedup": round(rate / plain_rate, 2),
         "peak_memory_bytes": peak,
     }

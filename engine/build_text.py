@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dataset.common import LoaderItem, PuzzleDatasetMetadata
+from dataset.common import Batch, LoaderItem, PuzzleDatasetMetadata
 from dataset.instruct_dataset import InstructDataset, InstructDatasetConfig
-from dataset.packing import DocumentStore, DocumentStoreBuilder
-from dataset.slimorca import InstructCorpus, SlimOrcaConfig, load_corpus
+from dataset.packing import DocumentStore, DocumentStoreBuilder, fill_batch
+from dataset.slimorca import InstructCorpus, SlimOrcaConfig, load_corpus, read_texts
 from dataset.tokenization import Tokenizer
 from engine.build import build_recursive_model, check_batch_shares, loader
 from engine.carried_text import CarriedTextTask
@@ -36,6 +36,19 @@ class TextSource:
     total_steps: int  # with recursion=carry the expected number, which the data may exceed
     total_rows: int
     iterations: int
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Conversations one by one, rather than packed into rows."""
+
+    store: DocumentStore
+    pad_id: int
+
+    def batch(self, documents: Sequence[int]) -> Batch:
+        """One conversation a row."""
+        width = int(self.store.lengths()[list(documents)].max())
+        return fill_batch(self.store, [np.array([index]) for index in documents], len(documents), width, self.pad_id)
 
 
 def build_text(config: InstructConfig, runtime: Runtime, *, train: bool = True, held_out: str = "test") -> TextSource:
@@ -87,8 +100,11 @@ def expected_depth(arch: dict[str, Any]) -> float:
 
 
 def load_text(config: InstructConfig, progress: bool) -> InstructCorpus:
-    options = config.dataset.model_dump(exclude={"tokenizer_path", "packing", "tokens_per_pass"})
-    return load_corpus(SlimOrcaConfig(**options), config.dataset.tokenizer_path, progress=progress)
+    return load_corpus(corpus_config(config), config.dataset.tokenizer_path, progress=progress)
+
+
+def corpus_config(config: InstructConfig) -> SlimOrcaConfig:
+    return SlimOrcaConfig(**config.dataset.model_dump(exclude={"tokenizer_path", "packing", "tokens_per_pass"}))
 
 
 def text_reader(
@@ -183,13 +199,14 @@ def passes_of(config: InstructConfig, runtime: Runtime) -> int:
 
 
 def encode_plainly(config: InstructConfig, corpus: InstructCorpus, seconds: float) -> tuple[int, float]:
-    """Encode messages one after the other in one process for so long; returns tokens and seconds: the yardstick."""
-    messages = [
-        corpus.tokenizer.decode(corpus.train.document(i)[0].tolist()) for i in range(min(5000, len(corpus.train)))
-    ]
-    started, tokens = time.perf_counter(), 0
-    for message in messages:
-        tokens += len(corpus.tokenizer.encode(message))
-        if time.perf_counter() - started > seconds:
+    """Encode message after message in one process for so long; returns records and seconds: the yardstick of loading."""
+    records, spent = 0, 0.0
+    for messages in read_texts(corpus_config(config), config.dataset.tokenizer_path):
+        started = time.perf_counter()
+        for message in messages:
+            corpus.tokenizer.encode(message)
+        spent += time.perf_counter() - started
+        records += 1
+        if spent > seconds:
             break
-    return tokens, time.perf_counter() - started
+    return records, spent

@@ -163,6 +163,15 @@ def bench_load(overrides: Sequence[str]) -> dict[str, Any]:
     return bench_text.bench_load(config)
 
 
+def bench_generate(overrides: Sequence[str], **sizes: Any) -> dict[str, Any]:
+    """Time decoding with the architecture of `cfg_pretrain_instruct` and these overrides."""
+    from engine import bench_generate as bench
+
+    config = check(InstructConfig, composed("cfg_pretrain_instruct", overrides))
+    assert isinstance(config, InstructConfig)
+    return bench.bench_generate(config, **sizes)
+
+
 def study_text(*, variants: Sequence[str] | None, tflop: float, **settings: Any) -> None:
     """Train variants of text recursion for equal compute and write the page about them."""
     from engine import study
@@ -181,6 +190,13 @@ def bigram_baseline(checkpoint: str, overrides: list[str]) -> None:
     from engine import ngram
 
     guarded(lambda: ngram.compare_with_bigram(checkpoint, overrides))
+
+
+def calibrate_exit(checkpoint: str, **settings: Any) -> None:
+    """Fit and store how early tokens of a checkpoint may leave; see `engine.calibrate`."""
+    from engine import calibrate
+
+    guarded(lambda: calibrate.calibrate_checkpoint(checkpoint, **settings))
 
 
 def composed(config_name: str, overrides: Sequence[str]) -> dict[str, Any]:

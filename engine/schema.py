@@ -242,7 +242,7 @@ class TextDataConfig(Strict):
     truncate: Literal["right", "prompt"] = "right"
     on_error: Literal["raise", "skip"] = "raise"
     packing: bool = True
-    tokens_per_pass: int = Field(4096, ge=1, description="positions that go through the model at once; bounds memory")
+    tokens_per_pass: int = Field(3072, ge=1, description="positions that go through the model at once; bounds memory")
 
 
 class TextLossConfig(Strict):

@@ -15,9 +15,7 @@ EPS = 1e-5
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        wide = x.float() if x.dtype != torch.float64 else x
-        inverse = torch.rsqrt(wide.square().mean(-1, keepdim=True) + EPS)
-        out = (wide * inverse).to(x.dtype)
+        out, inverse = _normed(x)
         ctx.save_for_backward(out, inverse)  # out is kept anyway, as the input of what follows
         return out
 
@@ -30,8 +28,16 @@ class _RmsNorm(torch.autograd.Function):
         return torch.addcmul(grad, wide, along, value=-1).mul_(inverse).to(out.dtype)
 
 
+def _normed(x: Tensor) -> tuple[Tensor, Tensor]:
+    wide = x.float() if x.dtype != torch.float64 else x
+    inverse = torch.rsqrt(wide.square().mean(-1, keepdim=True) + EPS)
+    return (wide * inverse).to(x.dtype), inverse
+
+
 def rms_norm(x: Tensor) -> Tensor:
     """x over its root mean square along the last axis; no weight."""
+    if not torch.is_grad_enabled():  # at one position an autograd function costs as much as its work
+        return _normed(x)[0]
     normed: Tensor = _RmsNorm.apply(x)
     return normed
 
@@ -40,12 +46,7 @@ class _Rotate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        first, second = x.float().chunk(2, dim=-1)
-        if _has_complex(x):
-            turned = torch.view_as_real(torch.complex(first, second) * torch.complex(cos, sin))
-        else:
-            turned = torch.stack((first * cos - second * sin, second * cos + first * sin), dim=-1)
-        return turned.flatten(-2).to(x.dtype)
+        return _turned(x, cos, sin)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
@@ -60,6 +61,15 @@ class _Rotate(torch.autograd.Function):
         return torch.cat((first, second), dim=-1).to(grads[0].dtype), None, None
 
 
+def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = x.float().chunk(2, dim=-1)
+    if _has_complex(x):
+        turned = torch.view_as_real(torch.complex(first, second) * torch.complex(cos, sin))
+    else:
+        turned = torch.stack((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    return turned.flatten(-2).to(x.dtype)
+
+
 def _has_complex(x: Tensor) -> bool:
     """Complex products are three times faster on a CPU; compilers and MPS do without."""
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
@@ -71,6 +81,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     The result has the two of a pair side by side. Queries and keys are reordered alike, so their products are
     those of the usual layout, and a pass over the memory is saved.
     """
+    if not torch.is_grad_enabled():
+        return _turned(x, cos.unsqueeze(-2), sin.unsqueeze(-2))
     turned: Tensor = _Rotate.apply(x, cos.unsqueeze(-2), sin.unsqueeze(-2))
     return turned
 
@@ -79,8 +91,7 @@ class _SwigluGate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate_up: Tensor) -> Tensor:
         ctx.save_for_backward(gate_up)
-        gate, up = gate_up.chunk(2, dim=-1)
-        return F.silu(gate).mul_(up)
+        return _gated(gate_up)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
@@ -90,7 +101,14 @@ class _SwigluGate(torch.autograd.Function):
         return torch.cat((grad_gate, F.silu(gate).mul_(grads[0])), dim=-1)
 
 
+def _gated(gate_up: Tensor) -> Tensor:
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.silu(gate).mul_(up)
+
+
 def swiglu_gate(gate_up: Tensor) -> Tensor:
     """silu(gate) * up, where the gate is the first half of the last axis."""
+    if not torch.is_grad_enabled():
+        return _gated(gate_up)
     gated: Tensor = _SwigluGate.apply(gate_up)
     return gated

@@ -6,7 +6,7 @@ B batch, L positions, D hidden, N heads, H head size. Parameters are float32; a 
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -88,11 +88,20 @@ class RotaryEmbedding(nn.Module):
         return Rope(self.cos_table[positions], self.sin_table[positions])
 
 
+class AttentionMemory(Protocol):
+    """Keeps the keys and values of earlier positions; see `models.key_values`."""
+
+    def extended(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Takes those of the new positions, (B, L, N, H), and returns all there are, (B, T, N, H)."""
+        ...
+
+
 class Surroundings(NamedTuple):
     """What every network call of a batch shares."""
 
     rope: Rope | None
     mask: AttentionMask
+    memory: AttentionMemory | None = None
 
 
 class Attention(nn.Module):
@@ -113,6 +122,8 @@ class Attention(nn.Module):
         if around.rope is not None:
             qk = rotate(qk, around.rope.cos, around.rope.sin)
         q, k = qk.chunk(2, dim=2)
+        if around.memory is not None:
+            k, v = around.memory.extended(k, v)
         return self.o_proj(attend(q, k, v, around.mask).flatten(2))  # (B, L, D)
 
 

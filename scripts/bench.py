@@ -2,6 +2,7 @@
 
 python scripts/bench.py train arch=trm arch.puzzle_emb_ndim=0 arch.puzzle_emb_len=0 --positions 81 --rows 64
 python scripts/bench.py train arch=trm_text --positions 512 --rows 48 --vocab-size 32000 --compare
+python scripts/bench.py generate arch=trm_text --prompt 256 --new-tokens 64 --depth 4 --batch 1 8
 python scripts/bench.py load dataset.data_dir=data/slimorca_full dataset.subset_size=null
 """
 
@@ -12,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from engine.run import bench_load, bench_train
+from engine.run import bench_generate, bench_load, bench_train
 
 
 def main() -> None:
@@ -25,6 +26,12 @@ def main() -> None:
     train.add_argument("--steps", type=int, default=4, help="steps to time; the fastest counts")
     train.add_argument("--depth", type=int, default=1, help="text: supervision steps of an optimizer step")
     train.add_argument("--compare", action="store_true", help="text: also without packing and chunked head")
+    generate = commands.add_parser("generate", help="tokens per second with and without caches; takes Hydra overrides")
+    generate.add_argument("--prompt", type=int, default=256, help="tokens of the prompt")
+    generate.add_argument("--new-tokens", type=int, default=64)
+    generate.add_argument("--depth", type=int, default=4, help="supervision steps of a token")
+    generate.add_argument("--batch", type=int, nargs="+", default=[1, 8], help="prompts answered at once")
+    generate.add_argument("--vocab-size", type=int, default=32_000)
     commands.add_parser("load", help="reading and tokenizing a corpus; takes Hydra overrides")
     args, overrides = parser.parse_known_args()
     strange = [word for word in overrides if word.startswith("-") or "=" not in word]
@@ -32,6 +39,10 @@ def main() -> None:
         parser.error(f"unknown: {' '.join(strange)}; expected the flags above and Hydra overrides such as arch=trm")
     if args.command == "load":
         print(json.dumps(bench_load(overrides)))
+        return
+    if args.command == "generate":
+        sizes = {key: getattr(args, key) for key in ("prompt", "new_tokens", "depth", "vocab_size")}
+        print(json.dumps(bench_generate(overrides, batch_sizes=args.batch, **sizes)))
         return
     sizes = {key: getattr(args, key) for key in ("positions", "vocab_size", "steps", "depth", "compare")}
     print(json.dumps(bench_train([*overrides, f"global_batch_size={args.rows}"], **sizes)))

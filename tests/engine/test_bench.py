@@ -31,4 +31,4 @@ def test_bench_load_prints_both_speeds(tmp_path, monkeypatch):
     words = ["dataset.source=sample", f"dataset.data_dir={tmp_path}", "dataset.sample_size=300", "dataset.seq_len=64"]
     found = bench_load([*words, "dataset.subset_size=null"])
     assert found["records"] == 300
-    assert found["tokens_per_s"] > 0 and found["plain_tokens_per_s"] > 0
+    assert found["records_per_s"] > 0 and found["plain_records_per_s"] > 0

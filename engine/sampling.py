@@ -1,0 +1,95 @@
+"""How the next token is chosen from logits; pure functions, and every row has its own random numbers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+NOTHING = -1  # fills up ragged rows of ids
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Filters in the order in which they act; temperature 0 takes the likeliest token, whatever the other filters."""
+
+    repetition_penalty: float = 1.0
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        problems = []
+        if not self.temperature >= 0:
+            problems.append(f"temperature={self.temperature}: expected a number from 0 (greedy) up")
+        if self.top_k is not None and self.top_k < 1:
+            problems.append(f"top_k={self.top_k}: expected at least 1")
+        for name in ("top_p", "min_p"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                problems.append(f"{name}={value}: expected more than 0 and at most 1")
+        if not self.repetition_penalty > 0:
+            problems.append(f"repetition_penalty={self.repetition_penalty}: expected more than 0 (1 is none)")
+        if problems:
+            raise ValueError("; ".join(problems) + ".")
+
+
+def choose(logits: Tensor, sampling: Sampling, said: Tensor, noise_of: Sequence[torch.Generator]) -> Tensor:
+    """The next id of every row (B,), from logits (B, V); `said` (B, T) holds the ids so far, -1 where there are none.
+
+    Adding Gumbel noise and taking the largest is sampling, and a difference in the last bit of a logit, as batches of
+    other sizes make it, hardly ever changes the choice.
+    """
+    logits = filtered_logits(logits, sampling, said)
+    if sampling.temperature == 0:
+        return logits.argmax(-1)
+    uniform = torch.stack([torch.rand(logits.shape[1], generator=noise) for noise in noise_of])
+    gumbel = -torch.log(-torch.log(uniform.clamp_min(torch.finfo(uniform.dtype).tiny)))
+    return (logits + gumbel.to(logits.device)).argmax(-1)
+
+
+def filtered_logits(logits: Tensor, sampling: Sampling, said: Tensor) -> Tensor:
+    """Logits after penalty, temperature, top-k, top-p and min-p, in this order; what a filter drops is -inf."""
+    if sampling.repetition_penalty != 1.0:
+        logits = penalised(logits, said, sampling.repetition_penalty)
+    if sampling.temperature == 0:
+        return logits
+    logits = logits / sampling.temperature
+    if sampling.top_k is not None:
+        logits = top_k(logits, sampling.top_k)
+    if sampling.top_p is not None:
+        logits = top_p(logits, sampling.top_p)
+    if sampling.min_p is not None:
+        logits = min_p(logits, sampling.min_p)
+    return logits
+
+
+def penalised(logits: Tensor, said: Tensor, penalty: float) -> Tensor:
+    """Tokens that were said become less likely: positive logits are divided by the penalty, negative ones multiplied."""
+    marks = torch.zeros(logits.shape[0], logits.shape[1] + 1, dtype=torch.bool, device=logits.device)
+    marks.scatter_(1, torch.where(said == NOTHING, logits.shape[1], said), True)
+    changed = torch.where(logits > 0, logits / penalty, logits * penalty)
+    return torch.where(marks[:, :-1], changed, logits)
+
+
+def top_k(logits: Tensor, k: int) -> Tensor:
+    """Only the k likeliest, and those that tie with the last of them."""
+    least = logits.topk(min(k, logits.shape[-1])).values[:, -1:]
+    return logits.masked_fill(logits < least, float("-inf"))
+
+
+def top_p(logits: Tensor, p: float) -> Tensor:
+    """Only the likeliest that together reach the probability p; at least one."""
+    ordered, places = logits.sort(descending=True, stable=True)
+    probabilities = ordered.softmax(-1)
+    is_beyond = probabilities.cumsum(-1) - probabilities >= p
+    is_beyond[:, 0] = False
+    return logits.masked_fill(torch.zeros_like(is_beyond).scatter(1, places, is_beyond), float("-inf"))
+
+
+def min_p(logits: Tensor, p: float) -> Tensor:
+    """Only tokens at least p times as likely as the likeliest."""
+    least = logits.max(-1, keepdim=True).values + torch.log(torch.tensor(p))
+    return logits.masked_fill(logits < least, float("-inf"))

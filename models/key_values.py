@@ -1,0 +1,220 @@
+"""Keys and values that attention has seen, kept so that text goes on one position at a time; for any recursion.
+
+B rows, L new positions, T positions seen so far, N heads, H head size.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from models.act import ActModel
+from models.attention import AttentionMask, build_mask
+from models.layers import Attention, CastedLinear, Surroundings
+
+
+class Places(NamedTuple):
+    """Where new positions of a batch stand; rows may have come to different lengths."""
+
+    rows: Tensor  # (B, 1)
+    positions: Tensor  # (B, L)
+    start: int | None  # the first position where it is the same in every row
+    seen: int  # positions that some row has filled by now
+
+    @classmethod
+    def after(cls, lengths: Sequence[int], num_new: int, device: torch.device) -> "Places":
+        """`num_new` positions in each row, behind the `lengths` that stand there."""
+        first = torch.tensor(lengths, device=device)[:, None]
+        return cls(
+            rows=torch.arange(len(lengths), device=device)[:, None],
+            positions=first + torch.arange(num_new, device=device),
+            start=lengths[0] if len(set(lengths)) == 1 else None,
+            seen=max(lengths) + num_new,
+        )
+
+
+class KeyValues:
+    """Preallocated keys and values of all attention calls of one supervision step."""
+
+    def __init__(self, calls: int, rows: int, capacity: int, like: Attention, dtype: torch.dtype, device: torch.device):
+        shape = (calls, rows, like.num_heads, capacity, like.head_dim)
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)
+        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        self.places: Places | None = None
+        self.call = 0
+
+    def expect(self, places: Places) -> None:
+        """A pass over all calls of the step begins, for new positions at these places."""
+        self.places, self.call = places, 0
+
+    def extended(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Keeps what the next attention call adds, (B, L, N, H), and returns all it may look at, (B, T, N, H)."""
+        at = self.places
+        assert at is not None, "expect() comes first"
+        keys, values = self.keys[self.call], self.values[self.call]  # (B, N, capacity, H)
+        self.call += 1
+        if at.start is not None:
+            place = slice(at.start, at.start + k.shape[1])
+            keys[:, :, place], values[:, :, place] = k.transpose(1, 2), v.transpose(1, 2)
+        else:
+            keys[at.rows, :, at.positions], values[at.rows, :, at.positions] = k, v
+        return keys[:, :, : at.seen].transpose(1, 2), values[:, :, : at.seen].transpose(1, 2)
+
+    def take_over(self, other: "KeyValues", rows: Tensor, positions: Tensor) -> None:
+        """Tokens that left the recursion at the step of `other` show this deeper step their latest keys and values."""
+        self.keys[:, rows, :, positions] = other.keys[:, rows, :, positions]
+        self.values[:, rows, :, positions] = other.values[:, rows, :, positions]
+
+
+class Memory:
+    """What a model remembers of the rows that it reads: one `KeyValues` a supervision step.
+
+    With `last_step` all steps share one: a new token then looks at the last supervision step of those before it,
+    which takes as many times less memory as there are steps and is not quite what the model was trained for.
+    """
+
+    def __init__(self, model: ActModel, rows: int, capacity: int, num_steps: int, *, last_step: bool = False) -> None:
+        check_can_remember(model, capacity)
+        self.core = core = model.inner
+        self.lengths = [0] * rows
+        self.capacity = capacity
+        layers = [layer for layer in core.modules() if isinstance(layer, Attention)]
+        self.device = next(core.parameters()).device
+        calls = attention_calls(model)
+        kept = [
+            KeyValues(calls, rows, capacity, layers[0], core.dtype, self.device)
+            for _ in range(1 if last_step else num_steps)
+        ]
+        self.steps = kept * num_steps if last_step else kept
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Of one row."""
+        distinct = {id(step): step for step in self.steps}.values()
+        sizes = (tensor.numel() * tensor.element_size() for step in distinct for tensor in (step.keys, step.values))
+        return sum(sizes) // (len(self.lengths) * self.capacity)
+
+    def read(self, ids: Tensor, new_lengths: Sequence[int], is_prompt: Tensor | None = None) -> Iterator[Tensor]:
+        """Reads ids (B, L), padded on the right, and yields the answer latent (B, L, D) after each supervision step.
+
+        `new_lengths` says how many ids of each row are real; with `is_prompt` (B, L) an empty memory lets a prompt see
+        itself both ways. A consumer that stops early calls `settle` for the rows that left.
+        """
+        core, places = self.core, Places.after(self.lengths, ids.shape[1], self.device)
+        batch = {"inputs": ids, "positions": places.positions}
+        x = core.embed(batch)
+        around = Surroundings(
+            rope=core.rotary_emb(places.positions, ids.shape[1]) if core.config.pos_encodings == "rope" else None,
+            mask=self._mask(places, is_prompt),
+        )
+        self.lengths = [old + new for old, new in zip(self.lengths, new_lengths, strict=True)]
+        z = core.initial_latents(x)
+        for memory in self.steps:
+            memory.expect(places)
+            z, answers = core.step(z, x, around._replace(memory=memory))
+            yield answers[-1]
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Forgets all rows but these, which are counted anew in this order."""
+        self.lengths = [self.lengths[row] for row in rows]
+        kept = torch.tensor(rows, device=self.device)
+        for step in {id(step): step for step in self.steps}.values():
+            step.keys, step.values = step.keys[:, kept], step.values[:, kept]
+
+    def settle(self, depths: Sequence[int]) -> None:
+        """Row i left after `depths[i]` supervision steps: deeper steps get its newest position from there."""
+        for depth in sorted(set(depths)):
+            left = self.steps[depth - 1]
+            rows = [row for row, own in enumerate(depths) if own == depth]
+            newest = torch.tensor([self.lengths[row] - 1 for row in rows], device=self.device)
+            for deeper in self.steps[depth:]:
+                if deeper is not left:
+                    deeper.take_over(left, torch.tensor(rows, device=self.device), newest)
+
+    def _mask(self, places: Places, is_prompt: Tensor | None) -> AttentionMask:
+        """A position looks at what stands before it in its own row, and at itself."""
+        if is_prompt is not None:
+            assert not any(self.lengths), "a prompt that sees itself both ways is read at once, into an empty memory"
+            return build_mask(causal=True, documents=None, is_prompt=is_prompt, dtype=self.core.dtype)
+        num_new = places.positions.shape[1]
+        if places.start is not None and num_new == 1:
+            return AttentionMask()
+        if places.start == 0:
+            return AttentionMask(is_causal=True)
+        order = torch.arange(places.seen, device=self.device)
+        ahead = order > places.positions[:, :, None]  # (B, L, T)
+        bias = torch.zeros(ahead.shape, dtype=self.core.dtype, device=self.device).masked_fill_(ahead, float("-inf"))
+        return AttentionMask(bias=bias[:, None])
+
+
+class Rereading:
+    """The oracle of `Memory`: remembers only the ids and computes every position anew, each time."""
+
+    def __init__(self, model: ActModel, rows: int, capacity: int, num_steps: int) -> None:
+        check_can_remember(model, capacity)
+        self.core = model.inner
+        self.num_steps = num_steps
+        self.device = next(self.core.parameters()).device
+        self.texts: list[Tensor] = [torch.empty(0, dtype=torch.long, device=self.device) for _ in range(rows)]
+        self.prompt_lengths = [0] * rows
+
+    def read(self, ids: Tensor, new_lengths: Sequence[int], is_prompt: Tensor | None = None) -> Iterator[Tensor]:
+        """As `Memory.read`."""
+        core, old = self.core, [len(text) for text in self.texts]
+        self.texts = [torch.cat((text, new[:n])) for text, new, n in zip(self.texts, ids, new_lengths, strict=True)]
+        if is_prompt is not None:
+            self.prompt_lengths = is_prompt.sum(1).tolist()
+        inputs = nn.utils.rnn.pad_sequence(self.texts, batch_first=True)
+        batch = {"inputs": inputs}
+        if core.config.prefix_mask:
+            order = torch.arange(inputs.shape[1], device=self.device)
+            batch["is_prompt"] = order < torch.tensor(self.prompt_lengths, device=self.device)[:, None]
+        x, around = core.embed(batch), core.surroundings(batch)
+        z = core.initial_latents(x)
+        rows = torch.arange(len(old), device=self.device)[:, None]
+        new = torch.tensor(old, device=self.device)[:, None] + torch.arange(max(new_lengths), device=self.device)
+        for _ in range(self.num_steps):
+            z, answers = core.step(z, x, around)
+            yield answers[-1][rows, new.clamp_max(inputs.shape[1] - 1)]
+
+    def keep(self, rows: Sequence[int]) -> None:
+        self.texts = [self.texts[row] for row in rows]
+        self.prompt_lengths = [self.prompt_lengths[row] for row in rows]
+
+
+def attention_calls(model: ActModel) -> int:
+    """Attention layers that one supervision step passes through."""
+    core = model.inner
+    passed = 0
+
+    def count(*_: object) -> None:
+        nonlocal passed
+        passed += 1
+
+    hooks = [layer.register_forward_hook(count) for layer in core.modules() if isinstance(layer, Attention)]
+    try:
+        with torch.no_grad():
+            x = torch.zeros(1, 1, core.config.hidden_size, dtype=core.dtype, device=next(core.parameters()).device)
+            core.step(core.initial_latents(x), x, Surroundings(None, AttentionMask()))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return passed
+
+
+def check_can_remember(model: ActModel, capacity: int) -> None:
+    config = model.config
+    if not config.causal:
+        raise ValueError("Only a causal model (arch.causal=true) can go on with a text: this one looks ahead.")
+    if config.puzzle_emb_ndim:
+        raise ValueError(f"puzzle_emb_ndim={config.puzzle_emb_ndim}: text models have no puzzle prefix; expected 0.")
+    if capacity > config.seq_len:
+        raise ValueError(f"{capacity} positions do not fit the window of {config.seq_len} that the model was made for.")
+
+
+def cast_for_reading(model: ActModel) -> None:
+    """Keeps the weights in the dtype that the model works in, for good: half the memory, and no cast per token."""
+    for layer in model.modules():
+        if isinstance(layer, CastedLinear):
+            layer.weight.data = layer.weight.data.to(model.inner.dtype)
