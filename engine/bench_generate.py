@@ -25,7 +25,7 @@ def bench_generate(
 ) -> dict[str, Any]:
     """Greedy decoding of a fresh model after random prompts; all ways in one run."""
     runtime = start_runtime(config.device, config.compile, config.seed)
-    metadata = build_text.text_metadata(config, vocab_size, pad_id=0)
+    metadata = build_text.text_metadata(config.dataset.seq_len, vocab_size, pad_id=0)
     model = build_text.build_text_head(config, metadata, runtime).model
     cast_for_reading(model)
     result: dict[str, Any] = {

@@ -32,7 +32,9 @@ def bench_text(config: InstructConfig, *, vocab_size: int, depth: int, steps: in
 def _measure(config: InstructConfig, runtime: Runtime, vocab_size: int, depth: int, steps: int) -> dict[str, Any]:
     print(f"timing packing={config.dataset.packing}, chunked={config.loss.chunked}", file=sys.stderr)
     reader = build_text.made_up_text(config, runtime, made_up_lengths(config), vocab_size, MEAN_ANSWER)
-    head = build_text.build_text_head(config, build_text.text_metadata(config, vocab_size, pad_id=0), runtime)
+    head = build_text.build_text_head(
+        config, build_text.text_metadata(config.dataset.seq_len, vocab_size, pad_id=0), runtime
+    )
     head.model.config.halt_policy, head.model.config.halt_max_steps = "fixed", depth
     task = build_text.text_task_of(config, head, runtime, total_steps=1, total_rows=1, piece_bytes=None)
     optimizers = build.build_optimizers(config, head, runtime, total_steps=1)

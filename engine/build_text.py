@@ -13,14 +13,14 @@ from torch import Tensor
 
 from dataset.common import Batch, LoaderItem, PuzzleDatasetMetadata
 from dataset.instruct_dataset import InstructDataset, InstructDatasetConfig
-from dataset.packing import DocumentStore, DocumentStoreBuilder, fill_batch
+from dataset.packing import Documents, DocumentStore, DocumentStoreBuilder, fill_batch
 from dataset.slimorca import InstructCorpus, SlimOrcaConfig, load_corpus, read_texts
 from dataset.tokenization import Tokenizer
 from engine.build import build_recursive_model, check_batch_shares, loader
 from engine.carried_text import CarriedTextTask
 from engine.registry import load_model_class
 from engine.runtime import Runtime
-from engine.schema import InstructConfig
+from engine.schema import InstructConfig, TextConfig
 from engine.text_task import TextTask
 from engine.train import RunData
 from models.text_loss import TextLossHead
@@ -58,20 +58,25 @@ def build_text(config: InstructConfig, runtime: Runtime, *, train: bool = True, 
     if runtime.is_main:
         print(corpus.report.summary(), file=sys.stderr)
     stores = {"train": corpus.train, "test": corpus.test}
-    reader = (
-        text_reader(
-            config, corpus.tokenizer.vocab_size, corpus.tokenizer.pad_id, stores["train"], runtime, is_test=False
-        )
-        if train
-        else None
-    )
+    metadata = text_metadata(config.dataset.seq_len, corpus.tokenizer.vocab_size, corpus.tokenizer.pad_id)
+    return source_of(config, runtime, metadata, corpus.tokenizer, stores["train"] if train else None, stores[held_out])
+
+
+def source_of(
+    config: TextConfig,
+    runtime: Runtime,
+    metadata: PuzzleDatasetMetadata,
+    tokenizer: Tokenizer,
+    train: Documents | None,
+    held_out: Documents | None,
+) -> TextSource:
+    """Readers of the documents to train on and of those to evaluate, and how long a run takes."""
+    reader = text_reader(config, metadata, train, runtime, is_test=False) if train is not None else None
     rows = config.epochs * reader.metadata.num_rows if reader is not None else 1
     steps = config.epochs * reader.metadata.num_batches if reader is not None else 1
     if config.arch.options.get("recursion") == "carry":
         steps = max(1, round(rows * expected_depth(config.arch.options) / config.global_batch_size))
-    judged = text_reader(
-        config, corpus.tokenizer.vocab_size, corpus.tokenizer.pad_id, stores[held_out], runtime, is_test=True
-    )
+    judged = text_reader(config, metadata, held_out, runtime, is_test=True) if held_out else None
 
     def train_items(iteration: int, batches_done: int) -> Iterable[LoaderItem]:
         assert reader is not None
@@ -79,13 +84,13 @@ def build_text(config: InstructConfig, runtime: Runtime, *, train: bool = True, 
         return loader(reader, config, runtime)
 
     return TextSource(
-        metadata=text_metadata(config, corpus.tokenizer.vocab_size, corpus.tokenizer.pad_id),
+        metadata=metadata,
         data=RunData(
             train_items=train_items,
-            eval_items=(lambda: loader(judged, config, runtime)) if len(stores[held_out]) else None,
-            eval_sets=judged.metadata.sets,
+            eval_items=(lambda: loader(judged, config, runtime)) if judged is not None else None,
+            eval_sets=judged.metadata.sets if judged is not None else [],
         ),
-        tokenizer=corpus.tokenizer,
+        tokenizer=tokenizer,
         total_steps=min(steps, config.max_steps or steps),
         total_rows=rows,
         iterations=config.epochs // (config.eval_interval or config.epochs),
@@ -108,17 +113,17 @@ def corpus_config(config: InstructConfig) -> SlimOrcaConfig:
 
 
 def text_reader(
-    config: InstructConfig, vocab_size: int, pad_id: int, store: DocumentStore, runtime: Runtime, *, is_test: bool
+    config: TextConfig, metadata: PuzzleDatasetMetadata, store: Documents, runtime: Runtime, *, is_test: bool
 ) -> InstructDataset:
     return InstructDataset(
         store,
         InstructDatasetConfig(
-            seq_len=config.dataset.seq_len,
+            seq_len=metadata.seq_len,
             global_batch_size=config.global_batch_size,
-            vocab_size=vocab_size,
-            pad_id=pad_id,
+            vocab_size=metadata.vocab_size,
+            pad_id=metadata.pad_id,
             is_test=is_test,
-            packing=config.dataset.packing,
+            packing=config.rows.packing,
             epochs_per_iter=config.eval_interval or config.epochs,
             seed=config.seed,
             rank=runtime.rank,
@@ -137,17 +142,18 @@ def made_up_text(
     store = DocumentStoreBuilder(vocab_size)
     tokens = rng.integers(3, vocab_size, size=int(sizes.sum()), dtype=np.int32)
     store.extend(tokens, ends - np.arange(len(tokens)) <= answer, sizes)
-    return text_reader(config, vocab_size, 0, store.build(), runtime, is_test=False)
+    metadata = text_metadata(config.dataset.seq_len, vocab_size, pad_id=0)
+    return text_reader(config, metadata, store.build(), runtime, is_test=False)
 
 
-def text_metadata(config: InstructConfig, vocab_size: int, pad_id: int) -> PuzzleDatasetMetadata:
+def text_metadata(seq_len: int, vocab_size: int, pad_id: int) -> PuzzleDatasetMetadata:
     """What a model has to know of text, in the terms of the one metadata that models are built from."""
     return PuzzleDatasetMetadata(
         pad_id=pad_id,
         ignore_label_id=None,
         blank_identifier_id=0,
         vocab_size=vocab_size,
-        seq_len=config.dataset.seq_len,
+        seq_len=seq_len,
         num_puzzle_identifiers=1,
         total_groups=1,
         mean_puzzle_examples=1,
@@ -156,7 +162,7 @@ def text_metadata(config: InstructConfig, vocab_size: int, pad_id: int) -> Puzzl
     )
 
 
-def build_text_head(config: InstructConfig, metadata: PuzzleDatasetMetadata, runtime: Runtime) -> TextLossHead:
+def build_text_head(config: TextConfig, metadata: PuzzleDatasetMetadata, runtime: Runtime) -> TextLossHead:
     model = build_recursive_model(config.arch, metadata, config.global_batch_size // runtime.world_size)
     head_class: type[TextLossHead] = load_model_class(config.arch.loss.name)
     head = head_class(model, config.arch.loss.loss_type, chunked=config.loss.chunked).to(runtime.device)
@@ -164,13 +170,13 @@ def build_text_head(config: InstructConfig, metadata: PuzzleDatasetMetadata, run
     return head
 
 
-def build_text_task(config: InstructConfig, head: TextLossHead, source: TextSource, runtime: Runtime) -> TextTask:
+def build_text_task(config: TextConfig, head: TextLossHead, source: TextSource, runtime: Runtime) -> TextTask:
     sizes = [len(source.tokenizer.piece_bytes(i)) for i in range(source.tokenizer.vocab_size)]
     return text_task_of(config, head, runtime, source.total_steps, source.total_rows, torch.tensor(sizes))
 
 
 def text_task_of(
-    config: InstructConfig,
+    config: TextConfig,
     head: TextLossHead,
     runtime: Runtime,
     total_steps: int,
@@ -180,7 +186,7 @@ def text_task_of(
     settings: dict[str, Any] = {
         "seed": config.seed,
         "total_steps": total_steps,
-        "micro_batches": passes_of(config, runtime),
+        "micro_batches": passes_of(config, runtime, head.model.config.seq_len),
         "reduction": config.loss.reduction,
         "piece_bytes": piece_bytes,
     }
@@ -189,11 +195,11 @@ def text_task_of(
     return TextTask(head, runtime, **settings)
 
 
-def passes_of(config: InstructConfig, runtime: Runtime) -> int:
+def passes_of(config: TextConfig, runtime: Runtime, seq_len: int) -> int:
     """Into how many passes a rank's rows are split: as many as were asked for, more if a pass would hold too many tokens."""
     rows = config.global_batch_size // runtime.world_size
     passes = config.gradient_accumulation_steps
-    while passes < rows and (rows % passes or rows // passes * config.dataset.seq_len > config.dataset.tokens_per_pass):
+    while passes < rows and (rows % passes or rows // passes * seq_len > config.rows.tokens_per_pass):
         passes += 1
     return passes
 

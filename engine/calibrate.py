@@ -193,7 +193,7 @@ def calibrate_checkpoint(
     config = checkpoint_config(loaded, "cfg_pretrain_instruct", [*own, *overrides])
     runtime = start_runtime(config.device, False, config.seed)
     corpus = build_text.load_text(config, progress=True)
-    metadata = build_text.text_metadata(config, corpus.tokenizer.vocab_size, corpus.tokenizer.pad_id)
+    metadata = build_text.text_metadata(config.dataset.seq_len, corpus.tokenizer.vocab_size, corpus.tokenizer.pad_id)
     head = build_text.build_text_head(config, metadata, runtime)
     load_weights(head, loaded.weights | (loaded.ema or {}), source=str(path))
     if head.model.config.halt_max_steps <= FEWEST_STEPS:

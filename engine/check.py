@@ -4,7 +4,7 @@ import inspect
 from typing import Any
 
 from engine.registry import load_model_class
-from engine.schema import ConfigError, InstructConfig, RunConfig, nearest, parse
+from engine.schema import ConfigError, RunConfig, TextConfig, nearest, parse
 from models.act import ActModel
 from models.config import ArchConfig
 from models.losses import ACTLossHead
@@ -29,9 +29,9 @@ def check(config_class: type[RunConfig], data: dict[str, Any]) -> RunConfig:
     arch = data.get("arch")
     if isinstance(arch, dict):
         problems += arch_problems({key: value for key, value in arch.items() if key != "loss"})
-        head_class = TextLossHead if issubclass(config_class, InstructConfig) else ACTLossHead
+        head_class = TextLossHead if issubclass(config_class, TextConfig) else ACTLossHead
         problems += class_problems(arch.get("loss"), "models.", head_class)
-        is_text = issubclass(config_class, InstructConfig)
+        is_text = issubclass(config_class, TextConfig)
         problems += conversation_problems(arch) if is_text else text_problems(arch)
     evaluators = data.get("evaluators")
     for choice in evaluators if isinstance(evaluators, list) else []:

@@ -89,13 +89,13 @@ def _probe_learning(config: InstructConfig, runtime: Runtime, train_steps: int) 
 
 def shuffled_answers(config: InstructConfig, runtime: Runtime, corpus: Any, train_steps: int) -> Finding:
     """Nats by which a model trained on shuffled answers beats the frequencies of their tokens."""
-    vocab_size, pad_id = corpus.tokenizer.vocab_size, corpus.tokenizer.pad_id
+    metadata = build_text.text_metadata(config.dataset.seq_len, corpus.tokenizer.vocab_size, corpus.tokenizer.pad_id)
     stores = [with_shuffled_answers(corpus.train, seed) for seed in (1, 2)]
     reader, held_out = (
-        build_text.text_reader(config, vocab_size, pad_id, store, runtime, is_test=is_test)
+        build_text.text_reader(config, metadata, store, runtime, is_test=is_test)
         for store, is_test in zip(stores, (False, True), strict=True)
     )
-    head = build_text.build_text_head(config, build_text.text_metadata(config, vocab_size, pad_id), runtime)
+    head = build_text.build_text_head(config, metadata, runtime)
     task = build_text.text_task_of(config, head, runtime, train_steps, reader.metadata.num_rows, None)
     optimizers = build.build_optimizers(config, head, runtime, train_steps)
     step = 0

@@ -15,7 +15,7 @@ from engine.conduct import describe, evaluate_only, plan_of, show_report, train
 from engine.inference import CONFIG_DIR, infer
 from engine.run_folder import RunFolder, tell
 from engine.runtime import Runtime, start_runtime
-from engine.schema import ConfigError, InstructConfig, PretrainConfig, RunConfig
+from engine.schema import ChatConfig, ConfigError, InstructConfig, PretrainConfig, RunConfig, TextConfig
 from engine.task import Task
 from models.losses import ACTLossHead
 from models.text_loss import TextLossHead
@@ -51,8 +51,13 @@ def guarded(action: Callable[[], None]) -> None:
 
 
 def pretrain(hydra_config: Any) -> None:
-    """Train on puzzles, or evaluate a checkpoint on them."""
-    guarded(lambda: _pretrain(*resolved(hydra_config)))
+    """Train on puzzles or on chat, or evaluate a checkpoint on them."""
+
+    def carry_out() -> None:
+        data, arch_label = resolved(hydra_config)
+        (_pretrain_chat if data.get("dataset_type") == "chat" else _pretrain)(data, arch_label)
+
+    guarded(carry_out)
 
 
 def resolved(hydra_config: Any) -> tuple[dict[str, Any], str]:
@@ -93,15 +98,30 @@ def pretrain_instruct(hydra_config: Any) -> None:
 def _pretrain_instruct(data: dict[str, Any], arch_label: str) -> None:
     config = check(InstructConfig, data)
     assert isinstance(config, InstructConfig)
+    options = f"dataset.test_ratio={config.dataset.test_ratio}, dataset.subset_size={config.dataset.subset_size}"
+    _pretrain_text(config, arch_label, lambda runtime: build_text.build_text(config, runtime), options)
+
+
+def _pretrain_chat(data: dict[str, Any], arch_label: str) -> None:
+    """`arch.seq_len`, as chat users write it, is how long rows are: a matter of the data."""
+    from engine import build_chat
+
+    arch = dict(data["arch"])
+    seq_len = arch.pop("seq_len", None)
+    config = check(ChatConfig, {"seq_len": seq_len} | data | {"arch": arch})
+    assert isinstance(config, ChatConfig)
+    _pretrain_text(config, arch_label, lambda runtime: build_chat.build_chat(config, runtime), "no `test` split")
+
+
+def _pretrain_text(
+    config: TextConfig, arch_label: str, source_on: Callable[[Runtime], TextSource], about_held_out: str
+) -> None:
     runtime = start_runtime(config.device, config.compile, config.seed)
     try:
         folder = RunFolder.open(config, config.default_project_name(), arch_label, runtime)
-        source = build_text.build_text(config, runtime)
+        source = source_on(runtime)
         if source.data.eval_items is None:
-            options = (
-                f"dataset.test_ratio={config.dataset.test_ratio}, dataset.subset_size={config.dataset.subset_size}"
-            )
-            tell(runtime, f"no held-out conversations ({options}), so nothing is evaluated")
+            tell(runtime, f"no held-out conversations ({about_held_out}), so nothing is evaluated")
         head = build_text.build_text_head(config, source.metadata, runtime)
         task = build_text.build_text_task(config, head, source, runtime)
         train_or_judge(config, folder, source, head, task, runtime, files=source.tokenizer.files())

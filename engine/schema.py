@@ -224,11 +224,23 @@ class PretrainConfig(RunConfig):
         return known_outputs(names, PUZZLE_OUTPUTS)
 
     def default_project_name(self) -> str:
-        folder = self.data_paths[0].rstrip("/").rsplit("/", 1)[-1]
-        return f"{folder.capitalize()}-ACT-torch"
+        return project_name_of(self.data_paths)
 
 
-class TextDataConfig(Strict):
+def project_name_of(data_paths: list[str]) -> str:
+    """The name of the first data set's folder."""
+    folder = data_paths[0].rstrip("/").rsplit("/", 1)[-1]
+    return f"{folder.capitalize()}-ACT-torch"
+
+
+class RowsConfig(Strict):
+    """How conversations share rows, and rows a pass through the model."""
+
+    packing: bool = True
+    tokens_per_pass: int = Field(3072, ge=1, description="positions that go through the model at once; bounds memory")
+
+
+class TextDataConfig(RowsConfig):
     """Where conversations come from and how they become rows."""
 
     source: Literal["auto", "local", "hub", "sample"] = "auto"
@@ -241,8 +253,6 @@ class TextDataConfig(Strict):
     seed: int = Field(0, ge=0)
     truncate: Literal["right", "prompt"] = "right"
     on_error: Literal["raise", "skip"] = "raise"
-    packing: bool = True
-    tokens_per_pass: int = Field(3072, ge=1, description="positions that go through the model at once; bounds memory")
 
 
 class TextLossConfig(Strict):
@@ -252,16 +262,49 @@ class TextLossConfig(Strict):
     chunked: bool = True
 
 
-class InstructConfig(RunConfig):
-    """Options of `pretrain_instruct.py`."""
+class TextConfig(RunConfig):
+    """Options of runs on text, wherever it comes from."""
 
-    dataset: TextDataConfig = Field(default_factory=lambda: TextDataConfig.model_validate({}))
     loss: TextLossConfig = Field(default_factory=lambda: TextLossConfig.model_validate({}))
+
+    @property
+    def rows(self) -> RowsConfig:
+        raise TypeError(f"{type(self).__name__} must say how conversations become rows")
+
+    def default_project_name(self) -> str:
+        raise TypeError(f"{type(self).__name__} must name its project")
 
     @field_validator("eval_save_outputs")
     @classmethod
     def _are_outputs(cls, names: list[str]) -> list[str]:
         return known_outputs(names, TEXT_OUTPUTS)
 
+
+class InstructConfig(TextConfig):
+    """Options of `pretrain_instruct.py`."""
+
+    dataset: TextDataConfig = Field(default_factory=lambda: TextDataConfig.model_validate({}))
+
+    @property
+    def rows(self) -> RowsConfig:
+        return self.dataset
+
     def default_project_name(self) -> str:
         return "SlimOrca-ACT"
+
+
+class ChatConfig(TextConfig):
+    """Options of `pretrain.py --config-name cfg_chat`."""
+
+    dataset_type: Literal["chat"]
+    data_paths: list[str] = Field(min_length=1)
+    seq_len: int | None = Field(None, ge=2, description="positions of a row, given as arch.seq_len; null: the data's")
+    packing: bool = True
+    tokens_per_pass: int = Field(3072, ge=1, description="positions that go through the model at once; bounds memory")
+
+    @property
+    def rows(self) -> RowsConfig:
+        return RowsConfig(packing=self.packing, tokens_per_pass=self.tokens_per_pass)
+
+    def default_project_name(self) -> str:
+        return project_name_of(self.data_paths)
