@@ -15,7 +15,7 @@ from dataset.common import Batch, LoaderItem, PuzzleDatasetMetadata
 from dataset.instruct_dataset import InstructDataset, InstructDatasetConfig
 from dataset.packing import Documents, DocumentStore, DocumentStoreBuilder, fill_batch
 from dataset.slimorca import InstructCorpus, SlimOrcaConfig, load_corpus, read_texts
-from dataset.tokenization import Tokenizer
+from dataset.tokenization import Tokenizer, find_tokenizer, load_tokenizer
 from engine.build import build_recursive_model, check_batch_shares, loader
 from engine.carried_text import CarriedTextTask
 from engine.registry import load_model_class
@@ -36,6 +36,11 @@ class TextSource:
     total_steps: int  # with recursion=carry the expected number, which the data may exceed
     total_rows: int
     iterations: int
+
+
+def open_tokenizer(path: str | None) -> Tokenizer:
+    """The given one, else the one that is found where tokenizers are looked for."""
+    return load_tokenizer(find_tokenizer(path))
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,9 @@ from engine import build_text
 from engine.build_text import HeldOut
 from engine.checkpoint_load import load_checkpoint, load_weights, resolve_checkpoint
 from engine.decode import FEWEST_STEPS, DecodeOptions, Decoding, ExitKind, ExitRule, evidence
-from engine.inference import checkpoint_config
+from engine.inference import instruct_config
 from engine.runtime import start_runtime
+from engine.speaker import EXIT_FILE
 from models.act import ActModel
 from models.key_values import cast_for_reading
 from models.layers import weights_cast_once
@@ -27,7 +28,6 @@ CANDIDATES = 400  # thresholds that are tried
 SURE = 2.0  # standard errors that the rise of the loss must stay below the asked one
 ROWS = 16  # conversations that are read at once
 TOKENS = 1024  # tokens whose logits exist at once
-EXIT_FILE = "exit.json"  # in the folder of a checkpoint
 STRICTER = (1.0, 0.5, 0.25, 0.0)  # shares of the asked rise, tried until real decoding keeps to it
 NEVER: dict[ExitKind, float] = {"kl": 0.0, "margin": 2.0, "head": 2.0}  # thresholds that let nothing leave
 
@@ -190,7 +190,7 @@ def calibrate_checkpoint(
         raise ValueError(f"{path} is a file, and thresholds are stored in a checkpoint's folder. Name a step folder.")
     loaded = load_checkpoint(path)
     own = [f"dataset.tokenizer_path={file}" for file in loaded.files[:1]]
-    config = checkpoint_config(loaded, "cfg_pretrain_instruct", [*own, *overrides])
+    config = instruct_config(loaded, "cfg_pretrain_instruct", [*own, *overrides])
     runtime = start_runtime(config.device, False, config.seed)
     corpus = build_text.load_text(config, progress=True)
     metadata = build_text.text_metadata(config.dataset.seq_len, corpus.tokenizer.vocab_size, corpus.tokenizer.pad_id)

@@ -12,12 +12,12 @@ from engine.check import check
 from engine.checkpoint_load import Checkpoint, load_checkpoint, load_weights, resolve_checkpoint
 from engine.evaluate import evaluate
 from engine.runtime import start_runtime
-from engine.schema import ConfigError, InstructConfig
+from engine.schema import ChatConfig, ConfigError, InstructConfig, TextConfig
 
 CONFIG_DIR = Path(__file__).parent.parent / "config"
 
 
-def checkpoint_config(checkpoint: Checkpoint, config_name: str, changes: Sequence[str]) -> InstructConfig:
+def checkpoint_config(checkpoint: Checkpoint, config_name: str, changes: Sequence[str]) -> TextConfig:
     """The config that the checkpoint was trained with (else the named one), changed by `key=value` words."""
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
@@ -38,13 +38,26 @@ def checkpoint_config(checkpoint: Checkpoint, config_name: str, changes: Sequenc
         raise ConfigError([f"{word!r} is no key=value" for word in wrong])
     data = OmegaConf.to_container(OmegaConf.merge(base, OmegaConf.from_dotlist(words)), resolve=True)
     assert isinstance(data, dict)
-    if "dataset" not in data:
+    if "dataset" not in data and data.get("dataset_type") != "chat":
         raise ValueError(
             f"{checkpoint.path} was not trained on conversations: its config names the data {data.get('data_paths')}. "
             "Evaluate it with pretrain.py eval_only=true load_checkpoint=..., or give an instruction checkpoint."
         )
-    config = check(InstructConfig, {str(key): value for key, value in data.items()})
-    assert isinstance(config, InstructConfig)
+    config = check(
+        InstructConfig if "dataset" in data else ChatConfig, {str(key): value for key, value in data.items()}
+    )
+    assert isinstance(config, TextConfig)
+    return config
+
+
+def instruct_config(checkpoint: Checkpoint, config_name: str, changes: Sequence[str]) -> InstructConfig:
+    """The same of a checkpoint of instruction training, whose data this can load again."""
+    config = checkpoint_config(checkpoint, config_name, changes)
+    if not isinstance(config, InstructConfig):
+        raise ValueError(
+            f"{checkpoint.path} was trained on chat: evaluate it with pretrain.py --config-name cfg_chat "
+            "eval_only=true load_checkpoint=..., or give an instruction checkpoint."
+        )
     return config
 
 
@@ -80,7 +93,7 @@ def infer(
     given = [f"{keys[name]}={value}" for name, value in settings.items() if value is not None]
     own_tokenizer = [f"dataset.tokenizer_path={file}" for file in loaded.files[:1]]
     plain = ["resume=false", "gradient_accumulation_steps=1", f"eval_save_outputs=[{','.join(save_outputs)}]"]
-    config = checkpoint_config(loaded, config_name, [*own_tokenizer, *plain, *given, *overrides])
+    config = instruct_config(loaded, config_name, [*own_tokenizer, *plain, *given, *overrides])
 
     runtime = start_runtime(config.device, config.compile, config.seed)
     try:

@@ -12,7 +12,7 @@ from dataset.common import IGNORE_LABEL_ID, Batch
 from engine import build_text
 from engine.checkpoint_load import load_checkpoint, load_weights, resolve_checkpoint
 from engine.evaluate import evaluate
-from engine.inference import checkpoint_config
+from engine.inference import instruct_config
 from engine.runtime import start_runtime
 
 DISCOUNT = 0.75  # taken from every seen pair and given to the unigram
@@ -67,7 +67,7 @@ def compare_with_bigram(checkpoint: str, overrides: list[str]) -> None:
     path = resolve_checkpoint(checkpoint)
     loaded = load_checkpoint(path)
     own = [f"dataset.tokenizer_path={file}" for file in loaded.files[:1]]
-    config = checkpoint_config(
+    config = instruct_config(
         loaded, "cfg_pretrain_instruct", [*own, "resume=false", "epochs=1", "eval_interval=null", *overrides]
     )
     runtime = start_runtime(config.device, config.compile, config.seed)

@@ -14,7 +14,7 @@ from dataset.common import IGNORE_LABEL_ID
 from engine import build, build_text
 from engine.check import check
 from engine.checkpoint_load import load_checkpoint, load_weights
-from engine.inference import checkpoint_config
+from engine.inference import instruct_config
 from engine.run import composed, guarded
 from engine.runtime import Runtime, start_runtime
 from engine.schema import InstructConfig
@@ -53,7 +53,7 @@ def config_of(checkpoint: str | None, overrides: Sequence[str], folder: str) -> 
         loaded = load_checkpoint(checkpoint)
         tokenizer = [f"dataset.tokenizer_path={file}" for file in loaded.files[:1]]
         changes = [*tokenizer, "dataset.subset_size=500", "gradient_accumulation_steps=1", "global_batch_size=8"]
-        return checkpoint_config(loaded, "cfg_pretrain_instruct", [*changes, *overrides])
+        return instruct_config(loaded, "cfg_pretrain_instruct", [*changes, *overrides])
     small = ("dataset.sample_size=1000", "dataset.seq_len=64", "global_batch_size=8")
     data = ("dataset.source=sample", f"dataset.data_dir={folder}", *small)
     config = check(InstructConfig, composed("cfg_pretrain_instruct", [*data, *overrides]))

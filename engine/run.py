@@ -110,6 +110,8 @@ def _pretrain_chat(data: dict[str, Any], arch_label: str) -> None:
     seq_len = arch.pop("seq_len", None)
     config = check(ChatConfig, {"seq_len": seq_len} | data | {"arch": arch})
     assert isinstance(config, ChatConfig)
+    if config.seq_len is None:
+        config = config.model_copy(update={"seq_len": build_chat.data_row_length(config.data_paths)})
     _pretrain_text(config, arch_label, lambda runtime: build_chat.build_chat(config, runtime), "no `test` split")
 
 
@@ -154,6 +156,26 @@ def train_or_judge(
 def infer_instruct(**request: Any) -> None:
     """Evaluate an instruction checkpoint; see `engine.inference.infer` for what may be asked."""
     guarded(lambda: infer(**request))
+
+
+def generate_instruct(flags: dict[str, Any]) -> None:
+    """Answer messages with an instruction checkpoint; the process leaves with 130 if it was interrupted."""
+    from engine import generate
+
+    def carry_out() -> None:
+        groups = {
+            "opening": ("config_name", "tokenizer_path", "device", "overrides"),
+            "sampling": ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed"),
+            "settings": ("mode", "depth", "truncate"),
+        }
+        given: dict[str, Any] = {group: {name: flags.pop(name) for name in names} for group, names in groups.items()}
+        given["settings"] |= {"max_tokens": flags.pop("max_output_tokens"), "stop": tuple(flags.pop("stop"))}
+        given |= {"as_json": flags.pop("json"), "exit_kind": flags.pop("exit")}
+        code = generate.generate(**flags, **given)
+        if code:
+            raise SystemExit(code)
+
+    guarded(carry_out)
 
 
 def bench_train(

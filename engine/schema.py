@@ -271,6 +271,10 @@ class TextConfig(RunConfig):
     def rows(self) -> RowsConfig:
         raise TypeError(f"{type(self).__name__} must say how conversations become rows")
 
+    @property
+    def row_length(self) -> int:
+        raise TypeError(f"{type(self).__name__} must say how many positions a row has")
+
     def default_project_name(self) -> str:
         raise TypeError(f"{type(self).__name__} must name its project")
 
@@ -289,6 +293,10 @@ class InstructConfig(TextConfig):
     def rows(self) -> RowsConfig:
         return self.dataset
 
+    @property
+    def row_length(self) -> int:
+        return self.dataset.seq_len
+
     def default_project_name(self) -> str:
         return "SlimOrca-ACT"
 
@@ -298,13 +306,23 @@ class ChatConfig(TextConfig):
 
     dataset_type: Literal["chat"]
     data_paths: list[str] = Field(min_length=1)
-    seq_len: int | None = Field(None, ge=2, description="positions of a row, given as arch.seq_len; null: the data's")
+    seq_len: int | None = Field(
+        None,
+        ge=2,
+        description="positions of a row, given as arch.seq_len; null: those of the data, which the run folder records",
+    )
     packing: bool = True
     tokens_per_pass: int = Field(3072, ge=1, description="positions that go through the model at once; bounds memory")
 
     @property
     def rows(self) -> RowsConfig:
         return RowsConfig(packing=self.packing, tokens_per_pass=self.tokens_per_pass)
+
+    @property
+    def row_length(self) -> int:
+        if self.seq_len is None:
+            raise ValueError("The config does not say how many positions a row has. Give seq_len=<number>.")
+        return self.seq_len
 
     def default_project_name(self) -> str:
         return project_name_of(self.data_paths)

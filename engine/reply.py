@@ -1,0 +1,180 @@
+"""Answers to conversations: turns in, text out while it is said; knows windows, stop texts and half characters."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from dataset.conversation import Turn
+from dataset.tokenization import StreamDecoder
+from engine.decode import DecodeOptions, Decoding, ExitRule, Mode, Token
+from engine.sampling import Sampling
+from engine.speaker import Speaker
+
+Finish = Literal["eos", "stop", "length", "interrupted"]
+
+
+@dataclass(frozen=True)
+class ReplySettings:
+    """How to answer; `max_tokens` None: half of the window, as far as the prompt leaves room."""
+
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()  # texts, or names of special tokens
+    sampling: Sampling = field(default_factory=Sampling)
+    mode: Mode = "exact"
+    depth: int | None = None
+    exit: ExitRule | None = None
+    num_top: int = 0
+    truncate: bool = False  # shorten a message that leaves no room, instead of refusing it
+
+
+@dataclass
+class Reply:
+    """One answer."""
+
+    prompt_tokens: int
+    text: str = ""
+    tokens: list[Token] = field(default_factory=list)
+    finish: Finish = "interrupted"  # until it ends otherwise
+    seconds: float = 0.0
+
+    @property
+    def mean_depth(self) -> float:
+        return sum(token.depth for token in self.tokens) / max(1, len(self.tokens))
+
+
+def reply(
+    speaker: Speaker,
+    conversations: Sequence[Sequence[Turn]],
+    settings: ReplySettings,
+    on_text: Callable[[int, str], None] = lambda row, text: None,
+    on_token: Callable[[Token], None] = lambda token: None,
+) -> list[Reply]:
+    """Answer all conversations at once; `on_text` gets every row's text as soon as it is certain.
+
+    An interruption (Ctrl-C) ends all answers with what was said so far.
+    """
+    rows = [Row(speaker, turns, settings) for turns in conversations]
+    stop_ids = speaker.stop_ids | {found for text in settings.stop if (found := speaker.special_id(text)) is not None}
+    options = DecodeOptions(
+        max_new_tokens=[row.room for row in rows],
+        stop_ids=stop_ids,
+        sampling=settings.sampling,
+        mode=settings.mode,
+        depth=settings.depth,
+        exit=settings.exit,
+        num_top=settings.num_top,
+    )
+    decoding = Decoding(
+        speaker.model, [row.ids for row in rows], options, open_lengths=[row.open_length for row in rows]
+    )
+    started = time.monotonic()
+    try:
+        for tokens in decoding:
+            for token in tokens:
+                row = rows[token.row]
+                on_token(token)
+                text = row.hear(token, stop_ids)
+                if row.has_ended:
+                    decoding.stop(token.row)
+                    text += row.end()
+                row.reply.seconds = time.monotonic() - started
+                if text:
+                    on_text(token.row, text)
+    except KeyboardInterrupt:
+        for number, row in enumerate(rows):
+            if not row.has_ended and (rest := row.end()):
+                on_text(number, rest)
+    return [row.reply for row in rows]
+
+
+class Row:
+    """One conversation that is being answered."""
+
+    def __init__(self, speaker: Speaker, turns: Sequence[Turn], settings: ReplySettings) -> None:
+        self.ids, self.room = fitted_prompt(speaker, turns, settings)
+        answers = [number for number, turn in enumerate(turns) if turn.role == "assistant"]
+        # Models whose prompts see themselves both ways were trained to see so what stands before the first answer.
+        self.open_length = len(speaker.dialogue.encode_prompt(turns[: answers[0]]) if answers else self.ids)
+        self.reply = Reply(len(self.ids))
+        self.decoder = StreamDecoder(speaker.tokenizer)
+        self.stops = [text for text in settings.stop if speaker.special_id(text) is None]
+        self.held = ""  # could be the beginning of a stop text
+        self.has_ended = False
+
+    def hear(self, token: Token, stop_ids: frozenset[int]) -> str:
+        """Takes in a token; returns the text that is certain now."""
+        self.reply.tokens.append(token)
+        if token.id in stop_ids:
+            self._ends("eos")
+            return ""
+        said = self._certain(self.decoder.push(token.id))
+        if not self.has_ended and len(self.reply.tokens) >= self.room:
+            self._ends("length")
+        return said
+
+    def end(self) -> str:
+        """What was held back, now that nothing follows."""
+        self.has_ended = True
+        if self.reply.finish == "stop":
+            return ""
+        rest = self._certain(self.decoder.finish())
+        self.reply.text += self.held
+        rest, self.held = rest + self.held, ""
+        return rest
+
+    def _certain(self, new: str) -> str:
+        """Text up to a stop text, or up to what could become one."""
+        text = self.held + new
+        found = [place for stop in self.stops if (place := text.find(stop)) >= 0]
+        if found:
+            self._ends("stop")
+            said, self.held = text[: min(found)], ""
+        else:
+            keep = max((beginning_at_end(text, stop) for stop in self.stops), default=0)
+            said, self.held = text[: len(text) - keep], text[len(text) - keep :]
+        self.reply.text += said
+        return said
+
+    def _ends(self, finish: Finish) -> None:
+        self.reply.finish, self.has_ended = finish, True
+
+
+def beginning_at_end(text: str, stop: str) -> int:
+    """How many characters at the end of the text are the beginning of the stop text."""
+    return next((size for size in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:size])), 0)
+
+
+def fitted_prompt(speaker: Speaker, turns: Sequence[Turn], settings: ReplySettings) -> tuple[list[int], int]:
+    """Ids of the prompt, and how many tokens the answer may have; the last of them takes no position."""
+    if not turns or turns[-1].role != "user" or not turns[-1].text.strip():
+        raise ValueError("The message is empty: there is nothing to answer. Give a text with --message.")
+    wanted = settings.max_tokens if settings.max_tokens is not None else max(1, speaker.window // 2)
+    if wanted < 1:
+        raise ValueError(f"{wanted} output tokens: expected at least 1.")
+    ids = speaker.dialogue.encode_prompt(turns)
+    if len(ids) > speaker.window and settings.truncate:
+        ids = _shortened(speaker, turns, max(1, speaker.window + 1 - wanted))
+    excess = len(ids) - speaker.window
+    if excess > 0:
+        remedy = "Shorten the message" if settings.truncate else "Shorten it, or let it be shortened with --truncate"
+        raise ValueError(
+            f"The prompt takes {len(ids)} tokens, {excess} more than the window of {speaker.window}. {remedy}."
+        )
+    return ids, min(wanted, speaker.window + 1 - len(ids))
+
+
+def _shortened(speaker: Speaker, turns: Sequence[Turn], most: int) -> list[int]:
+    """The prompt with the last message cut at its end, by as few characters as make it fit; never by a marker."""
+
+    def prompt(characters: int) -> list[int]:
+        return speaker.dialogue.encode_prompt([*turns[:-1], Turn("user", turns[-1].text[:characters])])
+
+    fits, too_long = 0, len(turns[-1].text)
+    while too_long - fits > 1:
+        middle = (fits + too_long) // 2
+        if len(prompt(middle)) <= most:
+            fits = middle
+        else:
+            too_long = middle
+    return prompt(fits)

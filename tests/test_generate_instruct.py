@@ -1,0 +1,149 @@
+"""The door: the reply alone on standard output, batches, JSON, Ctrl-C, and faults in words."""
+
+import contextlib
+import io
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from unittest import mock
+
+import pytest
+
+from tests.text_runs import text_flags, train_text, write_corpus
+from tests.tiny import ROOT, Ended
+
+DOOR = ROOT / "generate_instruct.py"
+FIRST, SECOND = "What is 2 plus 3?", "Which day comes after Monday?"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("generate")
+    ended = train_text(text_flags(write_corpus(folder / "data"), folder / "run", epochs=1))
+    assert ended.code == 0, ended.err
+    return folder / "run"
+
+
+def say(*words, stdin: str = "", system: str | None = "") -> Ended:
+    """Run the door within this process; without a system message, for which the tests' window is too small."""
+    words = (*words, "--system-message", system) if system is not None else words
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with (
+        mock.patch.object(sys, "argv", [str(DOOR), *(str(word) for word in words)]),
+        mock.patch.object(sys, "stdin", io.StringIO(stdin)),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        try:
+            runpy.run_path(str(DOOR), run_name="__main__")
+        except SystemExit as leave:
+            code = leave.code if isinstance(leave.code, int) else int(leave.code is not None)
+            err.write("" if isinstance(leave.code, int) or leave.code is None else f"{leave.code}\n")
+    return Ended(code, out.getvalue(), err.getvalue())
+
+
+def records(ended: Ended) -> list[dict]:
+    assert ended.code == 0, ended.err
+    return [json.loads(line) for line in ended.out.splitlines()]
+
+
+def test_the_reply_alone_is_printed_streamed_or_not(run):
+    short = ("--checkpoint", run, "--message", FIRST, "--max-output-tokens", 8)
+    (record,) = records(say(*short, "--json"))
+    for words in (("--stream",), ("--no-stream",), ()):
+        ended = say(*short, *words)
+        assert ended.code == 0 and ended.out == record["text"] + "\n"
+    assert record["message"] == FIRST and record["finish"] in ("eos", "length") and record["prompt_tokens"] > 5
+    assert len(record["tokens"]) == len(record["logprobs"]) == len(record["depths"]) <= 8
+    assert set(record["depths"]) == {2} and max(record["logprobs"]) <= 0
+
+
+def test_verbose_tells_every_token_on_standard_error(run):
+    short = ("--checkpoint", run, "--message", FIRST, "--max-output-tokens", 4, "--depth", 3)
+    (record,) = records(say(*short, "--json"))
+    ended = say(*short, "-V")
+    assert ended.out == record["text"] + "\n"
+    told = [line for line in ended.err.splitlines() if "supervision steps |" in line]
+    assert len(told) == len(record["tokens"]) and all("3 supervision steps" in line for line in told)
+    likeliest = told[0].split(" | ")[1]
+    assert likeliest.count(", ") >= 4 and told[0].split(" logprob")[0].removeprefix("[0] ") in likeliest
+
+
+def test_many_messages_are_answered_one_a_line_as_each_alone(run, tmp_path):
+    short = ("--checkpoint", run, "--max-output-tokens", 8, "--temperature", 1.5, "--seed", 7)
+    alone = [records(say(*short, "--message", text, "--json"))[0] for text in (FIRST, SECOND)]
+    file = tmp_path / "messages.txt"
+    file.write_text(f"{FIRST}\n\n{SECOND}\n")
+    together = records(say(*short, "--message-file", file, "--json"))
+    assert [record["tokens"] for record in together] == [record["tokens"] for record in alone]
+    piped = say(*short, "--message-file", "-", "--batch-size", 1, stdin=f"{FIRST}\n{SECOND}\n")
+    assert piped.out.splitlines() == [record["text"].replace("\n", " ") for record in alone]
+
+
+def test_a_system_message_and_a_stop_text_change_the_reply(run):
+    short = ("--checkpoint", run, "--message", FIRST, "--max-output-tokens", 8, "--json")
+    (plain,) = records(say(*short))
+    (usual,) = records(say(*short, "--overrides", "dataset.seq_len=512", system=None))
+    (own,) = records(say(*short, system="Be brief."))
+    assert plain["prompt_tokens"] < own["prompt_tokens"] < usual["prompt_tokens"]
+    letter = next(character for character in plain["text"] if character.strip())
+    (stopped,) = records(say(*short, "--stop", letter))
+    assert stopped["finish"] == "stop" and stopped["text"] == plain["text"].partition(letter)[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--message", "  "], "The message is empty"),
+        (["--message", ""], "The message is empty"),
+        ([], "--message, or many with --message-file"),
+        (["--message", "x", "--message-file", "-"], "--message, or many with --message-file"),
+        (["--message-file", "-"], "no message in standard input"),
+        (
+            ["--message", "word " * 200],
+            "more than the window of 72. Shorten it, or let it be shortened with --truncate",
+        ),
+        (["--message", "x", "--temperature", "-1"], "temperature=-1.0"),
+        (["--message", "x", "--exit", "kl"], "no calibrated thresholds"),
+        (["--message", "x", "--depth", "0"], "depth=0"),
+        (["--message", "x", "--max-output-tokens", "0"], "0 output tokens"),
+        (["--message", "x", "--overrides", "dataset.seq_len"], "'dataset.seq_len' is no key=value"),
+        (["--message", "x", "--overrides", "arch.hidden_sise=3"], "did you mean hidden_size"),
+        (["--message", "x", "--tokenizer-path", "none.model"], "none.model, but there is no such tokenizer"),
+    ],
+)
+def test_faults_are_told_in_words(run, words, told):
+    ended = say("--checkpoint", run, *words)
+    assert ended.code == 1 and told in ended.err and not ended.out and "Traceback" not in ended.err
+
+
+def test_a_missing_checkpoint_is_told():
+    assert "Name the checkpoint" in say("--message", "x").err
+    ended = say("--checkpoint", "checkpoints/none/step_1", "--message", "x")
+    assert ended.code == 1 and "There is no checkpoint at checkpoints/none/step_1" in ended.err
+
+
+def test_a_longer_window_can_be_asked_for(run):
+    long = ("--checkpoint", run, "--message", "word " * 60, "--max-output-tokens", 4)
+    assert say(*long).code == 1
+    assert say(*long, "--overrides", "dataset.seq_len=512").code == 0
+    assert say(*long, "--truncate").code == 0
+
+
+def test_ctrl_c_ends_with_what_was_said_so_far(run):
+    command = [sys.executable, str(DOOR), "--checkpoint", str(run), "--message", FIRST, "--temperature", "9"]
+    command += ["--system-message", ""]
+    command += ["--depth", "3000", "--max-output-tokens", "36"]  # so deep that every token takes a while
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, env=os.environ | {"PYTHONUNBUFFERED": "1"}
+    )
+    first = process.stdout.read(1)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert (first + out).endswith(b"\n") and len(first + out) > 1 and b"Traceback" not in err
