@@ -45,7 +45,7 @@ def parse_record(record: Any) -> list[Turn]:
         messages = record.get("conversations", record.get("messages"))
         if not isinstance(messages, list):
             raise ValueError(f"expected a list of messages, found {type(messages).__name__}")
-        turns = [_parse_message(message) for message in messages]
+        turns = [parse_message(message) for message in messages]
     else:
         turns = _parse_pair(record)
     return [turn for turn in turns if turn.text or turn.role != "system"]
@@ -55,16 +55,16 @@ def has_answer(turns: Iterable[Turn]) -> bool:
     return any(turn.is_trained for turn in turns)
 
 
-def _parse_message(message: Any) -> Turn:
+def parse_message(message: Any, roles: Mapping[str, Role] = ROLES) -> Turn:
     if not isinstance(message, Mapping):
         raise ValueError(f"expected a message with 'from' and 'value', found {type(message).__name__}")
     name = message.get("from", message.get("role"))
-    if not isinstance(name, str) or name not in ROLES:
-        raise ValueError(f"unknown role {name!r}, expected one of {', '.join(ROLES)}")
+    if not isinstance(name, str) or name not in roles:
+        raise ValueError(f"unknown role {name!r}, expected one of {', '.join(roles)}")
     weight = message.get("weight")
     if weight not in (None, 0, 1):
         raise ValueError(f"weight {weight!r}, expected 0, 1 or null")
-    return _turn(ROLES[name], message.get("value", message.get("content")), is_trained=weight != 0)
+    return make_turn(roles[name], message.get("value", message.get("content")), is_trained=weight != 0)
 
 
 def _parse_pair(record: Mapping[str, Any]) -> list[Turn]:
@@ -78,7 +78,7 @@ def _parse_pair(record: Mapping[str, Any]) -> list[Turn]:
     for role, names in columns:
         found = [name for name in names if name in record]
         if found:
-            turns.append(_turn(role, record[found[0]]))
+            turns.append(make_turn(role, record[found[0]]))
         elif role != "system":
             raise ValueError(
                 f"found the fields {', '.join(map(str, record)) or 'none'}, expected 'conversations' "
@@ -87,7 +87,7 @@ def _parse_pair(record: Mapping[str, Any]) -> list[Turn]:
     return turns
 
 
-def _turn(role: Role, text: Any, is_trained: bool = True) -> Turn:
+def make_turn(role: Role, text: Any, is_trained: bool = True) -> Turn:
     """An empty answer is nothing to learn."""
     text = "" if text is None else text
     if not isinstance(text, str):

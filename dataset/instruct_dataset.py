@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from dataset.common import LoaderItem
-from dataset.packing import DocumentStore, RowPlanner, Rows, fill_batch
+from dataset.packing import Documents, RowPlanner, Rows, fill_batch
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class InstructDataset(IterableDataset[LoaderItem]):
     whose workers are not persistent forgets the count between iterations: call `start_from` before each of them.
     """
 
-    def __init__(self, store: DocumentStore, config: InstructDatasetConfig) -> None:
+    def __init__(self, store: Documents, config: InstructDatasetConfig) -> None:
         super().__init__()
         self.config = config
         self._store = store

@@ -1,7 +1,7 @@
 """Tokenized documents in one flat buffer, and the rows of whole documents that batches are made of."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -10,6 +10,26 @@ from numpy.typing import NDArray
 from dataset.common import IGNORE_LABEL_ID, Batch
 
 NO_DOCUMENT = -1  # the document id of padding
+
+
+class Documents(Protocol):
+    """Tokenized documents, wherever they are kept."""
+
+    @property
+    def num_tokens(self) -> int: ...
+
+    @property
+    def num_trained_tokens(self) -> int: ...
+
+    def __len__(self) -> int: ...
+
+    def lengths(self) -> NDArray[np.int64]:
+        """The positions that each document takes in a row: its last token is only ever a label."""
+        ...
+
+    def document(self, index: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+        """Token ids, and which of them are trained."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -154,7 +174,7 @@ def best_fit(falling_lengths: NDArray[np.int64], capacity: int) -> NDArray[np.in
     return row_of_document
 
 
-def fill_batch(store: DocumentStore, rows: list[NDArray[np.int64]], num_rows: int, seq_len: int, pad_id: int) -> Batch:
+def fill_batch(store: Documents, rows: list[NDArray[np.int64]], num_rows: int, seq_len: int, pad_id: int) -> Batch:
     """The batch of these rows of documents; rows that are missing stay empty.
 
     `labels[t]` is the token after `inputs[t]` if that is trained, else IGNORE_LABEL_ID. `positions` restart with every

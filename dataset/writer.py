@@ -18,6 +18,7 @@ from dataset.puzzle_files import BLANK_NAME, PuzzleSet
 
 IDENTIFIERS_FILE = "identifiers.json"
 TEST_PUZZLES_FILE = "test_puzzles.json"
+TOKENIZER_FOLDER = "tokenizer"  # beside the splits of a data set of conversations
 BOARD_SET = "all"  # the one set of data sets that are made of boards
 
 
@@ -111,11 +112,10 @@ def _check_replaceable(target: Path) -> None:
         return
     if not target.is_dir():
         raise ValueError(f"{target} is a file; a data set is a folder. Choose another output folder.")
-    foreign = [
-        entry.name
-        for entry in sorted(target.iterdir())
-        if entry.name not in (IDENTIFIERS_FILE, TEST_PUZZLES_FILE) and not (entry / "dataset.json").is_file()
-    ]
+    ours = {IDENTIFIERS_FILE, TEST_PUZZLES_FILE, *(file.parent.name for file in target.glob("*/dataset.json"))}
+    if any(target.glob("*/dataset.json")):
+        ours.add(TOKENIZER_FOLDER)  # a folder of that name alone is somebody's tokenizer
+    foreign = [entry.name for entry in sorted(target.iterdir()) if entry.name not in ours]
     if foreign:
         raise ValueError(
             f"{target} holds what belongs to no data set ({', '.join(foreign[:3])}). Choose another output folder."

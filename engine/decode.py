@@ -12,6 +12,7 @@ from engine.sampling import Sampling, choose
 from models.act import ActModel
 from models.key_values import Memory, Rereading
 from models.layers import weights_cast_once
+from models.retnet import RetentionMemory, RetNet
 
 Mode = Literal["exact", "last_step", "recompute"]
 ExitKind = Literal["kl", "margin", "head"]
@@ -109,10 +110,20 @@ class Decoding:
             raise ValueError(f"max_new_tokens={min(self.room)}: at least 1 token must be asked for.")
         capacity = max(len(prompt) + room - 1 for prompt, room in zip(self.prompts, self.room, strict=True))
         self.num_steps = options.depth or model.config.halt_max_steps
+        if options.exit is not None and (options.mode == "recompute" or self.num_steps == 1):
+            reason = "has one supervision step" if self.num_steps == 1 else "runs every token to full depth"
+            raise ValueError(
+                f"Nothing can leave early: this {reason}. Use mode=exact with several steps, or no exit rule."
+            )
+        self.memory: Memory | Rereading | RetentionMemory
         if options.mode == "recompute":
-            if options.exit is not None:
-                raise ValueError("mode=recompute runs every token to full depth; use mode=exact with an exit rule.")
-            self.memory: Memory | Rereading = Rereading(model, len(prompts), capacity, self.num_steps)
+            self.memory = Rereading(model, len(prompts), capacity, self.num_steps)
+        elif isinstance(model, RetNet):
+            if self.num_steps != 1:
+                raise ValueError(
+                    f"depth={self.num_steps}: a RetNet has no supervision steps to repeat; leave depth out."
+                )
+            self.memory = RetentionMemory(model, len(prompts))
         else:
             last_step = options.mode == "last_step"
             self.memory = Memory(model, len(prompts), capacity, self.num_steps, last_step=last_step)

@@ -65,7 +65,9 @@ def generate(
             conversations,
             asked,
             on_text=(lambda _, text: print(text, end="", flush=True)) if streams else lambda row, text: None,
-            on_token=(lambda token: print(told(speaker, token), file=sys.stderr)) if verbose else lambda token: None,
+            on_token=(lambda token, _: print(told(speaker, token), file=sys.stderr))
+            if verbose
+            else lambda token, text: None,
         )
         for text, answer in zip(messages[first : first + batch_size], answers, strict=True):
             if as_json:

@@ -1,9 +1,10 @@
 """Answers to conversations: turns in, text out while it is said; knows windows, stop texts and half characters."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from dataset.conversation import Turn
 from dataset.tokenization import StreamDecoder
@@ -48,11 +49,14 @@ def reply(
     conversations: Sequence[Sequence[Turn]],
     settings: ReplySettings,
     on_text: Callable[[int, str], None] = lambda row, text: None,
-    on_token: Callable[[Token], None] = lambda token: None,
+    on_token: Callable[[Token, str], None] = lambda token, text: None,
+    turnstile: AbstractContextManager[Any] | None = None,
 ) -> list[Reply]:
-    """Answer all conversations at once; `on_text` gets every row's text as soon as it is certain.
+    """Answer all conversations at once.
 
-    An interruption (Ctrl-C) ends all answers with what was said so far.
+    `on_text` gets every row's text as soon as it is certain; `on_token` every token with the text that became certain
+    by it. Nobody else passes the `turnstile` while a token is computed. An interruption (Ctrl-C) ends all answers with
+    what was said so far.
     """
     rows = [Row(speaker, turns, settings) for turns in conversations]
     stop_ids = speaker.stop_ids | {found for text in settings.stop if (found := speaker.special_id(text)) is not None}
@@ -70,10 +74,9 @@ def reply(
     )
     started = time.monotonic()
     try:
-        for tokens in decoding:
+        for tokens in _one_by_one(decoding, turnstile or nullcontext()):
             for token in tokens:
                 row = rows[token.row]
-                on_token(token)
                 text = row.hear(token, stop_ids)
                 if row.has_ended:
                     decoding.stop(token.row)
@@ -81,11 +84,22 @@ def reply(
                 row.reply.seconds = time.monotonic() - started
                 if text:
                     on_text(token.row, text)
+                on_token(token, text)
     except KeyboardInterrupt:
         for number, row in enumerate(rows):
             if not row.has_ended and (rest := row.end()):
                 on_text(number, rest)
     return [row.reply for row in rows]
+
+
+def _one_by_one(decoding: Decoding, turnstile: AbstractContextManager[Any]) -> Iterator[list[Token]]:
+    steps = iter(decoding)
+    while True:
+        with turnstile:
+            tokens = next(steps, None)
+        if tokens is None:
+            return
+        yield tokens
 
 
 class Row:

@@ -178,6 +178,25 @@ def generate_instruct(flags: dict[str, Any]) -> None:
     guarded(carry_out)
 
 
+def generate_chat(flags: dict[str, Any]) -> None:
+    """Talk to a chat checkpoint; the process leaves with 130 if a single answer was interrupted."""
+    from engine import chat
+
+    def carry_out() -> None:
+        code = chat.chat(**flags)
+        if code:
+            raise SystemExit(code)
+
+    guarded(carry_out)
+
+
+def serve_chat(**settings: Any) -> None:
+    """Serve a checkpoint to chat with; see `engine.chat.serve_checkpoint`."""
+    from engine import chat
+
+    guarded(lambda: chat.serve_checkpoint(**settings))
+
+
 def bench_train(
     overrides: Sequence[str], *, positions: int, vocab_size: int, steps: int, depth: int, compare: bool
 ) -> dict[str, Any]:

@@ -23,9 +23,12 @@ NEVER = (
 )
 
 # Concrete classes: named by the rooms that compose, and reached through them by everybody else.
-COMPOSERS = ("engine.build", "engine.build_text", "src.distillation.run")
+COMPOSERS = ("engine.build", "engine.build_text", "engine.build_chat", "src.distillation.run")
 CONCRETE = ("models.recursive_reasoning", "dataset")
-SHARED = ("dataset.common", "dataset.conversation", "dataset.tokenization", "dataset.arc_grids")
+SHARED = (
+    *("dataset.common", "dataset.conversation", "dataset.tokenization", "dataset.arc_grids"),
+    *("dataset.door", "dataset.chat_samples"),
+)
 OPTIMIZERS = ("AdamATan2", "AdamW", "SparseSignSGD", "network_optimizer")
 
 # Heavy or optional: imported inside the function that needs them.

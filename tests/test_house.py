@@ -19,7 +19,7 @@ else:
 
 ROOT = Path(__file__).parents[1]
 # Where the package that is imported is not called what is installed.
-IMPORT_NAMES = {"hydra-core": "hydra"}
+IMPORT_NAMES = {"fla-core": "fla", "hydra-core": "hydra"}
 # Cut in two, so that this file does not find itself.
 HOSTS = (
     *("py" + r"pi\.org", "python" + "hosted", "ana" + r"conda\.org"),
@@ -179,7 +179,7 @@ def test_sound_tree_passes(tmp_path: Path) -> None:
         ("dataset/common.py", "from dataset.puzzle_dataset import X\n", "dataset.common never imports dataset"),
         ("engine/a.py", "from engine.optim import AdamATan2\n", "engine/a.py:1 names AdamATan2: only engine.build"),
         ("engine/a.py", "import torch\ntorch.optim.AdamW([])\n", "engine/a.py:2 names AdamW: only engine.build"),
-        ("engine/a.py", "from dataset.puzzle_dataset import X\n", "engine.build_text and src.distillation.run name"),
+        ("engine/a.py", "from dataset.puzzle_dataset import X\n", "engine.build_chat and src.distillation.run name"),
         ("engine/a.py", "from importlib import import_module\nimport_module('os')\n", "only engine/registry.py does"),
         ("models/layers.py", "from models import act\n", "a circle of imports: models"),
         ("models/layers.py", "def f():\n    import models.act\n", "a circle of imports: models"),

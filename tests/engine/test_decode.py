@@ -155,7 +155,7 @@ def test_deeper_steps_read_what_a_token_that_left_had_last():
         ([[3] * 12], {"max_new_tokens": 6}, "17 positions do not fit the window of 16"),
         ([[3]], {"max_new_tokens": 0}, "max_new_tokens=0"),
         ([[3]], {"depth": 0}, "depth=0"),
-        ([[3]], {"mode": "recompute", "exit": ALWAYS}, "mode=exact"),
+        ([[3]], {"mode": "recompute", "exit": ALWAYS}, "Use mode=exact"),
     ],
 )
 def test_what_cannot_be_decoded_is_refused(prompts, options, told):

@@ -1,0 +1,146 @@
+"""Chat from a file of conversations to an answer: build, train (dense and recursive), evaluate, resume, generate."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.chat_runs import chat_flags, run_door, write_chat_data
+from tests.tiny import pretrain
+
+RECURSIVE = {"H_cycles": 2, "L_cycles": 2, "halt_max_steps": 3, "halt_mean_steps": 2.0}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_chat_data(tmp_path_factory.mktemp("chat") / "pets-dataset")
+
+
+def trained(data, run, arch=None, **changes):
+    ended = pretrain(chat_flags(data, run, arch, **changes))
+    assert ended.code == 0, ended.err
+    return ended
+
+
+def weights(run):
+    (step,) = [path for path in run.glob("step_*") if path.name == (run / "latest").resolve().name]
+    return load_file(step / "model.safetensors")
+
+
+@pytest.mark.parametrize("arch", [{}, RECURSIVE], ids=["dense", "recursive"])
+def test_chat_models_train_evaluate_and_answer(data, tmp_path, arch):
+    ended = trained(data, tmp_path / "run", arch, ema=False, epochs=12, eval_interval=12)
+    (report,) = json.loads(ended.out.splitlines()[-1]).values()
+    deepest = arch.get("halt_max_steps", 1)
+    assert report["steps"] == deepest and f"depth_{deepest}/token_loss" in report
+    assert report["token_loss"] < 2.5  # a fresh model has 5.8
+    answer = run_door("generate.py", "--checkpoint", tmp_path / "run", "--prompt", "My name is Ada", "--temperature", 0)
+    assert answer.code == 0 and answer.out.endswith("\n") and len(answer.out) > 1
+
+
+def test_the_run_has_the_names_of_the_guide(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = [word for word in chat_flags(data, tmp_path) if not word.startswith("checkpoint_path")]
+    assert pretrain([*words, "max_steps=1"]).code == 0
+    (run,) = (tmp_path / "checkpoints" / "Pets-dataset-ACT-torch").iterdir()
+    assert re.fullmatch(r"trm_chat-[a-z]+-[a-z]+", run.name) and (run / "latest" / "model.safetensors").exists()
+
+
+def test_accumulation_changes_no_update(data, tmp_path):
+    for name, parts in (("whole", 1), ("halves", 2), ("quarters", 4)):
+        trained(data, tmp_path / name, max_steps=3, gradient_accumulation_steps=parts, packing=False)
+    whole, *others = (weights(tmp_path / name) for name in ("whole", "halves", "quarters"))
+    for other in others:
+        for key, value in whole.items():
+            torch.testing.assert_close(other[key], value, atol=1e-5, rtol=1e-4)
+
+
+def test_a_resumed_run_ends_like_an_uninterrupted_one(data, tmp_path):
+    trained(data, tmp_path / "whole", checkpoint_interval=4)
+    shutil.copytree(tmp_path / "whole", tmp_path / "parts", symlinks=True)
+    for step in (tmp_path / "parts").glob("step_*"):
+        if step.name != "step_4":
+            shutil.rmtree(step)
+    trained(data, tmp_path / "parts", checkpoint_interval=4, resume=True)
+    whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert all(torch.equal(parts[key], value) for key, value in whole.items())
+
+
+def test_rows_can_be_shorter_than_those_of_the_data(data, tmp_path):
+    ended = trained(data, tmp_path / "run", {"seq_len": 24}, max_steps=2)
+    assert "truncated" in ended.err
+    config = (tmp_path / "run" / "config.yaml").read_text()
+    assert "seq_len: 24" in config
+    said = run_door("generate.py", "--checkpoint", tmp_path / "run", "--prompt", "word " * 40)
+    assert said.code == 1 and "more than the window of 24" in said.err
+
+
+def test_several_data_sets_are_mixed_if_they_share_a_tokenizer(data, tmp_path):
+    other = write_chat_data(tmp_path / "other", "--tokenizer", str(data / "tokenizer"), "--seed", "7")
+    trained(data, tmp_path / "run", data_paths=[str(data), str(other)], max_steps=2)
+    stranger = write_chat_data(tmp_path / "stranger", "--tokenizer", "train:300")
+    ended = pretrain(chat_flags(data, tmp_path / "no", data_paths=[str(data), str(stranger)]))
+    assert ended.code == 1 and "different tokenizers" in ended.err
+
+
+def test_evaluation_alone(data, tmp_path):
+    first = trained(data, tmp_path / "run", ema=False)
+    again = trained(data, tmp_path / "eval", ema=False, eval_only=True, load_checkpoint=str(tmp_path / "run"))
+    expected, found = (json.loads(ended.out.splitlines()[-1]) for ended in (first, again))
+    assert found["test"]["token_loss"] == pytest.approx(expected["test"]["token_loss"], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arch", "changes", "told"),
+    [
+        ({"causal": False}, {}, "arch.causal=false"),
+        ({"hiden_size": 3}, {}, "did you mean hidden_size"),
+        ({}, {"data_paths": ["data/nowhere"]}, "No data set at 'data/nowhere'"),
+        ({}, {"dataset_typo": 1}, "dataset_typo: unknown key"),
+    ],
+)
+def test_faults_are_told_in_words(data, tmp_path, arch, changes, told):
+    ended = pretrain(chat_flags(data, tmp_path / "run", arch, **changes))
+    assert ended.code == 1 and re.search(told, ended.err) and "Traceback" not in ended.err
+
+
+def test_generation_is_reproducible_and_takes_the_newest_of_several(data, tmp_path):
+    trained(data, tmp_path / "runs" / "a", epochs=4, ema=False, eval_interval=4)
+    trained(data, tmp_path / "runs" / "b", max_steps=1)
+    ask = (
+        "--checkpoint",
+        tmp_path / "runs" / "a",
+        "--prompt",
+        "My name is Bo",
+        "--temperature",
+        2,
+        "--max-new-tokens",
+        12,
+    )
+    texts = [run_door("generate.py", *ask, "--seed", seed).out for seed in (1, 1, 2)]
+    assert texts[0] == texts[1] != texts[2]
+    newest = run_door(
+        "generate.py", "--checkpoint", tmp_path / "runs" / "*", "--prompt", "Hello", "--max-new-tokens", 2
+    )
+    assert newest.code == 0 and "taking the newest" in newest.err and "/b/" in newest.err
+
+
+def test_the_window_drops_the_oldest_turns_and_says_so(data, tmp_path):
+    trained(data, tmp_path / "run", max_steps=1)
+    lines = "".join(f"My name is Ada and I have {number} cats.\n" for number in range(6)) + "/stats\n"
+    ended = run_door(
+        "generate.py", "--checkpoint", tmp_path / "run", "--interactive", "--max-new-tokens", 8, stdin=lines
+    )
+    assert ended.code == 0 and "the oldest 2 turns were left out" in ended.err and "6 answers" in ended.err
+
+
+def test_all_tokens_are_learned_if_asked(tmp_path):
+    counts = {}
+    for loss_on in ("assistant", "all"):
+        folder = write_chat_data(tmp_path / loss_on, "--loss-on", loss_on)
+        counts[loss_on] = int((np.load(folder / "train" / "all__labels.npy") >= 0).sum())
+    assert counts["all"] > 1.5 * counts["assistant"]
