@@ -52,6 +52,7 @@ VARIANTS: dict[str, list[str]] = {
 BASE = [
     *("dataset.source=sample", "dataset.subset_size=null", "dataset.seq_len=128", "global_batch_size=32"),
     *("arch.hidden_size=128", "arch.num_heads=4", "lr=2e-3", "lr_warmup_steps=50", "epochs=1000"),
+    "arch.grad_cycles=all",
 ]
 
 

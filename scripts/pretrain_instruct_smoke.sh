@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train a small instruction model on a small slice, and evaluate it. Takes the tokenizer and corpus that are there;
+# Train a small instruction model on a small slice, evaluate it, and let it answer a question. Takes the tokenizer and corpus that are there;
 # without them it takes the built-in sample corpus, which needs neither network nor files.
 #
 #   scripts/pretrain_instruct_smoke.sh                             everything by default
@@ -36,6 +36,16 @@ if ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; 
     overrides=("arch=trm_tiny" "${overrides[@]}")
 fi
 
+# Where the run will be, whatever overrides say about its name.
+folder="" project=SlimOrca-ACT run_name=smoke-$(date +%Y%m%d-%H%M%S)-$$
+for word in "$@"; do
+    case ${word#+} in
+        checkpoint_path=*) folder=${word#*=} ;;
+        project_name=*) project=${word#*=} ;;
+        run_name=*) run_name=${word#*=} ;;
+    esac
+done
+
 "$python" pretrain_instruct.py \
     "${overrides[@]}" \
     "dataset.subset_size=${SMOKE_SUBSET_SIZE:-$subset}" \
@@ -43,4 +53,10 @@ fi
     "dataset.test_ratio=${SMOKE_TEST_RATIO:-$ratio}" \
     "global_batch_size=${SMOKE_GLOBAL_BATCH:-$batch}" \
     "epochs=${SMOKE_EPOCHS:-$epochs}" \
+    "run_name=$run_name" \
     "$@"
+
+question="What is 7 plus 8?"
+echo "[smoke] $question" >&2
+"$python" generate_instruct.py --checkpoint "${folder:-checkpoints/$project/$run_name}" \
+    --message "$question" --system-message "" --max-output-tokens 32

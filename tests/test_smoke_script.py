@@ -30,8 +30,10 @@ def smoke(tmp_path: Path, *words: str, **environment: str) -> tuple[dict, str, d
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    report, _, reply = done.stdout.partition("\n")
+    assert "[smoke] What is 7 plus 8?" in done.stderr and reply.endswith("\n")
     return (
-        json.loads(done.stdout),
+        json.loads(report),
         done.stderr,
         OmegaConf.to_container(OmegaConf.load(tmp_path / "run" / "config.yaml")),
     )

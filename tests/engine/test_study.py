@@ -3,7 +3,13 @@ import pytest
 from engine.run import composed, study_text
 from engine.study import VARIANTS, study
 
-TINY = ["arch.hidden_size=32", "arch.num_heads=2", "global_batch_size=4", "dataset.sample_size=300", "dataset.seq_len=64"]
+TINY = [
+    "arch.hidden_size=32",
+    "arch.num_heads=2",
+    "global_batch_size=4",
+    "dataset.sample_size=300",
+    "dataset.seq_len=64",
+]
 
 
 def test_variants_get_equal_compute_and_a_row_each(tmp_path, monkeypatch, capsys):
