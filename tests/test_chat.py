@@ -3,14 +3,18 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from engine.registry import load_model_class
+from engine.run import composed
 from tests.chat_runs import chat_flags, run_door, write_chat_data
-from tests.tiny import pretrain
+from tests.tiny import ROOT, end, pretrain
 
 RECURSIVE = {"H_cycles": 2, "L_cycles": 2, "halt_max_steps": 3, "halt_mean_steps": 2.0}
 
@@ -57,6 +61,35 @@ def test_accumulation_changes_no_update(data, tmp_path):
     for other in others:
         for key, value in whole.items():
             torch.testing.assert_close(other[key], value, atol=1e-5, rtol=1e-4)
+
+
+def test_two_ranks_make_the_update_of_one(data, tmp_path):
+    trained(data, tmp_path / "one", max_steps=3)
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(ROOT / "pretrain.py")]
+    process = subprocess.Popen(
+        [sys.executable, *words, *chat_flags(data, tmp_path / "two", max_steps=3)],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    ended = end(process)
+    assert ended.code == 0, ended.err
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    for key, value in one.items():
+        torch.testing.assert_close(two[key], value, atol=1e-5, rtol=1e-4)
+
+
+def test_the_sizes_in_the_documents_are_those_of_the_models():
+    rows = re.findall(r"^\| ([\d,]+) " + r"\| ([\d,]+) " * 5 + r"\|$", (ROOT / "docs" / "chat.md").read_text(), re.M)
+    assert len(rows) == 4
+    for row in rows:
+        width, layers, heads, trunk, tables, whole = (int(cell.replace(",", "")) for cell in row)
+        words = [f"arch.hidden_size={width}", f"arch.L_layers={layers}", f"arch.num_heads={heads}"]
+        options = composed("cfg_chat", words)["arch"] | {"seq_len": 2048, "vocab_size": 50266}
+        with torch.device("meta"):
+            model = load_model_class(options.pop("name"))({key: options[key] for key in options.keys() - {"loss"}})
+        sizes = {name: value.numel() for name, value in model.named_parameters()}
+        assert sum(sizes.values()) == whole
+        assert sum(size for name, size in sizes.items() if "embed" in name or "lm_head" in name) == tables
+        assert sum(size for name, size in sizes.items() if "_level" in name) == trunk
 
 
 def test_a_resumed_run_ends_like_an_uninterrupted_one(data, tmp_path):
