@@ -14,7 +14,8 @@ import pytest
 from dataset.sample_corpus import make_sample_records, sample_tokenizer
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+OWN_TESTS = ("chat.md",)  # whose commands another file types: tests/test_chat_guide.py
+PAGES = [ROOT / "README.md", *sorted(page for page in (ROOT / "docs").glob("*.md") if page.name not in OWN_TESTS)]
 TINY_ARCH = ["arch.hidden_size=32", "arch.num_heads=2", "arch.L_layers=1", "arch.H_cycles=1", "arch.L_cycles=1"]
 TINY_PUZZLE = [*TINY_ARCH, "arch.halt_max_steps=2", "device=cpu", "compile=false"]
 TINY_PUZZLE += ["epochs=1", "eval_interval=1", "global_batch_size=4", "max_steps=2"]
@@ -26,10 +27,10 @@ TINY_TEXT = [word for word in TINY_PUZZLE if not word.startswith("eval_interval"
 NEEDS_OTHER_DATA = ("build_arc", "sudoku-extreme", "build_maze_dataset.py")
 
 
-def documented_commands() -> list[str]:
+def documented_commands(pages: list[Path] | None = None) -> list[str]:
     """Commands of all fenced bash blocks; continued lines joined, comments cut."""
     found = []
-    for page in PAGES:
+    for page in pages or PAGES:
         for block in re.findall(r"```bash\n(.*?)```", page.read_text(), flags=re.DOTALL):
             for line in block.replace("\\\n", " ").splitlines():
                 command = re.sub(r"\s+", " ", re.sub(r"(^|\s)#.*", "", line)).strip()
@@ -64,6 +65,14 @@ def small(command: str, run_name: str) -> list[str]:
         words = [*words[:2], "--seeds", "1", "--tflop", "0.001", "--variants", "TRM H1 L2", "--page", "page.md"]
         words += ["--overrides", *[w for w in TINY_TEXT if w.startswith(("arch.hid", "arch.num"))]]
         words += ["dataset.sample_size=200", "dataset.data_dir=data/sample", "global_batch_size=4"]
+    if "generate_instruct.py" in command:
+        words += ["--system-message", "", "--truncate", "--max-output-tokens", "3"]
+        words[words.index("--message") + 1] = "Hi"
+    if "calibrate_exit.py" in command:
+        words += ["--conversations", "4", "--overrides", "dataset.test_ratio=0.3"]
+    if "bench.py generate" in command:
+        words += ["arch.hidden_size=32", "arch.num_heads=2", "arch.H_cycles=1", "arch.L_cycles=1", "device=cpu"]
+        words += ["--prompt", "8", "--new-tokens", "4", "--batch", "1", "--vocab-size", "300"]
     if "bench.py train" in command:
         words += ["--steps", "1", "--rows", "2", "arch.hidden_size=32", "arch.num_heads=2", "arch.H_cycles=1"]
         words += ["arch.L_cycles=1", "device=cpu", "compile=false", "--vocab-size", "300"]

@@ -1,0 +1,103 @@
+"""Every command of the chat guide is typed here, on a small scale, without a network."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from tests.test_docs import ROOT, documented_commands
+
+GUIDE = ROOT / "docs" / "chat.md"
+TINY = [
+    *("arch.hidden_size=32", "arch.num_heads=2", "arch.L_layers=1", "arch.H_cycles=1", "arch.L_cycles=1"),
+    *("global_batch_size=4", "epochs=2", "eval_interval=2", "max_steps=2", "device=cpu", "compile=false"),
+]
+NETWORK = {
+    "<master_addr>:<master_port>": "localhost:0", "<total_nodes>": "1", "<this_node_rank>": "0",
+    "--nproc-per-node 8": "--nproc-per-node 2", "--nproc-per-node 4": "--nproc-per-node 2",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """The repository's files, and whatever the commands make."""
+    folder = tmp_path_factory.mktemp("guide")
+    for entry in ROOT.iterdir():
+        if entry.name not in ("data", "checkpoints", "tokenizers", "examples", ".git", ".venv", "wandb"):
+            (folder / entry.name).symlink_to(entry)
+    shutil.copytree(ROOT / "examples", folder / "examples")
+    return folder
+
+
+def small(command: str, place: Path) -> list[str]:
+    for asked, here in NETWORK.items():
+        command = command.replace(asked, here)
+    words = shlex.split(command.replace("./prepare", "examples/prepare"))
+    if "build_chat_dataset" in command:
+        words[words.index("--input-file") + 1] = "examples/chat_conversations.json"
+        words[words.index("--tokenizer") + 1] = "train:400"
+        words[words.index("--train-split") + 1] = "0.8"
+        words += ["--max-length", "128", "--seed", "4"]
+    if "cfg_chat" in command:
+        words += [
+            *TINY,
+            f"project_name={'Chat-dataset-ACT-torch'}",
+            f"run_name=trm_chat-{len(list(place.rglob('latest')))}",
+        ]
+    if "generate.py" in command or "serve.py" in command:
+        words[words.index("--checkpoint") + 1] = "checkpoints/Chat-dataset-ACT-torch/trm_chat-*/latest"
+        words += ["--port", "0"] if "serve.py" in command else []
+        words = [word if word != "100" else "5" for word in words]
+    if words[0] == "python":
+        words[0] = sys.executable
+    return words
+
+
+def run(words: list[str], place: Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHON": sys.executable}
+    env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
+    return subprocess.run(
+        words, cwd=place, env=env, input=stdin, capture_output=True, text=True, timeout=200, check=False
+    )
+
+
+def serves(words: list[str], place: Path) -> None:
+    """It prints its address, answers there, and ends on a signal."""
+    with subprocess.Popen(words, cwd=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            address = server.stdout.readline().strip()
+            with urllib.request.urlopen(f"{address}/v1/models", timeout=20) as answer:
+                assert json.load(answer)["data"][0]["id"].startswith("trm_chat-")
+        finally:
+            server.terminate()
+
+
+@pytest.mark.timeout(600)
+def test_every_command_of_the_guide_works(place):
+    ran = []
+    for command in documented_commands([GUIDE]):
+        if command.startswith("cd "):
+            continue
+        words = small(re.sub(r"^(?:[A-Z_]+=\S+ )*", "", command), place)
+        if "serve.py" in command:
+            serves(words, place)
+        else:
+            done = run(words, place, stdin="Hello\n/quit\n")
+            assert done.returncode == 0, f"{command}\n{shlex.join(words)}\n{done.stderr[-3000:]}"
+        ran.append(command)
+    for word in (
+        "prepare_example",
+        "build_chat_dataset",
+        "--config-name cfg_chat",
+        "torchrun",
+        "--interactive",
+        "serve.py",
+    ):
+        assert any(word in command for command in ran), word
