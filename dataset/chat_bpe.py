@@ -29,7 +29,7 @@ class BpeTokenizer:
     def __init__(self, content: str, special_tokens: Sequence[str], source: str) -> None:
         self._arguments = (content, special_tokens, source)
         data = json.loads(_parse(content, source).to_str())  # the newest form, whatever the file's age
-        is_byte_level = _prepare(data, special_tokens, source)
+        is_byte_level = _prepare(data, source)
         self.is_complete = {token["content"] for token in data["added_tokens"]} >= set(special_tokens)
         self._tokenizer = _parse(json.dumps(data), source)
         added_token = import_tokenizers().AddedToken
@@ -48,7 +48,7 @@ class BpeTokenizer:
 
         self._before = ""
         start, spaced = self.encode("a"), self.encode(" a")
-        self.has_space_prefix: bool = self._pieces[start[0]].startswith(b" ")
+        self.has_space_prefix: bool = b"".join(self._pieces[index] for index in start).startswith(b" ")
         # Some add the space only where there is none; given one more, they keep what a text begins with.
         self._before = " " if self.has_space_prefix and start == spaced else ""
 
@@ -180,7 +180,7 @@ def _parse(content: str, source: str) -> Any:
         ) from error
 
 
-def _prepare(data: dict[str, Any], special_tokens: Sequence[str], source: str) -> bool:
+def _prepare(data: dict[str, Any], source: str) -> bool:
     """Refuse what cannot be read byte by byte, switch off what changes texts; whether it has GPT-2's byte alphabet."""
     model, kind = data["model"], data["model"]["type"]
     steps = [*_steps(data["normalizer"]), *_steps(data["pre_tokenizer"])]
@@ -203,7 +203,6 @@ def _prepare(data: dict[str, Any], special_tokens: Sequence[str], source: str) -
     model["dropout"] = data["truncation"] = data["padding"] = data["post_processor"] = None
     for token in data["added_tokens"]:
         token["special"] = token["special"] or token["content"] not in model["vocab"]
-        token["special"] |= token["content"] in special_tokens
     data["added_tokens"] = [token for token in data["added_tokens"] if token["special"]]  # the others are pieces
     return is_byte_level
 

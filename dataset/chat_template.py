@@ -101,7 +101,7 @@ class ChatEncoder:
             cuts = [(np.arange(used), True)] if self._long == "truncate" else []
         pieces, is_kept = [], np.zeros(len(whole.ids), dtype=np.bool_)
         for positions, is_cut in cuts:
-            kept = self._cut(whole, positions, self._max_tokens if is_cut else None)
+            kept = self._cut(whole, positions)
             if len(kept):
                 is_kept[kept] = True
                 pieces.append(EncodedConversation(whole.ids[kept], whole.is_trained[kept], is_truncated=is_cut))
@@ -132,13 +132,13 @@ class ChatEncoder:
             blocks.append(Block(turn.role, start, text_start, text_start + len(text), stop))
         return Layout(np.concatenate(ids), np.concatenate(trained), blocks)
 
-    def _cut(self, whole: Layout, positions: Positions, max_tokens: int | None) -> Positions:
-        """These positions up to the last trained one; with a limit, up to the last end of an answer if there is one."""
-        positions = positions[:max_tokens]
-        trained = np.flatnonzero(whole.is_trained[positions])
-        ends = trained[whole.ids[positions[trained]] == self._end_of_answer]
-        last = ends if max_tokens is not None and len(ends) else trained
-        return positions[: last[-1] + 1] if len(last) else positions[:0]
+    def _cut(self, whole: Layout, positions: Positions) -> Positions:
+        """These positions up to the last trained one; if too many, up to the last end of an answer if there is one."""
+        fitting = positions[: self._max_tokens]
+        trained = np.flatnonzero(whole.is_trained[fitting])
+        ends = trained[whole.ids[fitting[trained]] == self._end_of_answer]
+        last = ends if len(fitting) < len(positions) and len(ends) else trained
+        return fitting[: last[-1] + 1] if len(last) else fitting[:0]
 
     def _split(self, whole: Layout, max_tokens: int) -> list[tuple[Positions, bool]]:
         """The positions of every piece, and whether it has to be cut."""

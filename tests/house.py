@@ -27,7 +27,8 @@ COMPOSERS = ("engine.build", "engine.build_text", "engine.build_chat", "src.dist
 CONCRETE = ("models.recursive_reasoning", "dataset")
 SHARED = (
     *("dataset.common", "dataset.conversation", "dataset.tokenization", "dataset.arc_grids"),
-    *("dataset.door", "dataset.chat_samples"),
+    *("dataset.door", "dataset.chat_samples", "dataset.download", "dataset.jsonl", "dataset.packing"),
+    "dataset.puzzle_samples",
 )
 OPTIMIZERS = ("AdamATan2", "AdamW", "SparseSignSGD", "network_optimizer")
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from dataset.chat_tokenizer import SPECIAL_TOKENS, ChatTokenizer, load_chat_tokenizer, open_chat_tokenizer
 from dataset.tokenization import StreamDecoder, byte_lengths
-from tests.dataset.tokenizer_samples import llama_style, make_byte_level
 from tests.dataset.instruct_samples import WORDING, FakeHub
+from tests.dataset.tokenizer_samples import llama_style, make_byte_level
 
 UNICODE = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 PARTS = [

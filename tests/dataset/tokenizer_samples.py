@@ -6,7 +6,7 @@ from typing import Any
 from dataset.chat_bpe import train_bpe
 from tests.dataset.instruct_samples import WORDING
 
-PIECES = ("the", "is", "an", "answer", "\u2581the", "\u2581\u2581", "\u2581is", "\u2581an", "\u2581answer")
+PIECES = ("\u2581\u2581", "\u2581the", "\u2581answer", "\u2581is", "the", "answer", "is")  # in the order of merging
 
 
 def added_token(token: str, token_id: int, **more: Any) -> dict[str, Any]:

@@ -1,0 +1,157 @@
+"""The manifest of a packed corpus: what its shards hold, and of which tokenizer, length and sources they were made."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+MANIFEST_FILE = "manifest.json"
+BLOCK_BYTES = 1 << 20
+
+Split = Literal["train", "val"]
+SPLITS: tuple[Split, ...] = ("train", "val")
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TokenizerFacts(_Record):
+    name: str
+    sha256: str  # of what every id stands for: the same for a copy of the tokenizer elsewhere
+    vocab_size: int = Field(ge=1)
+    bos_id: int | None
+    eos_id: int
+    pad_id: int  # fills rows up; whether a place is padding says `document_lengths`, never this id
+
+
+class Shard(_Record):
+    """One parquet file; its rows are numbered from `first_row_id`."""
+
+    file: str  # below the folder of the manifest
+    source: str
+    first_row_id: int = Field(ge=0)
+    rows: int = Field(ge=1)
+    documents: int = Field(ge=1)  # a document that was cut counts as its pieces
+    tokens: int = Field(ge=1)
+    bytes: int = Field(ge=1)
+    sha256: str
+
+
+class Source(_Record):
+    """One file of JSON lines that is in the shards."""
+
+    path: str  # below the input folder
+    sha256: str
+    bytes: int
+    documents: int
+    tokens: int
+    skipped: dict[str, int]  # records by the reason why they are in no row
+    repository: str | None = None
+    license: str | None = None  # if the download left a note of it
+
+
+class SplitFacts(_Record):
+    rows: int
+    documents: int
+    tokens: int
+    shards: list[Shard]
+
+
+class Manifest(_Record):
+    version: Literal[1] = 1
+    tokenizer: TokenizerFacts
+    max_seq_length: int = Field(ge=2)
+    val_fraction: float = Field(ge=0, lt=1)  # of documents, chosen by a hash of their text
+    next_row_id: int = Field(default=0, ge=0)  # a number is never given twice
+    sources: list[Source] = []
+    splits: dict[Split, SplitFacts] = {}
+
+    @property
+    def shards(self) -> list[Shard]:
+        return [shard for split in self.splits.values() for shard in split.shards]
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with every token of every row; what is computed per row (a teacher's answers) belongs to it."""
+        facts = [self.tokenizer.sha256, self.max_seq_length, *((s.first_row_id, s.rows, s.sha256) for s in self.shards)]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+    def source(self, path: str) -> Source | None:
+        return next((source for source in self.sources if source.path == path), None)
+
+    def with_source(self, source: Source, shards: dict[Split, list[Shard]]) -> "Manifest":
+        """This corpus and one source more, in the place of the source of that path."""
+        others = [known for known in self.sources if known.path != source.path]
+        kept = {
+            split: [shard for shard in self.splits[split].shards if shard.source != source.path]
+            for split in self.splits
+        }
+        splits = {split: _facts(kept.get(split, []) + shards.get(split, [])) for split in SPLITS}
+        added = [shard for of_split in shards.values() for shard in of_split]
+        next_row_id = max([self.next_row_id, *(shard.first_row_id + shard.rows for shard in added)])
+        return self.model_copy(update={"sources": [*others, source], "splits": splits, "next_row_id": next_row_id})
+
+    def check_made_for(self, where: Path, tokenizer: TokenizerFacts | None, max_seq_length: int | None) -> None:
+        """Refuse rows of another length, or ids that stand for other pieces of text."""
+        problems = []
+        if max_seq_length not in (None, self.max_seq_length):
+            problems.append(f"rows of {self.max_seq_length} tokens, expected {max_seq_length} (max_seq_length)")
+        if tokenizer is not None and tokenizer.sha256 != self.tokenizer.sha256:
+            problems.append(
+                f"ids of the tokenizer {self.tokenizer.name} (SHA-256 {self.tokenizer.sha256[:12]}, "
+                f"{self.tokenizer.vocab_size} ids), expected {tokenizer.name} (SHA-256 {tokenizer.sha256[:12]}, "
+                f"{tokenizer.vocab_size} ids)"
+            )
+        if problems:
+            raise ValueError(
+                f"{where} holds {' and '.join(problems)}. Use the same tokenizer and length, preprocess into another "
+                "folder, or make everything anew with --force."
+            )
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        unfinished = folder / f"{MANIFEST_FILE}.tmp"
+        with open(unfinished, "w", encoding="utf-8") as file:
+            file.write(self.model_dump_json(indent=2) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, folder / MANIFEST_FILE)
+
+
+def load_manifest(folder: Path) -> Manifest:
+    file = folder / MANIFEST_FILE
+    if not file.is_file():
+        raise ValueError(
+            f"There is no {MANIFEST_FILE} in {folder}. Make the corpus first: python data/preprocess_to_parquet.py "
+            f"--input data/distillation --output {folder} --recursive"
+        )
+    try:
+        return Manifest.model_validate_json(file.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "its JSON"
+        raise ValueError(
+            f"{file} is no manifest of this version ({where}: {first['msg']}). It was made by another program or is "
+            "damaged: choose another folder, or remove it and preprocess anew."
+        ) from error
+
+
+def file_sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _facts(shards: list[Shard]) -> SplitFacts:
+    return SplitFacts(
+        rows=sum(shard.rows for shard in shards),
+        documents=sum(shard.documents for shard in shards),
+        tokens=sum(shard.tokens for shard in shards),
+        shards=shards,
+    )
