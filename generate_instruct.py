@@ -37,6 +37,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--depth", type=int, help="supervision steps of every token; default: as trained")
     parser.add_argument(
+        "--compile", action="store_true", help="compile the step of a token: slow to begin, pays on CUDA"
+    )
+    parser.add_argument(
         "--exit", choices=["none", "kl", "margin", "head"], default="none", help="leave early when sure"
     )
     parser.add_argument("--exit-threshold", type=float, help="default: that of scripts/calibrate_exit.py")

@@ -14,6 +14,9 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1", help="another than the loopback opens the server to others")
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one")
     parser.add_argument(
+        "--compile", action="store_true", help="compile the step of a token: slow to begin, pays on CUDA"
+    )
+    parser.add_argument(
         "--exit", choices=["none", "kl", "margin", "head"], default="none", help="leave early when sure"
     )
     parser.add_argument("--exit-threshold", type=float, help="default: that of scripts/calibrate_exit.py")

@@ -108,6 +108,7 @@ class ChatRequest(BaseModel):
             sampling=sampling,
             depth=self.depth or usual.depth,
             exit=usual.exit,
+            compile=usual.compile,
             num_top=(self.top_logprobs or 0) if self.logprobs else 0,
         )
 

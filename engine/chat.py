@@ -21,6 +21,7 @@ def chat(
     system: str | None,
     max_new_tokens: int | None,
     depth: int | None,
+    compile: bool,
     exit: str,
     exit_threshold: float | None,
     device: str | None,
@@ -33,7 +34,9 @@ def chat(
     chosen = Sampling(**sampling)
     speaker = open_newest(checkpoint, device)
     rule = speaker.exit_rule(exit, exit_threshold)
-    session = ChatSession(speaker, ReplySettings(max_new_tokens, sampling=chosen, depth=depth, exit=rule), system)
+    session = ChatSession(
+        speaker, ReplySettings(max_new_tokens, sampling=chosen, depth=depth, exit=rule, compile=compile), system
+    )
     if interactive:
         converse(session, typed_lines())
         return 0
@@ -62,6 +65,7 @@ def serve_checkpoint(
     max_new_tokens: int | None,
     temperature: float,
     depth: int | None,
+    compile: bool,
     exit: str,
     exit_threshold: float | None,
     answers_at_once: int,
@@ -72,7 +76,7 @@ def serve_checkpoint(
     sampling = Sampling(temperature=temperature)
     speaker = open_newest(checkpoint, device)
     rule = speaker.exit_rule(exit, exit_threshold)
-    settings = ReplySettings(max_new_tokens, sampling=sampling, depth=depth, exit=rule)
+    settings = ReplySettings(max_new_tokens, sampling=sampling, depth=depth, exit=rule, compile=compile)
     with serve(speaker, settings, host, port, Bounds(answers_at_once=answers_at_once)) as server:
         bound, number = server.server_address[:2]
         shown = f"[{bound!s}]" if ":" in str(bound) else str(bound)

@@ -74,6 +74,7 @@ class DecodeOptions:
     depth: int | None = None  # supervision steps of every token; None: as many as the model was trained for
     exit: ExitRule | None = None
     num_top: int = 0
+    compile: bool = False  # pays on CUDA, where one position is all launches and hardly any work; takes a minute first
 
 
 class Decoding:
@@ -125,8 +126,14 @@ class Decoding:
                 )
             self.memory = RetentionMemory(model, len(prompts))
         else:
-            last_step = options.mode == "last_step"
-            self.memory = Memory(model, len(prompts), capacity, self.num_steps, last_step=last_step)
+            self.memory = Memory(
+                model,
+                len(prompts),
+                capacity,
+                self.num_steps,
+                last_step=options.mode == "last_step",
+                compiled=options.compile,
+            )
         self.noise = [torch.Generator().manual_seed(options.sampling.seed) for _ in prompts]
         self.stopped: set[int] = set()
 

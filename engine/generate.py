@@ -7,7 +7,7 @@ from typing import Any
 
 from dataset.conversation import Turn
 from engine.decode import Token
-from engine.reply import Reply, ReplySettings, reply
+from engine.reply import Reply, ReplySettings, fitted_prompt, reply
 from engine.sampling import Sampling
 from engine.schema import InstructConfig
 from engine.speaker import Speaker, open_speaker
@@ -58,11 +58,13 @@ def generate(
     if system_message is None and usual_system_prompt(speaker):
         system_message = SLIMORCA_SYSTEM_PROMPT
     streams = stream and not as_json and message_file is None
+    conversations = [conversation(text, system_message) for text in messages]
+    if message_file is not None:
+        check_messages(speaker, conversations, asked)
     for first in range(0, len(messages), batch_size):
-        conversations = [conversation(text, system_message) for text in messages[first : first + batch_size]]
         answers = reply(
             speaker,
-            conversations,
+            conversations[first : first + batch_size],
             asked,
             on_text=(lambda _, text: print(text, end="", flush=True)) if streams else lambda row, text: None,
             on_token=(lambda token, _: print(told(speaker, token), file=sys.stderr))
@@ -86,13 +88,26 @@ def messages_of(message: str | None, file: str | None) -> list[str]:
     if file is None:
         assert message is not None
         return [message]
-    lines = sys.stdin.read().splitlines() if file == "-" else Path(file).read_text(encoding="utf-8").splitlines()
-    found = [line for line in lines if line.strip()]
+    source = "standard input" if file == "-" else file
+    try:
+        text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as problem:
+        raise ValueError(f"{source} is no UTF-8 text ({problem}). Convert it to UTF-8.") from None
+    found = [line for line in text.split("\n") if line.strip()]  # other separators may stand within a message
     if not found:
-        raise ValueError(f"There is no message in {'standard input' if file == '-' else file}: expected one a line.")
+        raise ValueError(f"There is no message in {source}: expected one a line.")
     if len(found) > MOST_MESSAGES:
         raise ValueError(f"{len(found)} messages at once; expected at most {MOST_MESSAGES}. Split the file.")
     return found
+
+
+def check_messages(speaker: Speaker, conversations: list[list[Turn]], asked: ReplySettings) -> None:
+    """Refuse a message that cannot be answered before the first is, rather than after hours."""
+    for number, turns in enumerate(conversations, start=1):
+        try:
+            fitted_prompt(speaker, turns, asked)
+        except ValueError as problem:
+            raise ValueError(f"Message {number} ({turns[-1].text[:40]!r}): {problem}") from None
 
 
 def usual_system_prompt(speaker: Speaker) -> bool:

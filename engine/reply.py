@@ -26,7 +26,12 @@ class ReplySettings:
     depth: int | None = None
     exit: ExitRule | None = None
     num_top: int = 0
+    compile: bool = False
     truncate: bool = False  # shorten a message that leaves no room, instead of refusing it
+
+    def __post_init__(self) -> None:
+        if not all(self.stop):
+            raise ValueError("A stop text is empty: expected at least one character, or the name of a special token.")
 
 
 @dataclass
@@ -68,6 +73,7 @@ def reply(
         depth=settings.depth,
         exit=settings.exit,
         num_top=settings.num_top,
+        compile=settings.compile,
     )
     decoding = Decoding(
         speaker.model, [row.ids for row in rows], options, open_lengths=[row.open_length for row in rows]
@@ -112,15 +118,16 @@ class Row:
         self.open_length = len(speaker.dialogue.encode_prompt(turns[: answers[0]]) if answers else self.ids)
         self.reply = Reply(len(self.ids))
         self.decoder = StreamDecoder(speaker.tokenizer)
+        self.end_ids = speaker.stop_ids
         self.stops = [text for text in settings.stop if speaker.special_id(text) is None]
         self.held = ""  # could be the beginning of a stop text
-        self.has_ended = False
+        self.has_ended = self.is_cut = False  # cut by a stop text, behind which nothing is said
 
     def hear(self, token: Token, stop_ids: frozenset[int]) -> str:
         """Takes in a token; returns the text that is certain now."""
         self.reply.tokens.append(token)
         if token.id in stop_ids:
-            self._ends("eos")
+            self._ends("eos" if token.id in self.end_ids else "stop")
             return ""
         said = self._certain(self.decoder.push(token.id))
         if not self.has_ended and len(self.reply.tokens) >= self.room:
@@ -130,7 +137,7 @@ class Row:
     def end(self) -> str:
         """What was held back, now that nothing follows."""
         self.has_ended = True
-        if self.reply.finish == "stop":
+        if self.is_cut:
             return ""
         rest = self._certain(self.decoder.finish())
         self.reply.text += self.held
@@ -143,7 +150,7 @@ class Row:
         found = [place for stop in self.stops if (place := text.find(stop)) >= 0]
         if found:
             self._ends("stop")
-            said, self.held = text[: min(found)], ""
+            said, self.held, self.is_cut = text[: min(found)], "", True
         else:
             keep = max((beginning_at_end(text, stop) for stop in self.stops), default=0)
             said, self.held = text[: len(text) - keep], text[len(text) - keep :]
@@ -168,22 +175,28 @@ def fitted_prompt(speaker: Speaker, turns: Sequence[Turn], settings: ReplySettin
         raise ValueError(f"{wanted} output tokens: expected at least 1.")
     ids = speaker.dialogue.encode_prompt(turns)
     if len(ids) > speaker.window and settings.truncate:
-        ids = _shortened(speaker, turns, max(1, speaker.window + 1 - wanted))
+        ids = _shortened(speaker, turns, wanted)
     excess = len(ids) - speaker.window
     if excess > 0:
-        remedy = "Shorten the message" if settings.truncate else "Shorten it, or let it be shortened with --truncate"
         raise ValueError(
-            f"The prompt takes {len(ids)} tokens, {excess} more than the window of {speaker.window}. {remedy}."
+            f"The prompt takes {len(ids)} tokens, {excess} more than the window of {speaker.window}. "
+            "Shorten it, or let it be shortened with --truncate."
         )
     return ids, min(wanted, speaker.window + 1 - len(ids))
 
 
-def _shortened(speaker: Speaker, turns: Sequence[Turn], most: int) -> list[int]:
-    """The prompt with the last message cut at its end, by as few characters as make it fit; never by a marker."""
+def _shortened(speaker: Speaker, turns: Sequence[Turn], wanted: int) -> list[int]:
+    """The prompt with the last message cut at its end, by as few characters as leave room for the wanted answer.
+
+    Markers and earlier turns stay whole; of what these leave, the message keeps at least half.
+    """
 
     def prompt(characters: int) -> list[int]:
         return speaker.dialogue.encode_prompt([*turns[:-1], Turn("user", turns[-1].text[:characters])])
 
+    around = len(prompt(0))
+    left = speaker.window + 1 - around
+    most = speaker.window + 1 - min(wanted, max(1, left // 2))
     fits, too_long = 0, len(turns[-1].text)
     while too_long - fits > 1:
         middle = (fits + too_long) // 2
@@ -191,4 +204,9 @@ def _shortened(speaker: Speaker, turns: Sequence[Turn], most: int) -> list[int]:
             fits = middle
         else:
             too_long = middle
+    if fits == 0:
+        raise ValueError(
+            f"Nothing of the message fits: what stands around it takes {around} tokens of the window of "
+            f"{speaker.window}. Shorten the system message, or leave it out with --system-message ''."
+        )
     return prompt(fits)

@@ -166,7 +166,7 @@ def generate_instruct(flags: dict[str, Any]) -> None:
         groups = {
             "opening": ("config_name", "tokenizer_path", "device", "overrides"),
             "sampling": ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed"),
-            "settings": ("mode", "depth", "truncate"),
+            "settings": ("mode", "depth", "compile", "truncate"),
         }
         given: dict[str, Any] = {group: {name: flags.pop(name) for name in names} for group, names in groups.items()}
         given["settings"] |= {"max_tokens": flags.pop("max_output_tokens"), "stop": tuple(flags.pop("stop"))}
@@ -175,7 +175,10 @@ def generate_instruct(flags: dict[str, Any]) -> None:
         if code:
             raise SystemExit(code)
 
-    guarded(carry_out)
+    try:
+        guarded(carry_out)
+    except KeyboardInterrupt:  # outside of a reply, which ends by itself with what was said so far
+        raise SystemExit(generate.INTERRUPTED) from None
 
 
 def generate_chat(flags: dict[str, Any]) -> None:
@@ -187,7 +190,10 @@ def generate_chat(flags: dict[str, Any]) -> None:
         if code:
             raise SystemExit(code)
 
-    guarded(carry_out)
+    try:
+        guarded(carry_out)
+    except KeyboardInterrupt:  # outside of a reply, which ends by itself with what was said so far
+        raise SystemExit(chat.INTERRUPTED) from None
 
 
 def serve_chat(**settings: Any) -> None:

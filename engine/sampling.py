@@ -1,5 +1,6 @@
 """How the next token is chosen from logits; pure functions, and every row has its own random numbers."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -7,6 +8,8 @@ import torch
 from torch import Tensor
 
 NOTHING = -1  # fills up ragged rows of ids
+COLDEST = 1e-6  # colder is as good as greedy, and dividing by it could overflow
+SEEDS = range(-(2**63), 2**64)  # what torch.Generator takes
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class Sampling:
 
     def __post_init__(self) -> None:
         problems = []
-        if not self.temperature >= 0:
+        if not 0 <= self.temperature < math.inf:
             problems.append(f"temperature={self.temperature}: expected a number from 0 (greedy) up")
         if self.top_k is not None and self.top_k < 1:
             problems.append(f"top_k={self.top_k}: expected at least 1")
@@ -30,8 +33,10 @@ class Sampling:
             value = getattr(self, name)
             if value is not None and not 0 < value <= 1:
                 problems.append(f"{name}={value}: expected more than 0 and at most 1")
-        if not self.repetition_penalty > 0:
-            problems.append(f"repetition_penalty={self.repetition_penalty}: expected more than 0 (1 is none)")
+        if not 0 < self.repetition_penalty < math.inf:
+            problems.append(f"repetition_penalty={self.repetition_penalty}: expected a number above 0 (1 is none)")
+        if self.seed not in SEEDS:
+            problems.append(f"seed={self.seed}: expected a whole number of at most 64 bits")
         if problems:
             raise ValueError("; ".join(problems) + ".")
 
@@ -56,7 +61,7 @@ def filtered_logits(logits: Tensor, sampling: Sampling, said: Tensor) -> Tensor:
         logits = penalised(logits, said, sampling.repetition_penalty)
     if sampling.temperature == 0:
         return logits
-    logits = logits / sampling.temperature
+    logits = logits / max(sampling.temperature, COLDEST)
     if sampling.top_k is not None:
         logits = top_k(logits, sampling.top_k)
     if sampling.top_p is not None:

@@ -66,8 +66,12 @@ def calibrated(path: Path, kind: str) -> float:
             f"{path} has no calibrated thresholds ({EXIT_FILE}). Run python scripts/calibrate_exit.py --checkpoint "
             f"{path}, or give --exit-threshold."
         )
-    found: Any = json.loads(file.read_text())
-    threshold = found.get(kind, {}).get("threshold") if isinstance(found, dict) else None
+    try:
+        found: Any = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as problem:
+        raise ValueError(f"{file} is no JSON ({problem}). Calibrate again, or give --exit-threshold.") from None
+    entry = found.get(kind) if isinstance(found, dict) else None
+    threshold = entry.get("threshold") if isinstance(entry, dict) else None
     if not isinstance(threshold, int | float):
         raise ValueError(f"{file} holds no threshold for {kind!r}. Calibrate again, or give --exit-threshold.")
     return float(threshold)

@@ -72,11 +72,23 @@ class Memory:
 
     With `last_step` all steps share one: a new token then looks at the last supervision step of those before it,
     which takes as many times less memory as there are steps and is not quite what the model was trained for.
+    With `compiled` single positions go through a compiled step that always looks at the whole capacity, masked: its
+    shapes then never change, and it is compiled once a batch size.
     """
 
-    def __init__(self, model: ActModel, rows: int, capacity: int, num_steps: int, *, last_step: bool = False) -> None:
+    def __init__(
+        self,
+        model: ActModel,
+        rows: int,
+        capacity: int,
+        num_steps: int,
+        *,
+        last_step: bool = False,
+        compiled: bool = False,
+    ) -> None:
         check_can_remember(model, capacity)
         self.core = core = model.inner
+        self.compiled_step = torch.compile(core.step, dynamic=False) if compiled else None
         self.lengths = [0] * rows
         self.capacity = capacity
         layers = [layer for layer in core.modules() if isinstance(layer, Attention)]
@@ -102,6 +114,9 @@ class Memory:
         itself both ways. A consumer that stops early calls `settle` for the rows that left.
         """
         core, places = self.core, Places.after(self.lengths, ids.shape[1], self.device)
+        step = core.step
+        if self.compiled_step is not None and ids.shape[1] == 1:
+            step, places = self.compiled_step, places._replace(start=None, seen=self.capacity)
         batch = {"inputs": ids, "positions": places.positions}
         x = core.embed(batch)
         around = Surroundings(
@@ -112,7 +127,7 @@ class Memory:
         z = core.initial_latents(x)
         for memory in self.steps:
             memory.expect(places)
-            z, answers = core.step(z, x, around._replace(memory=memory))
+            z, answers = step(z, x, around._replace(memory=memory))
             yield answers[-1]
 
     def keep(self, rows: Sequence[int]) -> None:

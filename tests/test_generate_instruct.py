@@ -48,7 +48,7 @@ def say(*words, stdin: str = "", system: str | None = "") -> Ended:
 
 def records(ended: Ended) -> list[dict]:
     assert ended.code == 0, ended.err
-    return [json.loads(line) for line in ended.out.splitlines()]
+    return [json.loads(line) for line in ended.out.removesuffix("\n").split("\n")]
 
 
 def test_the_reply_alone_is_printed_streamed_or_not(run):
@@ -84,6 +84,23 @@ def test_many_messages_are_answered_one_a_line_as_each_alone(run, tmp_path):
     assert piped.out.splitlines() == [record["text"].replace("\n", " ") for record in alone]
 
 
+def test_only_a_line_break_parts_messages(run, tmp_path):
+    file = tmp_path / "messages.txt"
+    file.write_bytes("\ufeffone\u2028still one\r\nform\x0cfeed\n".encode())
+    found = records(say("--checkpoint", run, "--max-output-tokens", 1, "--message-file", file, "--json"))
+    assert [record["message"] for record in found] == ["one\u2028still one", "form\x0cfeed"]
+    file.write_bytes(b"ok\n\xff\n")
+    ended = say("--checkpoint", run, "--message-file", file)
+    assert ended.code == 1 and f"{file} is no UTF-8 text" in ended.err
+
+
+def test_a_message_that_does_not_fit_is_named_before_any_is_answered(run):
+    stdin = f"{FIRST}\n{'word ' * 200}\n"
+    ended = say("--checkpoint", run, "--message-file", "-", "--batch-size", 1, stdin=stdin)
+    assert ended.code == 1 and not ended.out and "Message 2 ('word word" in ended.err
+    assert len(records(say("--checkpoint", run, "--message-file", "-", "--truncate", "--json", stdin=stdin))) == 2
+
+
 def test_a_system_message_and_a_stop_text_change_the_reply(run):
     short = ("--checkpoint", run, "--message", FIRST, "--max-output-tokens", 8, "--json")
     (plain,) = records(say(*short))
@@ -108,6 +125,7 @@ def test_a_system_message_and_a_stop_text_change_the_reply(run):
             "more than the window of 72. Shorten it, or let it be shortened with --truncate",
         ),
         (["--message", "x", "--temperature", "-1"], "temperature=-1.0"),
+        (["--message", "x", "--stop", ""], "A stop text is empty"),
         (["--message", "x", "--exit", "kl"], "no calibrated thresholds"),
         (["--message", "x", "--depth", "0"], "depth=0"),
         (["--message", "x", "--max-output-tokens", "0"], "0 output tokens"),
@@ -132,6 +150,12 @@ def test_a_longer_window_can_be_asked_for(run):
     assert say(*long).code == 1
     assert say(*long, "--overrides", "dataset.seq_len=512").code == 0
     assert say(*long, "--truncate").code == 0
+
+
+def test_ctrl_c_before_the_first_word_leaves_without_a_traceback(run):
+    with mock.patch("engine.generate.open_speaker", side_effect=KeyboardInterrupt):
+        ended = say("--checkpoint", run, "--message", FIRST)
+    assert ended.code == 130 and not ended.out and not ended.err
 
 
 def test_ctrl_c_ends_with_what_was_said_so_far(run):

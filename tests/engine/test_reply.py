@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from dataset.conversation import Turn
 from engine import reply as reply_room
 from engine.decode import ExitRule, Token
-from engine.reply import ReplySettings, beginning_at_end, reply
+from engine.reply import ReplySettings, beginning_at_end, fitted_prompt, reply
 from engine.sampling import Sampling
 from engine.speaker import open_speaker
 from tests.text_runs import text_flags, train_text, write_corpus
@@ -113,6 +114,34 @@ def test_a_special_token_can_be_named_as_a_stop(monkeypatch, speaker):
     assert fake.options.stop_ids == {speaker.tokenizer.eos_id}
 
 
+def test_a_named_token_other_than_the_end_stops_and_what_was_held_back_is_said(monkeypatch, speaker):
+    other = replace(speaker, stop_ids=frozenset())  # of this speaker </s> ends no answer
+    (answer,), _, _ = say(monkeypatch, other, ["five s"], ReplySettings(stop=("</s>", "six")), end=True)
+    assert answer.finish == "stop" and answer.text == "five s"
+
+
+class WidePieces:
+    """A byte-level tokenizer, one of whose tokens ends within a character."""
+
+    eos_id, has_space_prefix, special_ids = 1, False, {}
+
+    def piece_bytes(self, token_id):
+        return b"five!\xe2\x98"
+
+
+def test_nothing_is_said_behind_a_stop_text_not_even_half_a_character(monkeypatch, speaker):
+    fake = Scripted(speaker, ["x"])
+    fake.ids = [[0]]
+    monkeypatch.setattr(reply_room, "Decoding", fake)
+    (cut,) = reply(replace(speaker, tokenizer=WidePieces()), [QUESTION], ReplySettings(stop=("!",)))
+    assert cut.text == "five" and cut.finish == "stop"
+
+
+def test_an_empty_stop_text_is_refused():
+    with pytest.raises(ValueError, match="A stop text is empty"):
+        ReplySettings(stop=("ok", ""))
+
+
 def test_an_interruption_keeps_what_was_said(monkeypatch, speaker):
     (answer,), _, _ = say(monkeypatch, speaker, ["five six seven"], ReplySettings(stop=("s!",)), interrupted_after=3)
     assert answer.finish == "interrupted" and "five six seven".startswith(answer.text) and answer.text
@@ -140,8 +169,19 @@ def test_a_prompt_that_does_not_fit_is_refused_by_how_much_or_shortened(monkeypa
     assert speaker.window - 15 < len(prompt) <= speaker.window + 1 - 10
     end = speaker.dialogue.encode_prompt([Turn("user", "x")])[-4:]
     assert prompt[-4:] == end  # the markers are whole
-    with pytest.raises(ValueError, match="Shorten the message"):
+    with pytest.raises(ValueError, match=r"Nothing of the message fits: .* Shorten the system message"):
         reply(speaker, [[Turn("system", "word " * 100), *QUESTION]], ReplySettings(truncate=True))
+
+
+@pytest.mark.parametrize("wanted", [None, 60, 72, 5000])
+def test_a_shortened_message_keeps_half_of_the_room_however_long_the_answer_may_be(speaker, wanted):
+    def kept(text):
+        return speaker.dialogue.encode_prompt([Turn("user", text)])
+
+    ids, room = fitted_prompt(speaker, [Turn("user", "word " * 100)], ReplySettings(max_tokens=wanted, truncate=True))
+    left = speaker.window + 1 - len(kept(""))
+    assert len(ids) - len(kept("")) >= left // 2 - 2 and room + len(ids) <= speaker.window + 1
+    assert room >= left // 2 - 2
 
 
 @pytest.mark.parametrize("turns", [[], [Turn("user", "  ")], [Turn("assistant", "yes")]])
@@ -180,6 +220,10 @@ def test_an_exit_rule_takes_its_threshold_from_the_checkpoint_or_the_flag(folder
         opened.exit_rule("head", None)
     with pytest.raises(ValueError, match="needs a rule"):
         opened.exit_rule("none", 0.5)
+    for written, told in (('{"kl": 0.5}', "no threshold for 'kl'"), ("[]", "no threshold"), ("{", "is no JSON")):
+        (opened.path / "exit.json").write_text(written)
+        with pytest.raises(ValueError, match=f"exit.json.*{told}.*--exit-threshold"):
+            opened.exit_rule("kl", None)
 
 
 def test_checkpoints_that_cannot_answer_say_why(folder, tmp_path):

@@ -74,6 +74,14 @@ def test_greedy_takes_the_likeliest_and_the_first_of_equals():
     assert choose(logits, Sampling(top_k=1, top_p=0.1), said, noise(2)).tolist() == [1, 0]
 
 
+@pytest.mark.parametrize("filters", [{}, {"top_p": 0.9}, {"min_p": 0.1}])
+def test_a_temperature_near_zero_takes_the_likeliest_too(filters):
+    logits = torch.tensor([[5.0, 10.0, 7.0]])
+    for temperature in (1e-300, 1e-38, 1e-4):
+        sampling = Sampling(temperature=temperature, **filters)
+        assert [int(choose(logits, sampling, NONE_SAID, noise(1, seed))) for seed in range(5)] == [1] * 5
+
+
 def test_samples_follow_the_probabilities():
     generators = noise(1)
     drawn = [int(choose(PLAIN, Sampling(temperature=1.0), NONE_SAID, generators)) for _ in range(4000)]
@@ -95,6 +103,9 @@ def test_rows_of_one_seed_draw_alike_and_the_others_of_a_batch_change_nothing():
     [
         ({"temperature": -1}, "temperature=-1: expected a number from 0"),
         ({"temperature": math.nan}, "temperature=nan"),
+        ({"temperature": math.inf}, "temperature=inf"),
+        ({"repetition_penalty": math.inf}, "repetition_penalty=inf: expected a number above 0"),
+        ({"seed": 2**64}, "seed=18446744073709551616: expected a whole number of at most 64 bits"),
         ({"top_k": 0}, "top_k=0: expected at least 1"),
         ({"top_p": 0.0}, "top_p=0.0: expected more than 0"),
         ({"min_p": 1.5, "repetition_penalty": 0.0}, "min_p=1.5.*repetition_penalty=0.0"),

@@ -142,3 +142,15 @@ def test_weights_cast_for_reading_give_the_same_answers():
     after = read_on(model, Memory(model, DOCUMENTS, LENGTH, 2), stored(), prefix=False)
     assert model.inner.lm_head.weight.dtype == torch.bfloat16
     assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+@pytest.mark.slow  # the compiler takes a minute
+@pytest.mark.parametrize("kind", ["exact", "last_step"])
+def test_a_compiled_step_says_the_same(kind):
+    model = make_head("trm", prefix_mask=True).model
+    plain, compiled = (
+        read_on(model, Memory(model, DOCUMENTS, LENGTH, 2, last_step=kind == "last_step", compiled=how), stored(), True)
+        for how in (False, True)
+    )
+    for key, logits in plain.items():
+        torch.testing.assert_close(compiled[key], logits, atol=1e-4, rtol=0)
