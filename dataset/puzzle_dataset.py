@@ -15,6 +15,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from dataset.common import IGNORE_LABEL_ID, Batch, LoaderItem, PuzzleDatasetMetadata
 from dataset.puzzle_files import PuzzleSet, PuzzleSplit, open_split
 from dataset.puzzle_mixing import identifier_offsets, merged_metadata
+from dataset.puzzle_validation import VALIDATION_SET, check_identifiers, is_held_out, originals
 
 
 class PuzzleDatasetConfig(BaseModel):
@@ -30,6 +31,9 @@ class PuzzleDatasetConfig(BaseModel):
     # The data sets whose puzzle identifiers are numbered together; None: dataset_paths. A test reader that opens only
     # some of the training folders names all of them here, so that its identifiers are those that were trained.
     identifier_paths: list[str] | None = None
+    # The share of the groups that is held out. Training reads the others; test_set_mode reads the held-out ones, each
+    # without its augmented copies, as one set.
+    validation_split: float = Field(default=0.0, ge=0, lt=1)
 
     @model_validator(mode="after")
     def _check(self) -> "PuzzleDatasetConfig":
@@ -56,12 +60,14 @@ class IterationPlan:
     batches: list[tuple[int, int]]  # ranges of `puzzles`; the last puzzle of a batch may be cut
 
 
-def plan_iteration(puzzles: PuzzleSet, seed: int, epochs: int, global_batch_size: int) -> IterationPlan:
-    """Draw a puzzle of every group, `epochs` times, and pack them; what fills no batch at the end is left out."""
+def plan_iteration(
+    puzzles: PuzzleSet, groups: np.ndarray, seed: int, epochs: int, global_batch_size: int
+) -> IterationPlan:
+    """Draw a puzzle of each group, `epochs` times, and pack them; what fills no batch at the end is left out."""
     rng = np.random.Generator(np.random.Philox(seed=seed))
-    groups = puzzles.group_indices.astype(np.int64)
-    order = np.concatenate([rng.permutation(len(groups) - 1) for _ in range(epochs)])
-    drawn = rng.integers(groups[order], groups[order + 1])
+    bounds = puzzles.group_indices.astype(np.int64)
+    order = groups[np.concatenate([rng.permutation(len(groups)) for _ in range(epochs)])]
+    drawn = rng.integers(bounds[order], bounds[order + 1])
     filled = np.cumsum(np.diff(puzzles.puzzle_indices.astype(np.int64))[drawn])
 
     batches: list[tuple[int, int]] = []
@@ -102,6 +108,8 @@ class PuzzleDataset(IterableDataset[LoaderItem]):
         self._splits: list[PuzzleSplit] | None = self._open(check=True)
         self._metadata = merged_metadata(self._splits, config.identifier_paths or config.dataset_paths)
         self._check_size(self._splits)
+        if config.validation_split:
+            self._hold_out()
         # (number of start_from calls, iteration, batches done): shared memory, so that running workers see a change.
         self._cursor = torch.tensor([0, 1, 0], dtype=torch.int64).share_memory_()
         self._seen_calls, self._next_iteration = 0, 1
@@ -122,7 +130,8 @@ class PuzzleDataset(IterableDataset[LoaderItem]):
     def num_batches(self, iteration: int = 1) -> int:
         """How many batches one iteration yields; in training it varies a little with the puzzles drawn."""
         if self.config.test_set_mode:
-            return sum(-(-puzzles.num_examples // self.config.global_batch_size) for _, puzzles in self._sets())
+            sizes = [len(self._test_rows(index)) for index in range(len(self._metadata.sets))]
+            return sum(-(-size // self.config.global_batch_size) for size in sizes)
         return sum(len(self._plan(iteration, index).batches) for index in range(len(self._metadata.sets)))
 
     def __iter__(self) -> Iterator[LoaderItem]:
@@ -157,12 +166,14 @@ class PuzzleDataset(IterableDataset[LoaderItem]):
         size = self.config.global_batch_size
         local = size // self.config.num_replicas
         position = 0
-        for name, puzzles in self._sets():
-            for start in range(0, puzzles.num_examples, size):
+        for index, (name, puzzles) in enumerate(self._sets()):
+            name = VALIDATION_SET if self.config.validation_split else name
+            examples = self._test_rows(index)
+            for start in range(0, len(examples), size):
                 if _is_for_this_worker(position):
-                    stop = min(start + size, puzzles.num_examples)
+                    stop = min(start + size, len(examples))
                     first = min(start + self.config.rank * local, stop)
-                    rows = np.arange(first, min(first + local, stop))
+                    rows = examples[first : min(first + local, stop)]
                     owners = np.searchsorted(puzzles.puzzle_indices, rows, side="right") - 1
                     yield name, self._batch(puzzles, rows, owners, local), stop - start
                 position += 1
@@ -192,7 +203,34 @@ class PuzzleDataset(IterableDataset[LoaderItem]):
     def _plan(self, iteration: int, set_index: int) -> IterationPlan:
         config, (_, puzzles) = self.config, self._sets()[set_index]
         seed = config.seed + self._stream(iteration, set_index)
-        return plan_iteration(puzzles, seed, config.epochs_per_iter, config.global_batch_size)
+        groups = self._groups(puzzles, set_index)
+        return plan_iteration(puzzles, groups, seed, config.epochs_per_iter, config.global_batch_size)
+
+    def _groups(self, puzzles: PuzzleSet, set_index: int) -> np.ndarray:
+        """The groups that are read: all, or those on this reader's side of the validation split."""
+        if not self.config.validation_split:
+            return np.arange(len(puzzles.group_indices) - 1)
+        return np.flatnonzero(self._held_out(puzzles, set_index) == self.config.test_set_mode)
+
+    def _held_out(self, puzzles: PuzzleSet, set_index: int) -> np.ndarray:
+        num_groups = len(puzzles.group_indices) - 1
+        return is_held_out(num_groups, self.config.validation_split, [self.config.seed, set_index])
+
+    def _test_rows(self, set_index: int) -> np.ndarray:
+        """The examples of a test pass, in order."""
+        _, puzzles = self._sets()[set_index]
+        if not self.config.validation_split:
+            return np.arange(puzzles.num_examples)
+        return originals(puzzles, self._groups(puzzles, set_index))
+
+    def _hold_out(self) -> None:
+        """Check that this can be done, and count only the groups that are read."""
+        sets = [puzzles for _, puzzles in self._sets()]
+        masks = [self._held_out(puzzles, index) for index, puzzles in enumerate(sets)]
+        blank = self._metadata.blank_identifier_id
+        check_identifiers(list(zip(sets, masks, strict=True)), self.config.validation_split, blank)
+        num_groups = sum(len(self._groups(puzzles, index)) for index, puzzles in enumerate(sets))
+        self._metadata = self._metadata.model_copy(update={"total_groups": num_groups})
 
     def _sets(self) -> list[tuple[str, PuzzleSet]]:
         if self._splits is None:
@@ -211,18 +249,19 @@ class PuzzleDataset(IterableDataset[LoaderItem]):
 
     def _check_size(self, splits: list[PuzzleSplit]) -> None:
         epochs, size = self.config.epochs_per_iter, self.config.global_batch_size
-        for split in splits:
-            for name, puzzles in split.sets.items():
-                if puzzles.num_examples == 0:
-                    raise ValueError(f"The set '{name}' in {split.folder} holds no examples. Rebuild the data set.")
-                largest = np.maximum.reduceat(np.diff(puzzles.puzzle_indices), puzzles.group_indices[:-1])
-                available = int(largest.sum()) * epochs  # a group gives the examples of one of its puzzles
-                if not self.config.test_set_mode and available < size:
-                    raise ValueError(
-                        f"No train batches available: {available} examples, global_batch_size={size} (set '{name}' in "
-                        f"{split.folder}, {epochs} epoch(s) per iteration). Lower the batch size or raise the number "
-                        "of examples or of epochs per iteration."
-                    )
+        named = [(split.folder, *item) for split in splits for item in split.sets.items()]
+        for index, (folder, name, puzzles) in enumerate(named):
+            if puzzles.num_examples == 0:
+                raise ValueError(f"The set '{name}' in {folder} holds no examples. Rebuild the data set.")
+            largest = np.maximum.reduceat(np.diff(puzzles.puzzle_indices), puzzles.group_indices[:-1])
+            # A group gives the examples of one of its puzzles.
+            available = int(largest[self._groups(puzzles, index)].sum()) * epochs
+            if not self.config.test_set_mode and available < size:
+                raise ValueError(
+                    f"No train batches available: {available} examples, global_batch_size={size} (set '{name}' in "
+                    f"{folder}, {epochs} epoch(s) per iteration). Lower the batch size or raise the number of examples "
+                    "or of epochs per iteration."
+                )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_splits": None}  # a pickled memory map would carry its whole content to a worker

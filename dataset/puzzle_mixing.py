@@ -30,14 +30,10 @@ def merged_metadata(splits: list[PuzzleSplit], identifier_paths: list[str]) -> P
     """The metadata of all splits together; of a single one it is its own."""
     first = splits[0].metadata
     for other in splits[1:]:
-        differing = [
-            f"{field}={getattr(first, field)} and {getattr(other.metadata, field)}"
-            for field in MUST_AGREE
-            if getattr(first, field) != getattr(other.metadata, field)
-        ]
+        differing = differences(first, other.metadata)
         if differing:
             raise ValueError(
-                f"{splits[0].folder} and {other.folder} cannot be mixed: {', '.join(differing)}. "
+                f"{splits[0].folder} and {other.folder} cannot be mixed: {differing}. "
                 "Train on one of them, or rebuild them alike."
             )
     offsets = identifier_offsets(identifier_paths)
@@ -53,6 +49,12 @@ def merged_metadata(splits: list[PuzzleSplit], identifier_paths: list[str]) -> P
             "sets": distinct_set_names(splits),
         }
     )
+
+
+def differences(one: PuzzleDatasetMetadata, other: PuzzleDatasetMetadata) -> str:
+    """Where two data sets that one model is to read disagree; empty if they do not."""
+    pairs = [(field, getattr(one, field), getattr(other, field)) for field in MUST_AGREE]
+    return ", ".join(f"{field}={ours} and {theirs}" for field, ours, theirs in pairs if ours != theirs)
 
 
 def distinct_set_names(splits: list[PuzzleSplit]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -9,10 +10,12 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from dataset.common import LoaderItem, PuzzleDatasetMetadata
 from dataset.puzzle_dataset import PuzzleDataset, PuzzleDatasetConfig
-from dataset.puzzle_mixing import identifier_offsets
+from dataset.puzzle_mixing import differences, identifier_offsets
+from dataset.puzzle_validation import VALIDATION_SET
 from engine.evaluate import Evaluator
 from engine.optim import OptimizerSet, Schedule, SparseSignSGD, network_optimizer
 from engine.registry import load_model_class
+from engine.rollouts import Effort
 from engine.runtime import Runtime
 from engine.schema import ArchChoice, PretrainConfig, RunConfig
 from engine.task import RecursiveTask
@@ -48,8 +51,10 @@ def compile_step(head: ACTLossHead | TextLossHead) -> None:
     core.step = torch.compile(core.step, dynamic=False)  # type: ignore[method-assign]
 
 
-def build_task(config: RunConfig, head: ACTLossHead, runtime: Runtime, total_steps: int) -> RecursiveTask:
-    return RecursiveTask(head, runtime, config.seed, config.gradient_accumulation_steps, total_steps)
+def build_task(config: PretrainConfig, head: ACTLossHead, runtime: Runtime, total_steps: int) -> RecursiveTask:
+    tries = config.eval
+    effort = Effort(tries.halt_max_steps, tries.rollouts, tries.noise, config.seed)
+    return RecursiveTask(head, runtime, config.seed, config.gradient_accumulation_steps, total_steps, effort)
 
 
 def build_optimizers(
@@ -90,12 +95,25 @@ class PuzzleSource:
 
 
 def build_puzzles(config: PretrainConfig, runtime: Runtime) -> PuzzleSource:
-    """Open the data sets; held out are the `test` splits of the training folders, if any, unless others are named."""
+    """Open the data sets; held out are the `test` splits of the training folders, if any, unless others are named, and
+    the puzzles of a validation split, which then choose the best checkpoint alone."""
     check_batch_shares(config, runtime)
     epochs_per_iteration = config.eval_interval or config.epochs
+    share = config.eval.validation_split
     train = open_puzzles(config, runtime, "train", config.data_paths, epochs_per_iteration)
     held_out = config.data_paths_test or [path for path in config.data_paths if (Path(path) / "test").is_dir()]
     test = open_puzzles(config, runtime, "test", held_out, 1) if held_out else None
+    validation = open_puzzles(config, runtime, "train", config.data_paths, 1, is_validation=True) if share else None
+    judged = [reader for reader in (test, validation) if reader is not None]
+    test_sets = [] if test is None else test.metadata.sets
+    best_sets = [] if validation is None else [VALIDATION_SET]
+    if test is not None:
+        check_fit(config, train.metadata, test.metadata, held_out)
+    if set(best_sets) & set(test_sets):
+        raise ValueError(
+            f"{', '.join(held_out)}: a test set is called '{VALIDATION_SET}', the name of the puzzles that "
+            f"eval.validation_split={share:g} holds out. Set it to 0, or give that set another name."
+        )
     metadata = train.metadata
     estimate = config.epochs * metadata.total_groups * metadata.mean_puzzle_examples / config.global_batch_size
     total_steps = min(int(estimate), config.max_steps or int(estimate))
@@ -108,8 +126,9 @@ def build_puzzles(config: PretrainConfig, runtime: Runtime) -> PuzzleSource:
         metadata=metadata,
         data=RunData(
             train_items=train_items,
-            eval_items=None if test is None else lambda: loader(test, config, runtime),
-            eval_sets=() if test is None else test.metadata.sets,
+            eval_items=(lambda: chain.from_iterable(loader(r, config, runtime) for r in judged)) if judged else None,
+            eval_sets=[*test_sets, *best_sets],
+            best_sets=best_sets,
             evaluators=() if test is None else build_evaluators(config, held_out, test.metadata),
         ),
         total_steps=max(total_steps, 1),
@@ -127,19 +146,41 @@ def check_batch_shares(config: RunConfig, runtime: Runtime) -> None:
         )
 
 
+def check_fit(
+    config: PretrainConfig, trained: PuzzleDatasetMetadata, tested: PuzzleDatasetMetadata, paths: Sequence[str]
+) -> None:
+    """Refuse test data that the model could not read, before the run and not at its first evaluation."""
+    told = differences(trained, tested)
+    ours, theirs = trained.num_puzzle_identifiers, tested.num_puzzle_identifiers
+    if not told and theirs > ours and config.arch.options.get("puzzle_emb_ndim"):
+        told = f"{theirs} puzzle identifiers, while the model has embeddings of {ours}"
+    if told:
+        raise ValueError(
+            f"What is trained on {', '.join(config.data_paths)} cannot be tested on {', '.join(paths)}: {told}. "
+            "Name data sets in data_paths_test that were built like those of data_paths."
+        )
+
+
 def open_puzzles(
-    config: PretrainConfig, runtime: Runtime, split: str, paths: list[str], epochs_per_iteration: int
+    config: PretrainConfig,
+    runtime: Runtime,
+    split: str,
+    paths: list[str],
+    epochs_per_iteration: int,
+    is_validation: bool = False,
 ) -> PuzzleDataset:
+    """A reader of a split; of the training split either what is trained on or, in test order, what is held out."""
     return PuzzleDataset(
         PuzzleDatasetConfig(
             dataset_paths=paths,
             identifier_paths=identifier_paths(config, paths),
             global_batch_size=config.global_batch_size,
-            test_set_mode=split == "test",
+            test_set_mode=split == "test" or is_validation,
             epochs_per_iter=epochs_per_iteration,
             seed=config.seed,
             rank=runtime.rank,
             num_replicas=runtime.world_size,
+            validation_split=config.eval.validation_split if split == "train" else 0.0,
         ),
         split=split,
     )

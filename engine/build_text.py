@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dataset.common import Batch, LoaderItem, PuzzleDatasetMetadata
 from dataset.instruct_dataset import InstructDataset, InstructDatasetConfig
+from dataset.json_tokenizer import JSON_FILE, open_json_tokenizer
 from dataset.packing import Documents, DocumentStore, DocumentStoreBuilder, fill_batch
 from dataset.slimorca import InstructCorpus, SlimOrcaConfig, load_corpus, read_texts
 from dataset.tokenization import Tokenizer, find_tokenizer, load_tokenizer
@@ -39,8 +40,10 @@ class TextSource:
 
 
 def open_tokenizer(path: str | None) -> Tokenizer:
-    """The given one, else the one that is found where tokenizers are looked for."""
-    return load_tokenizer(find_tokenizer(path))
+    """The given one, a SentencePiece model or tokenizer.json, else the one that is found where they are looked for."""
+    found = find_tokenizer(path)
+    file = found / JSON_FILE if found.is_dir() and not any(found.glob("*.model")) else found
+    return open_json_tokenizer(file) if file.suffix == ".json" and file.is_file() else load_tokenizer(found)
 
 
 @dataclass(frozen=True)

@@ -113,8 +113,9 @@ def resolve_checkpoint(path: str | Path, *, newest: bool = False) -> Path:
 
 def _resolve_existing(path: Path) -> Path:
     if path.is_file():
-        is_part = path.name in EXACT_FILES and (path.parent / META_FILE).is_file()
-        return path.parent if is_part else path
+        file = path.resolve()  # a link to a part of a checkpoint stands for the checkpoint
+        is_part = file.name in EXACT_FILES and (file.parent / META_FILE).is_file()
+        return file.parent if is_part else path
     if step_of(path) is not None or (path / META_FILE).exists():
         damage = find_damage(path)
         if damage is not None:

@@ -126,7 +126,8 @@ def evaluate_only(config: RunConfig, task: Task, data: RunData, runtime: Runtime
     if data.eval_items is None:
         raise ValueError(
             "eval_only=true, but there is no held-out data. For puzzles name a data set with a test split in "
-            "data_paths_test, for conversations raise dataset.test_ratio."
+            "data_paths_test or hold out training puzzles with eval.validation_split, for conversations raise "
+            "dataset.test_ratio."
         )
     assert config.load_checkpoint is not None
     tell(runtime, *start_from(task.module, config.load_checkpoint))

@@ -211,12 +211,40 @@ def known_outputs(names: list[str], known: tuple[str, ...]) -> list[str]:
     return names
 
 
+class EvalConfig(Strict):
+    """How hard held-out puzzles are tried, and on which puzzles the best checkpoint is chosen."""
+
+    halt_max_steps: int | None = Field(None, ge=1, description="supervision steps; null: arch.halt_max_steps")
+    rollouts: int = Field(1, ge=1, description="tries at a puzzle; the one that is surest of its answer gives it")
+    noise: float = Field(
+        0.0, ge=0, allow_inf_nan=False, description="scale of the noise by which all tries but the first differ"
+    )
+    validation_split: float = Field(
+        0.0, ge=0, lt=1, description="share of the training puzzles that is held out and decides what `best` points at"
+    )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "EvalConfig":
+        if self.rollouts > 1 and not self.noise:
+            raise ValueError(
+                f"rollouts={self.rollouts} without noise would be {self.rollouts} times the same. Set eval.noise, for "
+                "example to 0.3, or eval.rollouts=1"
+            )
+        if self.noise and self.rollouts == 1:
+            raise ValueError(
+                f"noise={self.noise:g} needs several rollouts, because the first one has none. Set eval.rollouts, for "
+                "example to 8, or eval.noise=0"
+            )
+        return self
+
+
 class PretrainConfig(RunConfig):
     """Options of `pretrain.py`."""
 
     data_paths: list[str] = Field(min_length=1)
     data_paths_test: list[str] = []
     evaluators: list[NamedWith] = []
+    eval: EvalConfig = Field(default_factory=lambda: EvalConfig.model_validate({}))
 
     @field_validator("eval_save_outputs")
     @classmethod

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dataset.common import Batch, LoaderItem
+from engine.rollouts import ONE_TRY, Effort, surest_rollout
 from engine.runtime import Runtime
 from models.act import Carry, ExplorationDraws
 from models.losses import ACTLossHead
@@ -58,13 +59,20 @@ class RecursiveTask:
     """
 
     def __init__(
-        self, head: ACTLossHead, runtime: Runtime, seed: int, micro_batches: int = 1, total_steps: int = 1
+        self,
+        head: ACTLossHead,
+        runtime: Runtime,
+        seed: int,
+        micro_batches: int = 1,
+        total_steps: int = 1,
+        effort: Effort = ONE_TRY,
     ) -> None:
         self.head = head
         self.runtime = runtime
         self.seed = seed
         self.micro_batches = micro_batches
         self.total_steps = total_steps
+        self.effort = effort
         self.carries: list[Carry] | None = None
         self.pending: list[Carry] | None = None
         self.generator = torch.Generator()  # on the host: the same draws on every device
@@ -113,10 +121,12 @@ class RecursiveTask:
 
     def eval_batch(self, batch: Batch, return_keys: Collection[str]) -> tuple[Sums, dict[str, Tensor]]:
         self.head.eval()
-        self.head.model.inner.depth = self.head.model.config.depth_at(1.0)
+        self.head.model.inner.depth = self.effort.depth_of(self.head.model.config)
         batch = self.runtime.to_device(batch)
+        if self.effort.rollouts > 1:
+            return surest_rollout(self.head, batch, return_keys, self.effort)
         carry = self.head.initial_carry(batch)
-        while True:  # all rows run halt_max_steps supervision steps together; the last one counts
+        while True:  # all rows take all supervision steps together; the last one counts
             carry, _, sums, outputs, all_halted = self.head(return_keys=return_keys, carry=carry, batch=batch)
             if all_halted:
                 return sums, outputs

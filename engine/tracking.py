@@ -14,7 +14,13 @@ from typing import Any, Protocol
 METRICS_FILE = "metrics.jsonl"
 FORMER_METRICS_FILE = "metrics.previous.jsonl"
 WANDB_ID_FILE = "wandb_id"
-BAR_METRICS = {"train/lm_loss": "loss", "train/exact_accuracy": "exact", "train/lr": "lr"}
+BAR_METRICS = {
+    "train/lm_loss": "loss",
+    "train/ce": "ce",
+    "train/kd": "kd",
+    "train/exact_accuracy": "exact",
+    "train/lr": "lr",
+}
 
 
 class BackendError(Exception):

@@ -41,6 +41,7 @@ class RunData:
     train_items: Callable[[int, int], Iterable[LoaderItem]]  # (iteration, batches to skip) -> items of that iteration
     eval_items: Callable[[], Iterable[LoaderItem]] | None
     eval_sets: Sequence[str] = ()
+    best_sets: Sequence[str] = ()  # those of eval_sets that decide which checkpoint is best; none: all of them
     evaluators: Sequence[Evaluator] = ()
 
 
@@ -211,9 +212,8 @@ def evaluate_run(run: Run) -> Report:
 def is_best_so_far(run: Run, report: Report) -> bool:
     """Whether this evaluation beats all before it; remembers its value if so."""
     name = run.plan.best_metric
-    values = [
-        metrics[name] for set_name, metrics in report.items() if set_name in run.data.eval_sets and name in metrics
-    ]
+    judges = run.data.best_sets or run.data.eval_sets
+    values = [metrics[name] for set_name, metrics in report.items() if set_name in judges and name in metrics]
     if not values:
         known = sorted({metric for metrics in report.values() for metric in metrics})
         run.tracker.print(

@@ -56,10 +56,18 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> Tensor:
     """Scaled dot-product attention; (B, L, N, H) in and out."""
     if q.device.type == "cpu" and q.dtype == torch.bfloat16:
         if q.shape[1] == 1:  # one query makes thin products, of which the bfloat16 units take several times longer
-            return _attend_by_products(q.float(), k.float(), v.float(), mask).to(q.dtype)
+            return _attend_at_once(q.float(), k.float(), v.float(), mask).to(q.dtype)
         return _attend_by_products(q, k, v, mask)
+    return _attend_at_once(q, k, v, mask)
+
+
+def _attend_at_once(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> Tensor:
     out = F.scaled_dot_product_attention(
-        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask.bias, is_causal=mask.is_causal
+        q.transpose(1, 2),
+        k.transpose(1, 2),
+        v.transpose(1, 2),
+        attn_mask=None if mask.bias is None else mask.bias.to(q.dtype),
+        is_causal=mask.is_causal,
     )
     return out.transpose(1, 2)
 

@@ -24,9 +24,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, head: Tensor, labels: Tensor, weights: Tensor, is_stablemax: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        wants_grad = any(ctx.needs_input_grad[:2])
-        grad_hidden = torch.empty_like(hidden) if wants_grad else None
-        grad_head = torch.zeros_like(head) if wants_grad else None
+        # A frozen head gets no gradient: that product is a third of the work here.
+        wants_hidden, wants_head = ctx.needs_input_grad[:2]
+        grad_hidden = torch.empty_like(hidden) if wants_hidden else None
+        grad_head = torch.zeros_like(head) if wants_head else None
         cast_head = head.to(hidden.dtype)
         losses = torch.empty(len(labels), dtype=torch.float32, device=hidden.device)
         preds = torch.empty(len(labels), dtype=torch.int64, device=hidden.device)
@@ -38,19 +39,22 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             preds[part] = logits.argmax(-1)
             score = _stablemax_ if is_stablemax else _softmax_
             losses[part], slope = score(logits, labels[part].unsqueeze(-1))
-            if grad_hidden is not None and grad_head is not None:
+            if wants_hidden or wants_head:
                 slope = slope.mul_(weights[part].unsqueeze(-1)).to(hidden.dtype)
+            if grad_hidden is not None:
                 grad_hidden[part] = slope @ cast_head
+            if grad_head is not None:
                 grad_head += slope.T @ hidden[part]
-        if wants_grad:
-            ctx.save_for_backward(grad_hidden, grad_head)
+        ctx.save_for_backward(grad_hidden, grad_head)
         ctx.mark_non_differentiable(losses, preds)
         return (losses * weights).sum(), losses, preds
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         grad_hidden, grad_head = ctx.saved_tensors
-        return grad_hidden * grads[0].to(grad_hidden.dtype), grad_head * grads[0], None, None, None
+        if grad_hidden is not None:
+            grad_hidden = grad_hidden * grads[0].to(grad_hidden.dtype)
+        return grad_hidden, None if grad_head is None else grad_head * grads[0], None, None, None
 
 
 def _softmax_(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -37,7 +37,7 @@ def _normed(x: Tensor) -> tuple[Tensor, Tensor]:
 def rms_norm(x: Tensor) -> Tensor:
     """x over its root mean square along the last axis; no weight."""
     if not torch.is_grad_enabled():  # at one position an autograd function costs as much as its work
-        return _normed(x)[0]
+        return F.rms_norm(x, x.shape[-1:], eps=EPS)
     normed: Tensor = _RmsNorm.apply(x)
     return normed
 

@@ -229,7 +229,7 @@ def check_can_remember(model: ActModel, capacity: int) -> None:
 
 
 def cast_for_reading(model: ActModel) -> None:
-    """Keeps the weights in the dtype that the model works in, for good: half the memory, and no cast per token."""
+    """Keeps all weights in the dtype that the model works in, ordered for few positions at a time."""
     for layer in model.modules():
         if isinstance(layer, CastedLinear):
-            layer.weight.data = layer.weight.data.to(model.inner.dtype)
+            layer.pack_for_reading(model.inner.dtype)

@@ -27,12 +27,29 @@ class CastedLinear(nn.Module):
         self.weight = nn.Parameter(trunc_normal(out_features, in_features, std=1 / math.sqrt(in_features)))
         self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
         self.working_weight: Tensor | None = None  # the cast one, while `weights_cast_once` is active
+        self.packed_weight: Tensor | None = None  # in the order that a CPU reads fastest; see `pack_for_reading`
 
     def weight_as(self, dtype: torch.dtype) -> Tensor:
         return self.weight.to(dtype) if self.working_weight is None else self.working_weight
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight_as(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        if self.packed_weight is not None and not torch.compiler.is_compiling():
+            return torch.ops.mkldnn._linear_pointwise(x, self.packed_weight, bias, "none", [], "")
+        return F.linear(x, self.weight_as(x.dtype), bias)
+
+    def pack_for_reading(self, dtype: torch.dtype) -> None:
+        """Keeps the weight in this dtype for good, no longer to be trained: half the memory, and no cast per token.
+
+        On a CPU with bfloat16 a copy in blocks beside it halves the time of products with few positions.
+        """
+        self.weight.data = self.weight.data.to(dtype)
+        if (
+            dtype == torch.bfloat16
+            and self.weight.device.type == "cpu"
+            and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        ):
+            self.packed_weight = torch.ops.mkldnn._reorder_linear_weight(self.weight.data, 1)
 
 
 @contextmanager

@@ -87,6 +87,12 @@ class ACTLossHead(nn.Module):
         self, *, return_keys: Collection[str], carry: Carry, batch: Batch
     ) -> tuple[Carry, Tensor, dict[str, Tensor], dict[str, Tensor], Tensor]:
         carry, outputs = self.model(carry, batch)
+        return self.score(carry, outputs, return_keys)
+
+    def score(
+        self, carry: Carry, outputs: dict[str, Tensor], return_keys: Collection[str]
+    ) -> tuple[Carry, Tensor, dict[str, Tensor], dict[str, Tensor], Tensor]:
+        """Losses and metrics of what a supervision step gave."""
         labels = carry.current_data["labels"]  # (B, S), those of the rows in flight
         supervised = labels != IGNORE_LABEL_ID
         num_tokens = supervised.sum(-1)

@@ -3,7 +3,7 @@
 B rows, S tokens a row, T supervised tokens of the batch, D hidden.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -17,6 +17,7 @@ from models.layers import weights_cast_once
 from models.losses import loss_function
 
 Sums = dict[str, Tensor]
+Supervised = tuple[Tensor, TokenScores, Tensor]  # mean loss of some answers, scores and halting logits of the last
 HALT_BINS = 100  # of the histogram from which the area under the halting head's ROC curve is read
 
 
@@ -66,7 +67,14 @@ class TextLossHead(nn.Module):
         self.chunked = chunked
 
     def train_on(self, batch: Batch, at: Supervision, weights: Tensor, num_steps: int) -> Sums:
-        """Forward and backward of `num_steps` supervision steps.
+        """Forward and backward of `num_steps` supervision steps."""
+        scores, halting = self.unroll(batch, weights, num_steps, lambda a: self._supervised(a, at, weights))
+        return self._sums(at, scores) | halting.sums() | {"steps": torch.tensor(num_steps * len(at.lengths))}
+
+    def unroll(
+        self, batch: Batch, weights: Tensor, num_steps: int, supervised: Callable[[list[Tensor]], Supervised]
+    ) -> tuple[TokenScores, "HaltingTargets"]:
+        """Forward and backward of `num_steps` supervision steps, whose answers `supervised` scores.
 
         With `detach_between_steps` the backward of each runs at once, so that memory does not grow with depth.
         """
@@ -80,7 +88,7 @@ class TextLossHead(nn.Module):
             halting = HaltingTargets(self.model.config.halt_delta)
             for _ in range(num_steps):
                 z, answers = core.step(z, source, around)
-                loss, scores, q = self._supervised(answers, at, weights)
+                loss, scores, q = supervised(answers)
                 loss = loss / num_steps + halting.loss_of_step(q, scores.losses, weights) / max(1, num_steps - 1)
                 if at_once:
                     loss.backward()
@@ -91,7 +99,7 @@ class TextLossHead(nn.Module):
                 pending.backward()
             elif source.grad is not None and x.requires_grad:
                 x.backward(source.grad)
-        return self._sums(at, scores) | halting.sums() | {"steps": torch.tensor(num_steps * len(at.lengths))}
+        return scores, halting
 
     def carried_step(
         self,
@@ -124,10 +132,7 @@ class TextLossHead(nn.Module):
         rows = {"steps": torch.tensor(len(at.lengths))}
         return latents, scores.losses, q.detach(), self._sums(at, scores) | halting.sums() | rows
 
-    def _supervised(
-        self, answers: list[Tensor], at: Supervision, weights: Tensor
-    ) -> tuple[Tensor, TokenScores, Tensor]:
-        """Mean loss of the answers, scores and halting logits of the last."""
+    def _supervised(self, answers: list[Tensor], at: Supervision, weights: Tensor) -> Supervised:
         core = self.model.inner
         total = torch.zeros((), device=weights.device)
         for answer in answers:

@@ -1,6 +1,6 @@
 """Compare a checkpoint's held-out loss with that of bigrams counted on the very tokens that it was trained on.
 
-    python scripts/bigram_baseline.py --checkpoint checkpoints/SlimOrca-ACT/<run_name>
+python scripts/bigram_baseline.py --checkpoint checkpoints/SlimOrca-ACT/<run_name>
 """
 
 import argparse

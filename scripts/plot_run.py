@@ -1,7 +1,7 @@
 """Draw the curves of one run, or of several over each other, from their metrics.jsonl to a PNG.
 
-    python scripts/plot_run.py checkpoints/sudoku/first
-    python scripts/plot_run.py checkpoints/sudoku/first checkpoints/sudoku/second --output both.png
+python scripts/plot_run.py checkpoints/sudoku/first
+python scripts/plot_run.py checkpoints/sudoku/first checkpoints/sudoku/second --output both.png
 """
 
 import argparse

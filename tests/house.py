@@ -28,7 +28,7 @@ CONCRETE = ("models.recursive_reasoning", "dataset")
 SHARED = (
     *("dataset.common", "dataset.conversation", "dataset.tokenization", "dataset.arc_grids"),
     *("dataset.door", "dataset.chat_samples", "dataset.download", "dataset.jsonl", "dataset.packing"),
-    "dataset.puzzle_samples",
+    *("dataset.puzzle_samples", "dataset.json_tokenizer"),
 )
 OPTIMIZERS = ("AdamATan2", "AdamW", "SparseSignSGD", "network_optimizer")
 

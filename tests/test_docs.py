@@ -48,6 +48,8 @@ def small(command: str, run_name: str) -> list[str]:
         words += ["--test-count", "8", "--overwrite"]
     if "pretrain.py" in command and "--help" not in command:
         words += TINY_PUZZLE if "eval_only" not in command else ["device=cpu", *TINY_PUZZLE[:6]]
+        if "recipe=sudoku_6x6" in command:  # the run that is drawn afterwards
+            words.append("run_name=tiny")
     if "pretrain_instruct" in command:
         kept = [w for w in words if not w.startswith(("global_batch_size=", "epochs="))]
         words = [*kept, *TINY_TEXT]
@@ -69,7 +71,7 @@ def small(command: str, run_name: str) -> list[str]:
         words += ["--system-message", "", "--truncate", "--max-output-tokens", "3"]
         words[words.index("--message") + 1] = "Hi"
     if "calibrate_exit.py" in command:
-        words += ["--conversations", "4", "--overrides", "dataset.test_ratio=0.3"]
+        words += ["--conversations", "4", "--overrides", "dataset.test_ratio=0.3", "arch.halt_max_steps=4"]
     if "bench.py generate" in command:
         words += ["arch.hidden_size=32", "arch.num_heads=2", "arch.H_cycles=1", "arch.L_cycles=1", "device=cpu"]
         words += ["--prompt", "8", "--new-tokens", "4", "--batch", "1", "--vocab-size", "300"]

@@ -91,6 +91,24 @@ def test_check_names_the_lines_of_bad_mazes(source: Path, tmp_path: Path) -> Non
     assert not (tmp_path / "d").exists()
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("question,answer", "maze,path", "has the columns source, maze, path, rating; expected answer, question"),
+        ("maze0, ##", "maze0,x##", "line 2: unknown symbol 'x' in cell 0; known are"),
+    ],
+)
+def test_unusable_csv_is_refused_and_nothing_is_left(
+    source: Path, tmp_path: Path, old: str, new: str, message: str
+) -> None:
+    file = source / "train.csv"
+    assert old in file.read_text()
+    file.write_text(file.read_text().replace(old, new, 1))
+    with pytest.raises(SystemExit, match=message):
+        main(["--source", str(source), "--output-dir", str(tmp_path / "out")])
+    assert sorted(os.listdir(tmp_path)) == ["csv"]
+
+
 def test_maze_that_is_not_square_is_refused(tmp_path: Path) -> None:
     (tmp_path / "train.csv").write_text("question,answer\nS G,SoG\n")
     with pytest.raises(SystemExit, match="A maze of 3 cells is not square"):

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from dataset.common import IGNORE_LABEL_ID, LoaderItem
 from dataset.puzzle_dataset import PuzzleDataset, PuzzleDatasetConfig
+from dataset.puzzle_files import open_split
 from tests.dataset.puzzle_samples import (
     open_dataset,
     parity_arrays,
@@ -104,6 +105,30 @@ def test_union_of_the_ranks_is_the_batch_of_one_rank(
         assert {part[2] for part in parts} == {size}
         for key, value in whole.items():
             assert torch.equal(torch.cat([part[1][key] for part in parts]), value)
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_ranks_see_every_example_of_arc_as_one_rank_does(arc: Path, split: str, ranks: int) -> None:
+    """Groups of a puzzle and its copies, of several examples each, as the builder writes them."""
+    stored = open_split(arc, split).sets["all"]
+    assert np.diff(stored.group_indices).max() > 1 and np.diff(stored.puzzle_indices).max() > 1
+
+    def seen(num_replicas: int) -> list[list[int]]:
+        settings = {"global_batch_size": 8, "epochs_per_iter": 2, "num_replicas": num_replicas}
+        readers = [open_dataset(arc, split=split, rank=rank, **settings) for rank in range(num_replicas)]
+        examples = [
+            [int(identifier), *row]
+            for reader in readers
+            for _ in range(2)  # the second time is another iteration
+            for _, batch, _ in reader
+            for identifier, row in zip(batch["puzzle_identifiers"], batch["inputs"].tolist(), strict=True)
+        ]
+        return sorted(example for example in examples if any(example))
+
+    assert seen(ranks) == seen(1)
+    if split == "test":
+        assert len(seen(ranks)) == 2 * stored.num_examples
 
 
 @pytest.mark.parametrize(("iteration", "done"), [(1, 0), (1, 2), (2, 1), (3, 0)])
