@@ -1,6 +1,6 @@
 # `make smoke` and `make test` need nothing but Python 3.10+: they make .venv where no suitable environment is active.
 .DEFAULT_GOAL := help
-.PHONY: help setup smoke test test-slow lint check clean
+.PHONY: help setup smoke test test-slow lint check finetune-teacher clean
 
 # Test files that run at the same time, each on one thread.
 JOBS ?= 2
@@ -24,6 +24,9 @@ lint:  ## ruff and mypy
 	@python=$$(scripts/setup_env.sh dev) && "$$python" -m ruff check . && "$$python" -m mypy
 
 check: lint test  ## what a change must pass: ruff, mypy, tests
+
+finetune-teacher:  ## tune the teacher on its corpus; ARGS="--max-steps 100" go to the program
+	@python=$$(scripts/setup_env.sh dev) && "$$python" scripts/finetune_teacher.py --config configs/teacher_ft.yaml --ram-disk $(ARGS)
 
 clean:  ## remove caches and build leftovers; .venv, data and checkpoints stay
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -117,6 +117,12 @@ class SparseSignSGD:
         assert not state
 
 
+class Course(Protocol):
+    """Whatever gives the learning rate of a step."""
+
+    def at(self, step: float, base: float) -> float: ...
+
+
 @dataclass(frozen=True)
 class Schedule:
     """The course of the learning rate over a run."""
@@ -140,7 +146,7 @@ class OptimizerSet:
         network_lr: float,
         sparse: SparseSignSGD | None,
         sparse_lr: float,
-        schedule: Schedule,
+        schedule: Course,
     ) -> None:
         self.members: list[tuple[Any, float]] = []
         if sparse is not None:

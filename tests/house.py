@@ -31,6 +31,7 @@ SHARED = (
     *("dataset.puzzle_samples", "dataset.json_tokenizer"),
 )
 OPTIMIZERS = ("AdamATan2", "AdamW", "SparseSignSGD", "network_optimizer")
+OPTIMIZER_ROOMS = ("engine.optim", "src.distillation.hybrid_optimizer")
 
 # Heavy or optional: imported inside the function that needs them.
 LATE = (
@@ -125,7 +126,7 @@ def circles(imports: list[Import], modules: set[str]) -> Iterator[str]:
 
 def broken_words(path: str, source: str) -> Iterator[str]:
     may_edit_path = DOOR.fullmatch(path) and "/" in path
-    may_name_optimizers = module_name(path) in ("engine.optim", *COMPOSERS)
+    may_name_optimizers = module_name(path) in (*OPTIMIZER_ROOMS, *COMPOSERS)
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, (ast.alias, ast.Attribute)) and not may_name_optimizers:
             name = node.name if isinstance(node, ast.alias) else node.attr

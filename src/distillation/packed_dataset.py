@@ -122,6 +122,10 @@ class PackedDataset(IterableDataset[LoaderItem]):
         """How many batches an iteration (all have the same number) or a test pass yields."""
         return self._batches_per_epoch() * (1 if self.config.is_test else self.config.epochs_per_iter)
 
+    def batch_of(self, members: list[int]) -> Batch:
+        """Those rows of the split, numbered from 0 in the order of the manifest."""
+        return self._batch(members, len(members))
+
     def __iter__(self) -> Iterator[LoaderItem]:
         if self.config.is_test:
             return self._items(np.arange(len(self._rows)), range(self._batches_per_epoch()), 0)

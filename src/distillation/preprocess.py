@@ -1,20 +1,18 @@
 """Turns files of JSON lines into a packed corpus: parquet shards and a manifest, file after file, each all or nothing."""
 
 import argparse
-import os
 import re
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
 from dataset.door import add_workers_flag, run_door
-from src.distillation.disk import disk_errors, import_parquet
+from src.distillation.disk import alone_in, disk_errors, import_parquet
 from src.distillation.documents import POOL_PAYS_BYTES, SUFFIXES, EncoderPool, find_jsonl, read_lines
 from src.distillation.manifest import (
     MANIFEST_FILE,
@@ -110,7 +108,7 @@ def preprocess(args: argparse.Namespace) -> str:
     import_parquet()
     tokenizer = open_tokenizer(args.tokenizer)
     facts = tokenizer_facts(args.tokenizer, tokenizer)
-    with _alone_in(args.output):
+    with alone_in(args.output):
         manifest = _start(args, facts)
         root = args.input if args.input.is_dir() else args.input.parent
         todo = [item for item in _with_hashes(files, root) if not _is_done(item, manifest, args.output)]
@@ -209,30 +207,6 @@ def _check_folders(paths: list[str]) -> None:
     counts = Counter(Todo(Path(path), path, "").folder for path in paths)
     if twice := [folder for folder, count in counts.items() if count > 1]:
         raise ValueError(f"Two input files would share the folder {twice[0]} of their shards. Rename one of them.")
-
-
-@contextmanager
-def _alone_in(output: Path) -> Iterator[None]:
-    """Two runs would remove each other's unfinished files; on Windows, which cannot lock so, nothing is done."""
-    with disk_errors(output):
-        output.mkdir(parents=True, exist_ok=True)
-    if sys.platform == "win32":
-        yield
-        return
-    import fcntl
-
-    descriptor = os.open(output, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(descriptor)
-        raise ValueError(
-            f"Another run is writing into {output}. Wait for its end, or choose another folder."
-        ) from error
-    try:
-        yield
-    finally:
-        os.close(descriptor)  # gives the lock back
 
 
 def _summary(output: Path, manifest: Manifest, num_new: int, new_tokens: int, seconds: float) -> str:

@@ -3,8 +3,8 @@
 B rows, L positions, K ids that are told of a position, V vocabulary. Position t tells of token t + 1.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol, get_args
 
 import torch
@@ -14,7 +14,8 @@ from dataset.common import Batch
 
 Kind = Literal["topk", "sampled", "dense"]
 UNUSED = -1  # an id slot that tells nothing
-NO_MASS = -1e4  # the log-probability that stands in such a slot: its exponential is 0, and its products stay finite
+# The log-probability that stands in such a slot: next to nothing, and finite with any temperature on either side.
+NO_MASS = -80.0
 PREFIX = "teacher_"
 
 
@@ -81,22 +82,24 @@ class TeacherSignal:
             shares=batch.get(PREFIX + "shares"),
         )
 
-    def to(self, device: torch.device) -> "TeacherSignal":
-        return TeacherSignal.of({name: value.to(device) for name, value in self.columns().items()})
-
     def at(self, places: Tensor) -> "TeacherSignal":
         """The positions `places` (S,) of the flattened batch, as one row: (1, S, ...)."""
+        return self._with_each(lambda value: value.flatten(0, 1)[places][None])
 
-        def pick(value: Tensor) -> Tensor:
-            return value.flatten(0, 1)[places][None]
+    def at_temperature(self, wanted: float, facts: TeacherFacts) -> "TeacherSignal":
+        """With the log norm of this temperature alone."""
+        facts.check_temperature(wanted)
+        column = facts.temperatures.index(wanted)
+        return replace(self, log_norms=self.log_norms[..., column : column + 1])
 
-        return TeacherSignal(
-            logprobs=pick(self.logprobs),
-            log_norms=pick(self.log_norms),
-            valid=pick(self.valid),
-            ids=None if self.ids is None else pick(self.ids),
-            shares=None if self.shares is None else pick(self.shares),
-        )
+    def rows(self, numbers: Sequence[int]) -> "TeacherSignal":
+        return self._with_each(lambda value: value[list(numbers)])
+
+    def to(self, device: torch.device) -> "TeacherSignal":
+        return self._with_each(lambda value: value.to(device))
+
+    def _with_each(self, change: Callable[[Tensor], Tensor]) -> "TeacherSignal":
+        return TeacherSignal.of({name: change(value) for name, value in self.columns().items()})
 
 
 class Teacher(Protocol):

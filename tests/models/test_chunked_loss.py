@@ -94,3 +94,14 @@ def test_evaluation_keeps_no_gradients():
         loss, _ = chunked(hidden, head, labels, weights, "softmax_cross_entropy")
     assert not loss.requires_grad
     assert largest.numel == TOKENS * VOCAB, "one chunk holds all of so few tokens, and no gradient of the head is made"
+
+
+@both_laws
+def test_a_frozen_head_gets_no_gradient_and_the_states_get_the_same(law):
+    expected = outcome(chunked, law)["hidden"]
+    hidden, head, labels, weights = problem()
+    loss, _ = chunked(hidden, head.requires_grad_(False), labels, weights, law)
+    assert [saved is None for saved in loss.grad_fn.saved_tensors] == [False, True]
+    (3 * loss).backward()
+    assert torch.equal(hidden.grad, expected)
+    assert head.grad is None

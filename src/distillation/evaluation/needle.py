@@ -1,0 +1,25 @@
+"""Needle in a haystack: how well a student finds again what it has read, by length and place, as one JSON object.
+
+python -m src.distillation.evaluation.needle --config configs/train_direct.yaml --eval-niah-lengths 256 1024
+"""
+
+from collections.abc import Sequence
+
+from src.distillation.train_flags import or_exit, parser_of_run
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = parser_of_run(str(__doc__))
+    parser.add_argument("--checkpoint", help="default: the latest of output_dir, else a fresh student")
+    config, args = or_exit(parser, argv)
+
+    # Late, so that --help needs nothing but the options.
+    from engine.run import guarded
+    from src.distillation.needle_report import needle_report
+    from src.distillation.report import show
+
+    guarded(lambda: show(needle_report(config, args.checkpoint)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""Watches how the loss moves and, where it stands still, raises the learning rate for a while.
+
+What counts is relative: the loss to itself some steps ago, the gradient norm to what it usually is.
+"""
+
+import math
+import statistics
+from collections import deque
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from pydantic import BaseModel
+
+LADDER = ((1.5, 50), (2.0, 50), (2.5, 75), (3.0, 100))  # factor of the learning rate, steps that it lasts
+MOST_RISE = 0.05  # of the averaged loss; more than that is trouble, which a higher rate would make worse
+SPANS_OF_AVERAGE = 5  # how many times the memory of the averaged loss fits into the window
+NEVER = -1
+
+Kind = Literal["plateau", "raised", "ended", "rolled_back"]
+
+
+class Event(NamedTuple):
+    """What the controller saw or did."""
+
+    step: int
+    kind: Kind
+    loss: float  # averaged
+    factor: float  # of the learning rate from this step on
+
+    def __str__(self) -> str:
+        told = {
+            "plateau": "the loss stands still",
+            "raised": f"the loss stands still; the learning rate is multiplied by {self.factor:g}",
+            "ended": "the learning rate is the scheduled one again",
+            "rolled_back": "the loss rises; the learning rate is the scheduled one again",
+        }
+        return f"plateau controller at step {self.step}: {told[self.kind]} (averaged loss {self.loss:.4f})"
+
+
+@dataclass(frozen=True)
+class SaddleSettings:
+    """The block `saddle_escape` of a config."""
+
+    enabled: bool = True  # whether there is a controller at all; whoever builds it asks
+    interventions_enabled: bool = False  # raise the learning rate; otherwise plateaus are told of and nothing is done
+    patience_steps: int = 150  # the window: steps over which the averaged loss must have improved
+    loss_improvement_threshold: float = 5e-4  # by what part of it
+    grad_norm_threshold: float = 0.55  # what part above its running median a gradient norm may be at a plateau
+    min_loss_threshold: float = 0.0  # below this averaged loss, in nats, nothing is looked for
+    cooldown_steps: int = 250  # rest after each intervention, and after each plateau that is only told of
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"saddle_escape.{name}={getattr(self, name)!r}: expected {wanted}"
+            for name, wanted, is_right in (
+                ("patience_steps", "1 or more", self.patience_steps >= 1),
+                ("loss_improvement_threshold", "a number above 0", self.loss_improvement_threshold > 0),
+                ("grad_norm_threshold", "0 or more", self.grad_norm_threshold >= 0),
+                ("min_loss_threshold", "0 or more", self.min_loss_threshold >= 0),
+                ("cooldown_steps", "0 or more", self.cooldown_steps >= 0),
+            )
+            if not is_right
+        ]
+        if problems:
+            raise ValueError(". ".join(problems) + ". Correct it, or leave it out.")
+
+
+class PlateauController:
+    """Looks at every step before its learning rate is asked for.
+
+    A plateau: over the last `patience_steps` the averaged loss fell by less than the threshold, it did not rise either,
+    and the gradient is no larger than usual. Each intervention that did not help is followed by a stronger one.
+    """
+
+    def __init__(self, options: SaddleSettings | BaseModel) -> None:
+        self.settings = options if isinstance(options, SaddleSettings) else SaddleSettings(**options.model_dump())
+        window = self.settings.patience_steps
+        self._weight = 1 / max(1.0, window / SPANS_OF_AVERAGE)  # of a new loss in the average
+        self._losses: deque[float] = deque(maxlen=window + 1)  # averaged ones
+        self._norms: deque[float] = deque(maxlen=window + 1)
+        self._rung = NEVER  # of LADDER, where the last intervention stands
+        self._raised_at = NEVER  # the first step of the intervention that is going on
+        self._loss_before = 0.0  # the averaged loss when it began
+        self._rests_until = 0
+
+    def observe(self, step: int, loss: float, grad_norm: float) -> list[Event]:
+        """What the step means; a step that is not finite says nothing, as it changes no weights."""
+        if not self.settings.enabled or not math.isfinite(loss + grad_norm):
+            return []
+        average = self._losses[-1] + self._weight * (loss - self._losses[-1]) if self._losses else loss
+        self._losses.append(average)
+        self._norms.append(grad_norm)
+        if self._raised_at != NEVER:
+            return self._watch(step, average)
+        return self._look(step, average)
+
+    def factor(self, step: float) -> float:
+        """What the learning rate of a step is multiplied by."""
+        if self._raised_at == NEVER:
+            return 1.0
+        factor, duration = LADDER[self._rung]
+        return factor if self._raised_at <= step < self._raised_at + duration else 1.0
+
+    def _watch(self, step: int, average: float) -> list[Event]:
+        """An intervention is going on: end it in time, and at once if it harms."""
+        is_over = step >= self._raised_at + LADDER[self._rung][1]
+        if not is_over and average <= self._loss_before * (1 + MOST_RISE):
+            return []
+        self._raised_at, self._rests_until = NEVER, step + self.settings.cooldown_steps
+        if not is_over:
+            self._rung = NEVER  # the next one is the mildest again
+        return [Event(step, "ended" if is_over else "rolled_back", average, 1.0)]
+
+    def _look(self, step: int, average: float) -> list[Event]:
+        if step < self._rests_until or not self._stands_still(average):
+            return []
+        if not self.settings.interventions_enabled:
+            self._rests_until = step + self.settings.cooldown_steps
+            return [Event(step, "plateau", average, 1.0)]
+        has_helped = self._loss_before - average >= self.settings.loss_improvement_threshold * self._loss_before
+        self._rung = 0 if has_helped else min(self._rung + 1, len(LADDER) - 1)
+        self._raised_at, self._loss_before = step, average
+        return [Event(step, "raised", average, self.factor(step))]
+
+    def _stands_still(self, average: float) -> bool:
+        before = self._losses[0]
+        if len(self._losses) <= self.settings.patience_steps or before <= 0:
+            return False
+        improvement = (before - average) / before
+        usual = statistics.median(self._norms)
+        return (
+            -MOST_RISE < improvement < self.settings.loss_improvement_threshold
+            and average >= self.settings.min_loss_threshold
+            and self._norms[-1] <= usual * (1 + self.settings.grad_norm_threshold)
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers and lists of them."""
+        return {
+            "losses": list(self._losses),
+            "norms": list(self._norms),
+            "rung": self._rung,
+            "raised_at": self._raised_at,
+            "loss_before": self._loss_before,
+            "rests_until": self._rests_until,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Of a longer window than this one's the end is kept."""
+        for kept, values in ((self._losses, state["losses"]), (self._norms, state["norms"])):
+            kept.clear()
+            kept.extend(values)
+        self._rung, self._raised_at = state["rung"], state["raised_at"]
+        self._loss_before, self._rests_until = state["loss_before"], state["rests_until"]

@@ -1,0 +1,27 @@
+"""Train a student on a packed corpus: from a teacher (in this process, from a cache, on a server) or from text alone.
+
+python -m src.distillation.scripts.train --config configs/train_direct.yaml
+python -m src.distillation.scripts.train --config configs/train_direct.yaml --pretrain-ce-only --max-steps 10000
+python -m src.distillation.scripts.train --config configs/train_direct.yaml --resume-from latest
+"""
+
+from collections.abc import Sequence
+
+from src.distillation.train_flags import or_exit, parser_of_run
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = parser_of_run(str(__doc__))
+    parser.add_argument("--dry-run", action="store_true", help="check config and data, tell what would be done")
+    config, args = or_exit(parser, argv)
+
+    # Late, so that --help needs nothing but the options.
+    from engine.run import guarded
+    from src.distillation import training
+    from src.distillation.report import show
+
+    guarded(lambda: show(training.dry_run(config) if args.dry_run else training.train(config)))
+
+
+if __name__ == "__main__":
+    main()
