@@ -3,6 +3,7 @@
 python scripts/bench.py train arch=trm arch.puzzle_emb_ndim=0 arch.puzzle_emb_len=0 --positions 81 --rows 64
 python scripts/bench.py train arch=trm_text --positions 512 --rows 48 --vocab-size 32000 --compare
 python scripts/bench.py generate arch=trm_text --prompt 256 --new-tokens 64 --depth 4 --batch 1 8
+python scripts/bench.py distill --hidden-size 256 --layers 4 --vocab-size 32000 --rows 4 --positions 512 --topk 64
 python scripts/bench.py load dataset.data_dir=data/slimorca_full dataset.subset_size=null
 """
 
@@ -13,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from engine.run import bench_generate, bench_load, bench_train
+from engine.run import bench_generate, bench_load, bench_train, guarded
 
 
 def main() -> None:
@@ -33,10 +34,27 @@ def main() -> None:
     generate.add_argument("--batch", type=int, nargs="+", default=[1, 8], help="prompts answered at once")
     generate.add_argument("--vocab-size", type=int, default=32_000)
     commands.add_parser("load", help="reading and tokenizing a corpus; takes Hydra overrides")
+    distill = commands.add_parser("distill", help="the parts of a distillation step, and a student's decoding")
+    distill.add_argument("--hidden-size", type=int, default=256, help="of teacher and student")
+    distill.add_argument("--layers", type=int, default=4, help="of teacher and student")
+    distill.add_argument("--vocab-size", type=int, default=32_000)
+    distill.add_argument("--rows", type=int, default=4, help="rows of a batch")
+    distill.add_argument("--positions", type=int, default=512, help="positions of a row")
+    distill.add_argument("--topk", type=int, default=64, help="ids that the teacher tells of a position")
+    distill.add_argument("--steps", type=int, default=3, help="steps to time; medians count")
+    distill.add_argument("--device", default="auto")
     args, overrides = parser.parse_known_args()
     strange = [word for word in overrides if word.startswith("-") or "=" not in word]
     if strange:
         parser.error(f"unknown: {' '.join(strange)}; expected the flags above and Hydra overrides such as arch=trm")
+    if args.command == "distill":
+        if overrides:
+            parser.error(f"unknown: {' '.join(overrides)}; distill takes the flags above only")
+        from src.distillation.bench import bench_distill
+
+        keys = ("hidden_size", "layers", "vocab_size", "rows", "positions", "topk", "steps", "device")
+        guarded(lambda: print(json.dumps(bench_distill(**{key: getattr(args, key) for key in keys}))))
+        return
     if args.command == "load":
         print(json.dumps(bench_load(overrides)))
         return

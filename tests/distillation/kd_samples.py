@@ -1,0 +1,143 @@
+"""A law of token sequences, a tiny Llama that has learnt it, and students that learn from it or from a few texts alone."""
+
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from engine.optim import OptimizerSet, Schedule
+from models.retnet import RetNet
+from models.text_loss import Supervision
+from src.distillation.direct_teacher import DirectTeacher
+from src.distillation.hybrid_optimizer import student_optimizer
+from src.distillation.losses import Divergence
+from src.distillation.signal import TeacherSignal
+from src.distillation.student import DistillHead
+from src.distillation.transfer import init_from_teacher
+
+VOCAB, LENGTH, TOPICS, WIDTH = 48, 48, 4, 64
+TEXTS, HELD_OUT, ROWS = 192, 128, 16
+
+
+@cache
+def law() -> Tensor:
+    """(topics, V, V): after each token some dozen others are likely, which ones depends on the topic of the text."""
+    generator = torch.Generator().manual_seed(11)
+    return (2.5 * torch.randn(TOPICS, VOCAB, VOCAB, generator=generator)).softmax(-1)
+
+
+def texts(count: int, seed: int) -> Tensor:
+    """(count, LENGTH + 1) ids."""
+    generator = torch.Generator().manual_seed(seed)
+    topics = torch.randint(TOPICS, (count,), generator=generator)
+    ids = [torch.randint(VOCAB, (count,), generator=generator)]
+    for _ in range(LENGTH):
+        ids.append(law()[topics, ids[-1]].multinomial(1, generator=generator)[:, 0])
+    return torch.stack(ids, dim=1)
+
+
+def batch_of(ids: Tensor) -> dict[str, Tensor]:
+    rows = len(ids)
+    return {
+        "inputs": ids[:, :-1].int(),
+        "labels": ids[:, 1:].long(),
+        "positions": torch.arange(LENGTH).expand(rows, -1),
+        "documents": torch.zeros(rows, LENGTH, dtype=torch.int32),
+        "row_id": torch.arange(rows),
+    }
+
+
+@cache
+def teacher_model(steps: int = 400) -> Any:
+    """Sees new texts in every step, so it learns the law and not some texts of it."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=VOCAB,
+            hidden_size=WIDTH,
+            intermediate_size=256,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            bos_token_id=1,
+            eos_token_id=2,
+            pad_token_id=None,
+        )
+    )
+    optimizer = student_optimizer("adamw", model, lr=3e-3, betas=(0.9, 0.95), weight_decay=0.01)
+    optimizers = OptimizerSet(optimizer, 3e-3, None, 0.0, Schedule(20, steps, 0.05))
+    for step in range(1, steps + 1):
+        ids = texts(32, seed=1000 + step)
+        logits = model(input_ids=ids[:, :-1], use_cache=False).logits
+        F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()).backward()
+        optimizers.step(step)
+        optimizers.zero_grad()
+    return model.eval()
+
+
+@cache
+def told(seed: int, count: int, kind: str, k: int, temperature: float) -> TeacherSignal:
+    """What the teacher says of texts."""
+    temperatures = tuple(sorted({1.0, temperature}))
+    teacher = DirectTeacher(teacher_model(), vocab_size=VOCAB, kind=kind, k=k, temperatures=temperatures)  # type: ignore[arg-type]
+    return teacher.signal(batch_of(texts(count, seed))).at_temperature(temperature, teacher.facts)
+
+
+def fresh_student(seed: int, **options: Any) -> RetNet:
+    torch.manual_seed(seed)
+    config = {
+        **{"seq_len": LENGTH, "vocab_size": VOCAB, "hidden_size": WIDTH, "num_heads": 4, "H_layers": 2},
+        **{"expansion": 6, "value_expansion": 1, "forward_dtype": "float32", "tie_embeddings": False},
+    }
+    return RetNet(config | options)
+
+
+def taught(
+    steps: int,
+    *,
+    seed: int = 1,
+    k: int | None = 16,
+    alpha: float = 0.0,
+    temperature: float = 1.0,
+    tail: str = "bucket",
+    kind: str = "topk",
+    parts: tuple[str, ...] = (),
+    optimizer: str = "adamw",
+    lr: float = 3e-3,
+) -> dict[str, float]:
+    """A student after so many steps on the same few texts, with the teacher or (k=None) without: how far it is from the
+    teacher on others."""
+    student = fresh_student(seed)
+    if parts:
+        init_from_teacher(student, teacher_model(), parts)
+    head = DistillHead(student, alpha, Divergence(0.0, temperature, tail))  # type: ignore[arg-type]
+    own = student_optimizer(optimizer, head, lr=lr, betas=(0.9, 0.95), weight_decay=0.01)
+    optimizers = OptimizerSet(own, lr, None, 0.0, Schedule(10, max(steps, 11), 0.05))
+    ids = texts(TEXTS, seed=7)
+    order = torch.Generator().manual_seed(seed)
+    for step in range(1, steps + 1):
+        numbers = torch.randint(TEXTS, (ROWS,), generator=order)
+        batch = batch_of(ids[numbers])
+        at = Supervision.of(batch)
+        signal = None if k is None else told(7, TEXTS, kind, k, temperature).rows(numbers.tolist()).at(at.places)
+        head.learn(batch, at, signal, torch.tensor(float(len(at.places))), 1)
+        optimizers.step(step)
+        optimizers.zero_grad()
+    return judged(student)
+
+
+def judged(student: RetNet) -> dict[str, float]:
+    batch = batch_of(texts(HELD_OUT, seed=8))
+    at = Supervision.of(batch)
+    signal = told(8, HELD_OUT, "dense", VOCAB, 1.0).at(at.places)
+    sums, _ = DistillHead(student, 0.0, Divergence()).judge(batch, at, signal, 1)
+    count = float(sums["taught_tokens"])
+    return {
+        "kl": float(sums["kd_loss"]) / count,
+        "agreement": float(sums["agreed"]) / count,
+        "ce": float(sums["ce_loss"]) / float(sums["tokens"]),
+    }
