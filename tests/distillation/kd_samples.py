@@ -50,7 +50,7 @@ def batch_of(ids: Tensor) -> dict[str, Tensor]:
 
 
 @cache
-def teacher_model(steps: int = 400) -> Any:
+def teacher_model(steps: int, tied: bool = False) -> Any:
     """Sees new texts in every step, so it learns the law and not some texts of it."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -66,6 +66,7 @@ def teacher_model(steps: int = 400) -> Any:
             bos_token_id=1,
             eos_token_id=2,
             pad_token_id=None,
+            tie_word_embeddings=tied,
         )
     )
     optimizer = student_optimizer("adamw", model, lr=3e-3, betas=(0.9, 0.95), weight_decay=0.01)
@@ -80,10 +81,10 @@ def teacher_model(steps: int = 400) -> Any:
 
 
 @cache
-def told(seed: int, count: int, kind: str, k: int, temperature: float) -> TeacherSignal:
-    """What the teacher says of texts."""
+def told(model: Any, seed: int, count: int, kind: str, k: int, temperature: float) -> TeacherSignal:
+    """What a teacher says of texts."""
     temperatures = tuple(sorted({1.0, temperature}))
-    teacher = DirectTeacher(teacher_model(), vocab_size=VOCAB, kind=kind, k=k, temperatures=temperatures)  # type: ignore[arg-type]
+    teacher = DirectTeacher(model, vocab_size=VOCAB, kind=kind, k=k, temperatures=temperatures)  # type: ignore[arg-type]
     return teacher.signal(batch_of(texts(count, seed))).at_temperature(temperature, teacher.facts)
 
 
@@ -96,12 +97,14 @@ def fresh_student(seed: int, **options: Any) -> RetNet:
     return RetNet(config | options)
 
 
+@cache
 def taught(
     steps: int,
     *,
+    teacher_steps: int = 400,
+    tied: bool = False,
     seed: int = 1,
     k: int | None = 16,
-    alpha: float = 0.0,
     temperature: float = 1.0,
     tail: str = "bucket",
     kind: str = "topk",
@@ -111,10 +114,11 @@ def taught(
 ) -> dict[str, float]:
     """A student after so many steps on the same few texts, with the teacher or (k=None) without: how far it is from the
     teacher on others."""
-    student = fresh_student(seed)
+    teacher = teacher_model(teacher_steps, tied)
+    student = fresh_student(seed, tie_embeddings=tied)
     if parts:
-        init_from_teacher(student, teacher_model(), parts)
-    head = DistillHead(student, alpha, Divergence(0.0, temperature, tail))  # type: ignore[arg-type]
+        init_from_teacher(student, teacher, parts)
+    head = DistillHead(student, 0.0, Divergence(0.0, temperature, tail))  # type: ignore[arg-type]
     own = student_optimizer(optimizer, head, lr=lr, betas=(0.9, 0.95), weight_decay=0.01)
     optimizers = OptimizerSet(own, lr, None, 0.0, Schedule(10, max(steps, 11), 0.05))
     ids = texts(TEXTS, seed=7)
@@ -123,17 +127,19 @@ def taught(
         numbers = torch.randint(TEXTS, (ROWS,), generator=order)
         batch = batch_of(ids[numbers])
         at = Supervision.of(batch)
-        signal = None if k is None else told(7, TEXTS, kind, k, temperature).rows(numbers.tolist()).at(at.places)
+        signal = (
+            None if k is None else told(teacher, 7, TEXTS, kind, k, temperature).rows(numbers.tolist()).at(at.places)
+        )
         head.learn(batch, at, signal, torch.tensor(float(len(at.places))), 1)
         optimizers.step(step)
         optimizers.zero_grad()
-    return judged(student)
+    return judged(student, teacher)
 
 
-def judged(student: RetNet) -> dict[str, float]:
+def judged(student: RetNet, teacher: Any) -> dict[str, float]:
     batch = batch_of(texts(HELD_OUT, seed=8))
     at = Supervision.of(batch)
-    signal = told(8, HELD_OUT, "dense", VOCAB, 1.0).at(at.places)
+    signal = told(teacher, 8, HELD_OUT, "dense", VOCAB, 1.0).at(at.places)
     sums, _ = DistillHead(student, 0.0, Divergence()).judge(batch, at, signal, 1)
     count = float(sums["taught_tokens"])
     return {

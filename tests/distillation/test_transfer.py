@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from models.kernels import rotate
-from src.distillation.transfer import _chosen, init_from_teacher
+from src.distillation.transfer import SIZE_OF_AVERAGE, _chosen, init_from_teacher
 from tests.distillation.teacher_samples import llama_config
 from tests.models.small import make
 from tests.models.small_retnet import hidden_of, make_ids, make_model
@@ -89,7 +89,7 @@ def test_queries_and_keys_meet_as_in_the_teacher():
     torch.testing.assert_close(v.unflatten(-1, (4, -1)), values)
 
 
-def test_what_is_mixed_has_about_the_size_that_it_has_in_the_teacher():
+def test_a_position_that_sees_itself_alone_answers_with_the_size_of_an_average_of_values():
     teacher, student = make_teacher(), make_model(**FITTING)
     init_from_teacher(student, teacher, ALL)
     sizes = []
@@ -98,11 +98,11 @@ def test_what_is_mixed_has_about_the_size_that_it_has_in_the_teacher():
 
         def remember(module, given, out):
             answer = out if isinstance(out, Tensor) else out[0]
-            sizes.append(rms(answer[:, 0]))  # of the first position, which sees itself alone
+            sizes.append(rms(answer[:, 0]))
 
         module.register_forward_hook(remember)
     logits_of(student), teacher(IDS)
-    assert sizes[0] / sizes[1] == pytest.approx(gain, rel=0.5)
+    assert sizes[0] / sizes[1] == pytest.approx(gain * SIZE_OF_AVERAGE, rel=0.5)
 
 
 def test_parts_that_are_not_named_stay_the_students_own():
