@@ -129,7 +129,9 @@ def test_what_is_frozen_gets_no_gradient_and_the_other_gets_the_same(frozen):
         tensors = student()
         signal = told(3 * torch.randn(TOKENS, VOCAB, generator=torch.Generator().manual_seed(1)), K)
         tensors[frozen].requires_grad_(not is_frozen)
-        (3 * scored(tensors, signal, alpha=0.4)[0]).backward()
+        loss, _ = scored(tensors, signal, alpha=0.4)
+        assert [saved is None for saved in loss.grad_fn.saved_tensors] == [is_frozen and n == frozen for n in (0, 1)]
+        (3 * loss).backward()
         gradients.append([tensor.grad for tensor in tensors[:2]])
     assert gradients[1][frozen] is None
     assert torch.equal(gradients[1][1 - frozen], gradients[0][1 - frozen])

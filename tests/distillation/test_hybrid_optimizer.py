@@ -91,6 +91,26 @@ def test_fused_matrices_are_made_orthogonal_part_by_part():
         assert part.square().mean().sqrt() == pytest.approx(0.2 * 1e-2, rel=0.2), "the size of what AdamW would add"
 
 
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has it from 2.9 on")
+def test_a_matrix_alone_goes_the_way_of_torchs_muon():
+    """Which iterates in bfloat16, hence a few percent."""
+    model = make_model()
+    matrix = model.inner.retention_level.layers[0].mlp.down_proj.weight
+    other = matrix.detach().clone().requires_grad_()
+    mine = student_optimizer("muon_hybrid", model, **OPTIONS)
+    settings = {"momentum": OPTIONS["momentum"], "weight_decay": OPTIONS["weight_decay"]}
+    theirs = torch.optim.Muon([other], lr=OPTIONS["lr"], adjust_lr_fn="match_rms_adamw", **settings)
+    for seed in range(4):
+        before = other.detach().clone()
+        matrix.grad = torch.randn(matrix.shape, generator=torch.Generator().manual_seed(seed))
+        other.grad = matrix.grad.clone()
+        mine.step()
+        theirs.step()
+        moved = (other - before).norm()
+        assert (matrix - other).norm() < 0.05 * moved
+        other.data.copy_(matrix)
+
+
 def test_a_matrix_becomes_the_orthogonal_one_next_to_it():
     for shape in ((8, 8), (5, 16), (16, 5)):
         matrix = torch.randn(shape, generator=torch.Generator().manual_seed(1))

@@ -119,6 +119,18 @@ def test_parts_that_are_not_named_stay_the_students_own():
     assert changed == expected
 
 
+def test_what_stays_the_students_own_sees_inputs_of_the_same_size():
+    """Norms of a teacher may be far from 1; a gate that sees a tenth would let a tenth through."""
+    teacher, student = make_teacher(), make_model(**FITTING)
+    for block in teacher.model.layers:
+        block.input_layernorm.weight.data.fill_(0.1)
+    block = student.inner.retention_level.layers[0]
+    x = torch.randn(5, WIDTH, generator=torch.Generator().manual_seed(0))
+    before = block.retention.qkvg_proj(block.retention_norm(x))
+    init_from_teacher(student, teacher, ["norms"])
+    torch.testing.assert_close(block.retention.qkvg_proj(block.retention_norm(x)), before)
+
+
 def test_blocks_are_taken_at_even_distances():
     assert _chosen(3, 3) == [0, 1, 2] and _chosen(2, 3) == [0, 2] and _chosen(1, 9) == [0]
     assert _chosen(4, 16) == [0, 5, 10, 15] and _chosen(6, 12) == [0, 2, 4, 7, 9, 11]
