@@ -6,7 +6,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -130,7 +130,8 @@ class Handler(BaseHTTPRequestHandler):
             if self.path != "/v1/chat/completions":
                 raise RequestError(f"There is nothing at {self.path[:200]} to post to.", 404)
             with self.service.place():
-                self._answer(content)
+                send_rest = self._answer(content)
+            send_rest()  # only now: who has read the end of an answer may ask again at once
         except RequestError as error:
             self._refuse(error)
 
@@ -144,20 +145,16 @@ class Handler(BaseHTTPRequestHandler):
             raise RequestError(f"{length} bytes; expected at most {self.service.bounds.body_bytes}.", 413)
         return self.rfile.read(int(length))
 
-    def _answer(self, content: bytes) -> None:
+    def _answer(self, content: bytes) -> Callable[[], None]:
+        """Finds the answer, streams it if that is wanted, and returns what sends the rest."""
         service = self.service
         request = parsed(content, service.name)
         wording = Wording(service.name, service.speaker.tokenizer, request)
         try:
             settings = request.settings(service.settings, service.speaker)
             if request.stream:
-                self._stream(
-                    request.turns(),
-                    settings,
-                    wording,
-                    bool(request.stream_options and request.stream_options.include_usage),
-                )
-                return
+                with_usage = bool(request.stream_options and request.stream_options.include_usage)
+                return self._stream(request.turns(), settings, wording, with_usage)
             (answer,) = reply(
                 service.speaker,
                 [request.turns()],
@@ -169,9 +166,9 @@ class Handler(BaseHTTPRequestHandler):
             raise
         except ValueError as error:  # what the model cannot do, such as a prompt beyond its window
             raise RequestError(str(error)) from None
-        self._send_json(200, wording.whole(answer))
+        return lambda: self._send_json(200, wording.whole(answer))
 
-    def _stream(self, turns: Any, settings: ReplySettings, wording: Wording, with_usage: bool) -> None:
+    def _stream(self, turns: Any, settings: ReplySettings, wording: Wording, with_usage: bool) -> Callable[[], None]:
         """Server-sent events; the headers go out with the first token, so that a refusal can still have its status."""
         begun = False
 
@@ -185,10 +182,14 @@ class Handler(BaseHTTPRequestHandler):
 
         service = self.service
         (answer,) = reply(service.speaker, [turns], settings, on_token=on_token, turnstile=service.turnstile)
-        for last in wording.end(answer, with_usage):
-            self._event(last)
-        self.wfile.write(b"data: [DONE]\n\n")
-        self.wfile.flush()
+
+        def send_end() -> None:
+            for last in wording.end(answer, with_usage):
+                self._event(last)
+            self.wfile.write(b"data: [DONE]\n\n")
+            self.wfile.flush()
+
+        return send_end
 
     def _begin_events(self) -> None:
         self.send_response(200)
