@@ -44,6 +44,12 @@ def judge(
             )
         else:
             load_weights(head, loaded.weights, source=str(loaded.path))
+        if with_teacher and not build.knows_held_out(config, corpora):
+            raise ValueError(
+                f"The cache {config.cache_dir} is of the corpus {config.train_data_path}, but {split} is read from "
+                f"{config.val_data_path}. Ask the teacher itself (teacher_mode=direct cache_logits=false), or leave out "
+                "--with-teacher."
+            )
         teacher = build.teacher_of(config, corpora, runtime)
         try:
             task = DistillTask(head, runtime, teacher, seed=config.seed, total_steps=1)

@@ -60,7 +60,9 @@ class OptimizerOptions(Strict):
     betas: tuple[float, float] = Field((0.9, 0.95), description="of AdamW and AdamATan2")
     muon_momentum: float = Field(0.95, ge=0, lt=1)
     muon_aux_lr_scale: float = Field(0.25, gt=0, description="learning rate of what Muon leaves out, as a share")
-    warmup_batches: int = Field(200, ge=0, description="passes of growing learning rate")
+    warmup_batches: int = Field(
+        200, ge=0, description="passes of growing learning rate; fewer than an optimizer step takes are none"
+    )
     plateau_batches: int = Field(0, ge=0, description="passes at the full learning rate that follow")
     cosine_t0: int = Field(10_000, ge=1, description="optimizer steps of the first cosine")
     cosine_tmult: int = Field(2, ge=1, description="each cosine is so many times as long as the one before")
@@ -106,10 +108,13 @@ class LossOptions(Strict):
         "forward_kl", description="between teacher and student; --reverse-kl is short for one"
     )
     jsd_beta: float = Field(
-        0.5, gt=0, lt=1, description="of divergence=jsd: towards 0 forward_kl, towards 1 reverse_kl"
+        0.5,
+        gt=0,
+        lt=1,
+        description="of divergence=jsd: towards 0 forward_kl, towards 1 reverse_kl in direction; its size falls towards both",
     )
     tail: Literal["bucket", "renorm", "drop"] = Field(
-        "bucket", description="what becomes of the mass that the teacher's ids leave out"
+        "bucket", description="of teacher_kind=topk: what becomes of the mass that the ids leave out"
     )
 
 

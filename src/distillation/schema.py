@@ -115,6 +115,8 @@ class DistillConfig(
             problems.append(f"jsd_beta={self.jsd_beta:g} is for divergence=jsd, found {self.divergence}. Leave it out")
         if self.teacher_kind == "sampled" and self.divergence != "forward_kl":
             problems.append(f"divergence={self.divergence} needs teacher_kind=topk or dense, found sampled")
+        if self.teacher_kind != "topk" and self.tail != "bucket":
+            problems.append(f"tail={self.tail} is for teacher_kind=topk, found {self.teacher_kind}. Leave it out")
         if self.init_from_teacher and self.teacher_model is None:
             problems.append("init_from_teacher needs teacher_model, a folder or a name of the Hub")
         if self.saddle_escape.interventions_enabled and not self.saddle_escape.enabled:

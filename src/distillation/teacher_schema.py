@@ -38,7 +38,7 @@ class TeacherFtConfig(Strict):
     target_modules: list[str] = Field(PROJECTIONS, min_length=1, description="layers that get an adapter, by name")
 
     # Length
-    max_steps: int | None = Field(None, ge=1, description="optimizer steps; none: as many as the epochs have")
+    max_steps: int | None = Field(None, ge=1, description="optimizer steps at most; none: as many as the epochs have")
     epochs: int = Field(1, ge=1)
     physical_batch_size: int = Field(2, ge=1, description="rows that go through the model at once, on each GPU")
     gradient_accumulation_steps: int = Field(8, ge=1, description="of those, before the optimizer steps")

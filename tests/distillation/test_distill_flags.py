@@ -61,6 +61,7 @@ def test_all_problems_stand_in_one_error_and_unknown_keys_name_the_nearest():
         ({"min_lr": 1e-2}, "min_lr=0.01 is above learning_rate=0.0003"),
         ({"jsd_beta": 0.3}, "jsd_beta=0.3 is for divergence=jsd"),
         ({"teacher_kind": "sampled", "reverse_kl": True}, "divergence=reverse_kl needs teacher_kind=topk or dense"),
+        ({"teacher_kind": "sampled", "tail": "renorm"}, "tail=renorm is for teacher_kind=topk, found sampled"),
         ({"init_from_teacher": ["head"]}, "a student takes over no head. Choose from embed, mlp, norms, qkvo"),
         ({"init_from_teacher": ["mlp"], "student": "trm_text"}, "student=trm_text takes embed only"),
         ({"saddle_escape": {"min_loss_threshold": 100}}, "how the loss moves, not how large it is"),
@@ -96,7 +97,7 @@ def test_shipped_configs_are_sound_and_keep_the_documented_values(name):
     assert config.max_seq_length == 8192 and config.num_workers == 0
     assert config.train_data_path == config.val_data_path == "data/distillation_preprocessed"
     assert config.output_dir == f"runs/{config.mode}_mode"
-    assert config.teacher_topk == (512 if config.mode == "direct" else 128)
+    assert config.teacher_topk == (128 if config.mode == "network" else 512), "a cache is made by a direct run"
 
 
 def test_help_needs_none_of_the_heavy_packages_and_names_every_option():

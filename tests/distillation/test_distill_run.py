@@ -288,6 +288,16 @@ def test_perplexity_is_that_of_the_run_and_the_teacher_is_asked_when_wanted(worl
     assert done(fresh)["checkpoint"] is None and "a fresh student" in fresh.err
 
 
+def test_a_cache_is_not_asked_about_the_rows_of_another_corpus(world, tmp_path):
+    shutil.copytree(world / "tokenizer", tmp_path / "tokenizer")
+    write_jsonl(tmp_path / "raw" / "other.jsonl", [{"text": f"{n} other " * 9} for n in range(60)])
+    preprocess_folder(tmp_path, "--val-fraction", "0.2")
+    elsewhere = {"val_data_path": tmp_path / "packed", "cache_logits": True, "cache_dir": tmp_path / "cache"}
+    told = fails(perplexity(world, "nothing-yet", "--with-teacher", **elsewhere))
+    assert "is of the corpus" in told and "leave out --with-teacher" in told
+    assert not (tmp_path / "cache").exists()
+
+
 def test_needles_are_looked_for_when_asked(world):
     result = done(train(world, "needle", "--pretrain-ce-only", max_steps=1, eval_interval=1, eval_niah=True))
     assert 0 <= result["NeedleEvaluator"]["mean"] <= 1 and "24/0.5" in result["NeedleEvaluator"]
