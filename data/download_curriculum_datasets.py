@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run by path, Python sees only this folder
 
-from src.distillation.corpus import main_curriculum
+from src.distillation.corpus.download import main_curriculum
 
 if __name__ == "__main__":
     main_curriculum(Path(__file__).resolve().parent / "distillation")

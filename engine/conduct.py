@@ -10,17 +10,17 @@ from pathlib import Path
 
 from torch import nn
 
-from engine.checkpoint import CheckpointStore
-from engine.checkpoint_load import load_checkpoint, load_weights
-from engine.evaluate import Report, evaluate
-from engine.optim import OptimizerSet
-from engine.run_folder import RunFolder, latest_checkpoint, tell
-from engine.runtime import Runtime
-from engine.schema import RunConfig
-from engine.stopping import StopSignal
-from engine.task import Task
-from engine.tracking import Tracker
-from engine.train import Plan, Run, RunData, TrainState, fit, restore
+from engine.checkpoints.load import load_checkpoint, load_weights
+from engine.checkpoints.run_folder import RunFolder, latest_checkpoint, tell
+from engine.checkpoints.save import CheckpointStore
+from engine.config.schema import RunConfig
+from engine.runtime.devices import Runtime
+from engine.runtime.signals import StopSignal
+from engine.tasks.protocol import Task
+from engine.train.evaluate import Report, evaluate
+from engine.train.loop import Plan, Run, RunData, TrainState, fit, restore
+from engine.train.optimizers import OptimizerSet
+from engine.train.tracking import Tracker
 from models.ema import WeightAverage
 
 

@@ -7,12 +7,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from engine import build_text
-from engine.check import check
-from engine.checkpoint_load import Checkpoint, load_checkpoint, load_weights, resolve_checkpoint
-from engine.evaluate import evaluate
-from engine.runtime import start_runtime
-from engine.schema import ChatConfig, ConfigError, InstructConfig, TextConfig
+from engine.build import text as build_text
+from engine.checkpoints.load import Checkpoint, load_checkpoint, load_weights, resolve_checkpoint
+from engine.config.check import check
+from engine.config.schema import ChatConfig, ConfigError, InstructConfig, TextConfig
+from engine.runtime.devices import start_runtime
+from engine.train.evaluate import evaluate
 
 CONFIG_DIR = Path(__file__).parent.parent / "config"
 

@@ -6,19 +6,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from engine import build, build_text
-from engine.build import PuzzleSource
-from engine.build_text import TextSource
-from engine.check import check
-from engine.checkpoint import CheckpointError
+from engine.build import puzzles as build
+from engine.build import text as build_text
+from engine.build.puzzles import PuzzleSource
+from engine.build.text import TextSource
+from engine.checkpoints.run_folder import RunFolder, tell
+from engine.checkpoints.save import CheckpointError
 from engine.conduct import describe, evaluate_only, plan_of, show_report, train
+from engine.config.check import check
+from engine.config.schema import ChatConfig, ConfigError, InstructConfig, PretrainConfig, RunConfig, TextConfig
 from engine.inference import CONFIG_DIR, infer
-from engine.run_folder import RunFolder, tell
-from engine.runtime import Runtime, start_runtime
-from engine.schema import ChatConfig, ConfigError, InstructConfig, PretrainConfig, RunConfig, TextConfig
-from engine.task import Task
-from models.losses import ACTLossHead
-from models.text_loss import TextLossHead
+from engine.runtime.devices import Runtime, start_runtime
+from engine.tasks.protocol import Task
+from models.losses.puzzles import ACTLossHead
+from models.losses.text import TextLossHead
 
 
 def launch(main: Callable[[], None]) -> None:
@@ -104,7 +105,7 @@ def _pretrain_instruct(data: dict[str, Any], arch_label: str) -> None:
 
 def _pretrain_chat(data: dict[str, Any], arch_label: str) -> None:
     """`arch.seq_len`, as chat users write it, is how long rows are: a matter of the data."""
-    from engine import build_chat
+    from engine.build import chat as build_chat
 
     arch = dict(data["arch"])
     seq_len = arch.pop("seq_len", None)
@@ -160,7 +161,7 @@ def infer_instruct(**request: Any) -> None:
 
 def generate_instruct(flags: dict[str, Any]) -> None:
     """Answer messages with an instruction checkpoint; the process leaves with 130 if it was interrupted."""
-    from engine import generate
+    from engine.generate import instruct as generate
 
     def carry_out() -> None:
         groups = {
@@ -183,7 +184,7 @@ def generate_instruct(flags: dict[str, Any]) -> None:
 
 def generate_chat(flags: dict[str, Any]) -> None:
     """Talk to a chat checkpoint; the process leaves with 130 if a single answer was interrupted."""
-    from engine import chat
+    from engine.generate import chat
 
     def carry_out() -> None:
         code = chat.chat(**flags)
@@ -198,7 +199,7 @@ def generate_chat(flags: dict[str, Any]) -> None:
 
 def serve_chat(**settings: Any) -> None:
     """Serve a checkpoint to chat with; see `engine.chat.serve_checkpoint`."""
-    from engine import chat
+    from engine.generate import chat
 
     guarded(lambda: chat.serve_checkpoint(**settings))
 
@@ -207,11 +208,12 @@ def bench_train(
     overrides: Sequence[str], *, positions: int, vocab_size: int, steps: int, depth: int, compare: bool
 ) -> dict[str, Any]:
     """Time training steps under these overrides: of puzzles, or of text if the architecture is one for text."""
-    from engine import bench, bench_text
+    from lab.bench import text as bench_text
+    from lab.bench import train as bench
 
     overrides = ["evaluators=[]", *overrides]
     data = composed("cfg_pretrain", overrides)
-    if str(data["arch"]["loss"]["name"]).startswith("text_loss"):
+    if str(data["arch"]["loss"]["name"]).endswith("TextLossHead"):
         data = composed("cfg_pretrain_instruct", [*overrides[1:], f"dataset.seq_len={positions}"])
         text_config = check(InstructConfig, data)
         assert isinstance(text_config, InstructConfig)
@@ -223,7 +225,7 @@ def bench_train(
 
 def bench_load(overrides: Sequence[str]) -> dict[str, Any]:
     """Time the loading of the corpus that `cfg_pretrain_instruct` and these overrides name."""
-    from engine import bench_text
+    from lab.bench import text as bench_text
 
     config = check(InstructConfig, composed("cfg_pretrain_instruct", overrides))
     assert isinstance(config, InstructConfig)
@@ -232,7 +234,7 @@ def bench_load(overrides: Sequence[str]) -> dict[str, Any]:
 
 def bench_generate(overrides: Sequence[str], **sizes: Any) -> dict[str, Any]:
     """Time decoding with the architecture of `cfg_pretrain_instruct` and these overrides."""
-    from engine import bench_generate as bench
+    from lab.bench import generate as bench
 
     config = check(InstructConfig, composed("cfg_pretrain_instruct", overrides))
     assert isinstance(config, InstructConfig)
@@ -241,7 +243,7 @@ def bench_generate(overrides: Sequence[str], **sizes: Any) -> dict[str, Any]:
 
 def study_text(*, variants: Sequence[str] | None, tflop: float, **settings: Any) -> None:
     """Train variants of text recursion for equal compute and write the page about them."""
-    from engine import study
+    from lab import study
 
     def carry_out() -> None:
         unknown = sorted(set(variants or ()) - study.VARIANTS.keys())
@@ -254,14 +256,14 @@ def study_text(*, variants: Sequence[str] | None, tflop: float, **settings: Any)
 
 def bigram_baseline(checkpoint: str, overrides: list[str]) -> None:
     """Print the held-out loss of a checkpoint beside that of bigrams."""
-    from engine import ngram
+    from lab import ngram
 
     guarded(lambda: ngram.compare_with_bigram(checkpoint, overrides))
 
 
 def calibrate_exit(checkpoint: str, **settings: Any) -> None:
     """Fit and store how early tokens of a checkpoint may leave; see `engine.calibrate`."""
-    from engine import calibrate
+    from engine.generate import calibrate
 
     guarded(lambda: calibrate.calibrate_checkpoint(checkpoint, **settings))
 

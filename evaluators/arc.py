@@ -10,8 +10,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from dataset.arc_grids import crop, grid_hash, parse_name, to_grid
 from dataset.common import Batch, PuzzleDatasetMetadata
+from dataset.puzzles.arc_grids import crop, grid_hash, parse_name, to_grid
 
 NO_PREDICTION = [[0]]  # an attempt at a test input that got no prediction while another one of its puzzle did
 METRIC_PREFIX = "ARC/"

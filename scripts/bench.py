@@ -50,7 +50,7 @@ def main() -> None:
     if args.command == "distill":
         if overrides:
             parser.error(f"unknown: {' '.join(overrides)}; distill takes the flags above only")
-        from src.distillation.bench import bench_distill
+        from lab.bench.distill import bench_distill
 
         keys = ("hidden_size", "layers", "vocab_size", "rows", "positions", "topk", "steps", "device")
         guarded(lambda: print(json.dumps(bench_distill(**{key: getattr(args, key) for key in keys}))))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run by path, Python sees only this folder
 
-from src.distillation.teacher_ft import main
+from src.distillation.tuning.run import main
 
 if __name__ == "__main__":
     main()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from engine.probes import report
+from lab.probes import report
 
 
 def main() -> None:

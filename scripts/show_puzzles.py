@@ -10,9 +10,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dataset.door import not_negative, positive
+from dataset.files.flags import not_negative, positive
 from engine.run import guarded
-from engine.show_puzzles import show_puzzles
+from lab.puzzle_pictures.show_puzzles import show_puzzles
 
 
 def main() -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dataset.chat_samples import show_samples
-from dataset.door import not_negative, positive, run_door
+from dataset.chat.samples import show_samples
+from dataset.files.flags import not_negative, positive, run_door
 
 
 def main() -> None:

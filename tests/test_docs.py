@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dataset.sample_corpus import make_sample_records, sample_tokenizer
+from dataset.text.sample_corpus import make_sample_records, sample_tokenizer
 
 ROOT = Path(__file__).parent.parent
 OWN_TESTS = ("chat.md", "distillation.md")  # whose commands other files type

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dataset.chat_dataset import open_chat_data
+from dataset.chat.reader import open_chat_data
 from tests.tiny import ROOT
 
 

@@ -153,7 +153,7 @@ def test_a_longer_window_can_be_asked_for(run):
 
 
 def test_ctrl_c_before_the_first_word_leaves_without_a_traceback(run):
-    with mock.patch("engine.generate.open_speaker", side_effect=KeyboardInterrupt):
+    with mock.patch("engine.generate.instruct.open_speaker", side_effect=KeyboardInterrupt):
         ended = say("--checkpoint", run, "--message", FIRST)
     assert ended.code == 130 and not ended.out and not ended.err
 

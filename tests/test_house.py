@@ -111,7 +111,7 @@ class Blocker:
             raise ModuleNotFoundError(f"{{name}} is not installed here", name=name)
 
 sys.meta_path.insert(0, Blocker())
-import engine.train
+import engine.train.loop
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -142,18 +142,18 @@ SOUND = {
     "scripts/bench.py": "import engine.run\n",
     "dataset/__init__.py": "",
     "dataset/common.py": "import numpy\n",
-    "dataset/puzzle_dataset.py": "from dataset.common import Batch\n",
-    "dataset/build_maze_dataset.py": "import argparse\nfrom dataset.puzzle_dataset import PuzzleDataset\n",
+    "dataset/puzzles/reader.py": "from dataset.common import Batch\n",
+    "dataset/build_maze_dataset.py": "import argparse\nfrom dataset.puzzles.reader import PuzzleDataset\n",
     "models/__init__.py": "",
     "models/layers.py": "import torch\n",
     "models/act.py": "from models.layers import Block\nfrom dataset.common import IGNORE_LABEL_ID\n",
     "engine/__init__.py": "",
-    "engine/registry.py": "import importlib\nimportlib.import_module('models.act')\n",
-    "engine/optim.py": "import torch\n",
-    "engine/build.py": "from engine.optim import AdamATan2\nfrom dataset.puzzle_dataset import PuzzleDataset\n",
-    "engine/run.py": "import engine.build\nfrom engine.optim import OptimizerSet\n\ndef train():\n    import wandb\n",
+    "engine/config/registry.py": "import importlib\nimportlib.import_module('models.act')\n",
+    "engine/train/optimizers.py": "import torch\n",
+    "engine/build/puzzles.py": "from engine.train.optimizers import AdamATan2\nfrom dataset.puzzles.reader import PuzzleDataset\n",
+    "engine/run.py": "import engine.build.puzzles\nimport engine.train.optimizers\n\ndef train():\n    import wandb\n",
     "src/__init__.py": "",
-    "src/distillation/run.py": "from engine import run\n",
+    "src/distillation/run/build.py": "from engine import run\n",
 }
 
 
@@ -169,18 +169,18 @@ def test_sound_tree_passes(tmp_path: Path) -> None:
         ("dataset/a.py", "from dataset import build_maze_dataset\n", "imports dataset.build_maze_dataset: a door"),
         ("models/a.py", "def f():\n    import engine.run\n", "models/a.py:2 imports engine.run: models never"),
         ("models/a.py", "import hydra\n", "models never imports hydra"),
-        ("models/a.py", "from dataset.puzzle_dataset import X\n", "models never imports dataset"),
+        ("models/a.py", "from dataset.puzzles.reader import X\n", "models never imports dataset"),
         ("models/nested/a.py", "from ...engine import run\n", "models never imports engine"),
         ("dataset/a.py", "from models.act import X\n", "dataset never imports models"),
         ("evaluators/a.py", "import models\n", "evaluators never imports models"),
         ("evaluators/a.py", "import numpy\n", "evaluators/ has no __init__.py"),
-        ("engine/a.py", "import src.distillation.run\n", "engine never imports src"),
-        ("engine/schema.py", "from . import optim\n", "engine.schema never imports engine"),
-        ("dataset/common.py", "from dataset.puzzle_dataset import X\n", "dataset.common never imports dataset"),
-        ("engine/a.py", "from engine.optim import AdamATan2\n", "engine/a.py:1 names AdamATan2: only engine.build"),
+        ("engine/a.py", "import src.distillation.run.build\n", "engine never imports src"),
+        ("engine/config/schema.py", "from . import optim\n", "engine.config.schema never imports engine"),
+        ("dataset/common.py", "from dataset.puzzles.reader import X\n", "dataset.common never imports dataset"),
+        ("engine/a.py", "from engine.train.optimizers import AdamATan2\n", "engine/a.py:1 names AdamATan2: only engine.build"),
         ("engine/a.py", "import torch\ntorch.optim.AdamW([])\n", "engine/a.py:2 names AdamW: only engine.build"),
-        ("engine/a.py", "from dataset.puzzle_dataset import X\n", "engine.build_chat and src.distillation.run name"),
-        ("engine/a.py", "from importlib import import_module\nimport_module('os')\n", "only engine/registry.py does"),
+        ("engine/a.py", "from dataset.puzzles.reader import X\n", "engine.build and src.distillation.run.build name"),
+        ("engine/a.py", "from importlib import import_module\nimport_module('os')\n", "only engine/config/registry.py does"),
         ("models/layers.py", "from models import act\n", "a circle of imports: models"),
         ("models/layers.py", "def f():\n    import models.act\n", "a circle of imports: models"),
         ("pretrain.py", "import sys\nsys.path.append('x')\n", "pretrain.py:2 touches sys.path"),

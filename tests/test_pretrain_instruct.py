@@ -11,11 +11,11 @@ from unittest import mock
 
 import pytest
 
-from engine.carried_text import CarriedTextTask
-from engine.check import check
+from engine.config.check import check
+from engine.config.schema import ConfigError, InstructConfig
 from engine.run import composed
-from engine.schema import ConfigError, InstructConfig
-from engine.text_task import TextTask
+from engine.tasks.carried_text import CarriedTextTask
+from engine.tasks.text import TextTask
 from tests.text_runs import TRAIN, text_flags, train_text, write_corpus
 from tests.tiny import assert_same_end, end, logged, steps_on_disk
 

@@ -10,7 +10,7 @@ import pytest
 from dataset.build_arc_dataset import main as build_arc
 from dataset.build_maze_dataset import main as build_maze
 from dataset.build_sudoku_dataset import main as build_sudoku
-from engine.checkpoint_load import load_checkpoint
+from engine.checkpoints.load import load_checkpoint
 from tests.dataset.puzzle_samples import parity_json
 from tests.tiny import ROOT, Ended, end, logged, pretrain, start
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from dataset.sample_corpus import train_tokenizer
+from dataset.text.sample_corpus import train_tokenizer
 from tests.dataset.instruct_samples import WORDING, make_lines
 from tests.tiny import ROOT, Ended, pretrain
 

@@ -19,11 +19,11 @@ import numpy as np
 import torch
 
 from dataset.build_sudoku_dataset import main as build_sudoku
-from dataset.puzzle_files import read_metadata
-from engine import schema
-from engine.build import build_model
-from engine.checkpoint_load import load_checkpoint
-from engine.runtime import Runtime
+from dataset.puzzles.format import read_metadata
+from engine.build.puzzles import build_model
+from engine.checkpoints.load import load_checkpoint
+from engine.config import schema
+from engine.runtime.devices import Runtime
 
 ROOT = Path(__file__).resolve().parents[1]
 DOOR = ROOT / "pretrain.py"

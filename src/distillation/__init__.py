@@ -1,0 +1,1 @@
+"""A teacher's knowledge into a student: corpus, teachers, caches, training, evaluation."""

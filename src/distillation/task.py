@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 from dataset.common import IGNORE_LABEL_ID, Batch, LoaderItem
-from engine.runtime import Runtime
-from engine.task import Sums, add_sums, hash_seed, split_rows
-from engine.text_task import TextTask, sampled_depth
-from models.text_loss import Supervision, area_under_roc
-from src.distillation.cache_files import CacheError
-from src.distillation.packed_dataset import NO_ROW
-from src.distillation.plateau import PlateauController
-from src.distillation.signal import Teacher, TeacherSignal
-from src.distillation.student import DistillHead
+from engine.runtime.devices import Runtime
+from engine.tasks.protocol import Sums, add_sums, hash_seed, split_rows
+from engine.tasks.text import TextTask, sampled_depth
+from models.losses.text import Supervision, area_under_roc
+from src.distillation.cache.format import CacheError
+from src.distillation.corpus.reader import NO_ROW
+from src.distillation.student.head import DistillHead
+from src.distillation.student.saddle import PlateauController
+from src.distillation.teachers.signal import Teacher, TeacherSignal
 
 FIRST_LOSS_SLACK = 0.5  # nats by which the loss of a fresh student may differ from that of an even guess
 LARGEST_LOSS = 700.0  # whose exponential is a float

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dataset.build_chat_dataset import main
-from dataset.conversation import Turn
+from dataset.text.conversation import Turn
 
 WORDS = ("the", "small", "large", "cat", "dog", "sees", "hears", "sum", "letter", "question", "why", "é", "日本", "🙂")
 

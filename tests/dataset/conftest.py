@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-import dataset.download
-from dataset.sample_corpus import train_tokenizer
-from dataset.tokenization import SentencePieceTokenizer
+import dataset.files.download
+from dataset.text.sample_corpus import train_tokenizer
+from dataset.tokenization.sentencepiece import SentencePieceTokenizer
 from tests.dataset.instruct_samples import WORDING, FakeHub, HubHandler
 
 
@@ -47,7 +47,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     monkeypatch.setenv("HF_ENDPOINT", fake.endpoint)
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(dataset.download, "RETRY_SECONDS", (0, 0))
+    monkeypatch.setattr(dataset.files.download, "RETRY_SECONDS", (0, 0))
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     yield fake

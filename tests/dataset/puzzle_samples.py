@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from dataset.common import PuzzleDatasetMetadata
-from dataset.puzzle_dataset import PuzzleDataset, PuzzleDatasetConfig
-from dataset.puzzle_files import FIELDS, PuzzleSet
-from dataset.writer import dataset_folder, write_names, write_split
+from dataset.files.writer import dataset_folder, write_names, write_split
+from dataset.puzzles.format import FIELDS, PuzzleSet
+from dataset.puzzles.reader import PuzzleDataset, PuzzleDatasetConfig
 
 PARITY = Path(__file__).parents[1] / "fixtures" / "parity" / "data"
 SEQ_LEN = 3

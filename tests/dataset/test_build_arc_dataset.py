@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dataset.arc_grids import crop, grid_hash, parse_name
 from dataset.build_arc_dataset import main
-from dataset.puzzle_files import open_split, read_identifiers
+from dataset.puzzles.arc_grids import crop, grid_hash, parse_name
+from dataset.puzzles.format import open_split, read_identifiers
 from tests.dataset.puzzle_samples import assert_equals_parity, parity_json
 
 ROOT = Path(__file__).parents[2]

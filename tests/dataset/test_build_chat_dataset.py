@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dataset import chat_encoding
 from dataset.build_chat_dataset import main
-from dataset.chat_dataset import open_chat_data, read_chat_metadata
-from dataset.chat_tokenizer import load_chat_tokenizer
-from dataset.puzzle_files import open_split
+from dataset.chat import encode as chat_encoding
+from dataset.chat.reader import open_chat_data, read_chat_metadata
+from dataset.puzzles.format import open_split
+from dataset.tokenization.special_tokens import load_chat_tokenizer
 from tests.dataset.conversation_files import build, make_chat, make_chats, write_json
 
 ROOT = Path(__file__).parents[2]
@@ -255,7 +255,7 @@ def test_folder_of_somebody_else_is_never_touched(tmp_path: Path) -> None:
 
 def test_full_disk_is_told_before_the_rows_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr("dataset.chat_writer.shutil.disk_usage", lambda folder: usage)
+    monkeypatch.setattr("dataset.chat.writer.shutil.disk_usage", lambda folder: usage)
     assert "Use --pack, a smaller --max-length" in refusal(tmp_path / "d", make_chats(9))
 
 

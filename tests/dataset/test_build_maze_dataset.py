@@ -10,8 +10,8 @@ import pytest
 
 from dataset.build_maze_dataset import main
 from dataset.common import dihedral_transform
-from dataset.maze import PATH, dihedral_key, maze_problem
-from dataset.puzzle_files import open_split
+from dataset.puzzles.format import open_split
+from dataset.puzzles.maze import PATH, dihedral_key, maze_problem
 from tests.dataset.puzzle_samples import assert_equals_parity, parity_json
 
 ROOT = Path(__file__).parents[2]
@@ -137,6 +137,6 @@ def test_flags_without_effect_are_refused(flags: list[str], message: str, capsys
 
 
 def test_path_longer_than_any_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dataset.generation.MAX_FRUITLESS_DRAWS", 50)
+    monkeypatch.setattr("dataset.puzzles.generation.MAX_FRUITLESS_DRAWS", 50)
     with pytest.raises(SystemExit, match="Found 0 of 100 test"):
         main(["--generate", "5", "--count", "3", "--min-length", "20", "--output-dir", str(tmp_path / "d")])

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from dataset.build_sudoku_dataset import main
-from dataset.puzzle_files import open_split
-from dataset.sudoku import SHAPES, renaming_key, solutions, symmetry_key
+from dataset.puzzles.format import open_split
+from dataset.puzzles.sudoku import SHAPES, renaming_key, solutions, symmetry_key
 from tests.dataset.puzzle_samples import assert_equals_parity, parity_json
 
 ROOT = Path(__file__).parents[2]
@@ -226,7 +226,7 @@ def test_flags_without_effect_are_refused(flags: list[str], message: str, capsys
 
 
 def test_impossible_wish_says_how_many_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dataset.generation.MAX_FRUITLESS_DRAWS", 20)
+    monkeypatch.setattr("dataset.puzzles.generation.MAX_FRUITLESS_DRAWS", 20)
     with pytest.raises(SystemExit, match="Found 0 of 5 test and 0 of 9 training puzzles"):
         main(
             [

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataset.chat_template import MIN_TOKENS, ChatEncoder
-from dataset.chat_tokenizer import ChatTokenizer, open_chat_tokenizer
-from dataset.conversation import EncodedConversation, Turn
+from dataset.chat.template import MIN_TOKENS, ChatEncoder
+from dataset.text.conversation import EncodedConversation, Turn
+from dataset.tokenization.special_tokens import ChatTokenizer, open_chat_tokenizer
 
 SYSTEM = Turn("system", "sys")
 

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from dataset.chat_bpe import train_bpe
+from dataset.tokenization.bpe import train_bpe
 from tests.dataset.instruct_samples import WORDING
 
 PIECES = ("\u2581\u2581", "\u2581the", "\u2581answer", "\u2581is", "the", "answer", "is")  # in the order of merging

@@ -8,9 +8,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-import src.distillation.documents
-from src.distillation.manifest import Manifest, load_manifest
-from src.distillation.preprocess import main
+import src.distillation.corpus.documents
+from src.distillation.corpus.manifest import Manifest, load_manifest
+from src.distillation.corpus.preprocess import main
 
 BYTES = 256
 
@@ -56,7 +56,7 @@ def preprocess_folder(root: Path, *flags: str) -> Manifest:
         write_tokenizer(root / "tokenizer")
     common = ["--input", str(root / "raw"), "--output", str(root / "packed"), "--tokenizer", str(root / "tokenizer")]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(src.distillation.documents, "CHUNK_BYTES", 500)  # so that a small corpus has several shards
+        patch.setattr(src.distillation.corpus.documents, "CHUNK_BYTES", 500)  # so that a small corpus has several shards
         main([*common, "--recursive", "--max-seq-length", "64", "--num-workers", "1", *flags])
     return load_manifest(root / "packed")
 

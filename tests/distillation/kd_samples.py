@@ -7,15 +7,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.optim import OptimizerSet, Schedule
-from models.retnet import RetNet
-from models.text_loss import Supervision
-from src.distillation.direct_teacher import DirectTeacher
-from src.distillation.hybrid_optimizer import student_optimizer
-from src.distillation.losses import Divergence
-from src.distillation.signal import TeacherSignal
-from src.distillation.student import DistillHead
-from src.distillation.transfer import init_from_teacher
+from engine.train.optimizers import OptimizerSet, Schedule
+from models.losses.text import Supervision
+from models.retnet.model import RetNet
+from src.distillation.student.head import DistillHead
+from src.distillation.student.losses import Divergence
+from src.distillation.student.optimizer import student_optimizer
+from src.distillation.student.transfer import init_from_teacher
+from src.distillation.teachers.direct import DirectTeacher
+from src.distillation.teachers.signal import TeacherSignal
 
 VOCAB, LENGTH, TOPICS, WIDTH = 48, 48, 4, 64
 TEXTS, HELD_OUT, ROWS = 192, 128, 16

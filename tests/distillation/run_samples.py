@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from engine.checkpoint_load import load_checkpoint
+from engine.checkpoints.load import load_checkpoint
 from src.distillation.evaluation.perplexity import main as perplexity_main
 from src.distillation.scripts.train import main as train_main
 from tests.distillation.teacher_samples import write_corpus, write_llama

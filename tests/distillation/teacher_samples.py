@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from src.distillation.teacher_schema import TeacherFtConfig
+from src.distillation.tuning.config import TeacherFtConfig
 from tests.distillation.corpus_samples import preprocess_folder, write_jsonl
 
 VOCAB_SIZE = 259  # of the byte tokenizer

@@ -6,8 +6,8 @@ from typing import Literal
 import pytest
 from pydantic import Field
 
-from engine.schema import ConfigError, Strict
-from src.distillation.flags import parser_of, read_config, yaml_options
+from engine.config.schema import ConfigError, Strict
+from src.distillation.config.flags import parser_of, read_config, yaml_options
 
 
 class Options(Strict):

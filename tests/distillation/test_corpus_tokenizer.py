@@ -7,8 +7,8 @@ import huggingface_hub
 import pytest
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-from dataset.sample_corpus import train_tokenizer
-from src.distillation.text_tokenizer import open_tokenizer, tokenizer_facts
+from dataset.text.sample_corpus import train_tokenizer
+from src.distillation.corpus.tokenizer import open_tokenizer, tokenizer_facts
 from tests.dataset.instruct_samples import WORDING
 from tests.dataset.tokenizer_samples import make_byte_level
 from tests.distillation.corpus_samples import write_tokenizer

@@ -1,6 +1,6 @@
 """The endless repetition of a corpus: where it stands, and that every epoch is another."""
 
-from src.distillation.corpora import batches_used, endless, standing_at
+from src.distillation.corpus.corpora import batches_used, endless, standing_at
 
 
 def of_epoch(epoch: int, skipped: int) -> list[str]:

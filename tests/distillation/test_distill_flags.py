@@ -5,11 +5,11 @@ import sys
 
 import pytest
 
-from engine.schema import ConfigError
-from src.distillation.flags import read_yaml
-from src.distillation.run_options import GROUPS
-from src.distillation.schema import DistillConfig, check_config
-from src.distillation.train_flags import parser_of_run, read_run
+from engine.config.schema import ConfigError
+from src.distillation.config.flags import read_yaml
+from src.distillation.config.run_options import GROUPS
+from src.distillation.config.schema import DistillConfig, check_config
+from src.distillation.config.train_flags import parser_of_run, read_run
 from tests.distillation.run_samples import shipped, train_as_is
 from tests.tiny import ROOT
 

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from src.distillation import losses
-from src.distillation.losses import DistillScores, Divergence, distill_loss
-from src.distillation.signal import NO_MASS, UNUSED, TeacherFacts, TeacherSignal, log_norms_of
+from src.distillation.student import losses
+from src.distillation.student.losses import DistillScores, Divergence, distill_loss
+from src.distillation.teachers.signal import NO_MASS, UNUSED, TeacherFacts, TeacherSignal, log_norms_of
 
 TOKENS, WIDTH, VOCAB = 7, 5, 11
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.checkpoint_load import load_checkpoint
+from engine.checkpoints.load import load_checkpoint
 from src.distillation.task import DistillTask
 from tests.distillation.corpus_samples import preprocess_folder, write_jsonl, write_tokenizer
 from tests.distillation.fake_server import serving
@@ -66,7 +66,7 @@ def test_a_fresh_student_guesses_evenly(world, student):
 
 
 def test_a_student_that_is_sure_from_the_start_is_told_of(world, monkeypatch):
-    monkeypatch.setattr("src.distillation.run.FIRST_LOGIT_STD", 8.0)
+    monkeypatch.setattr("src.distillation.run.build.FIRST_LOGIT_STD", 8.0)
     ended = train(world, "sure", max_steps=1, student="trm_text", student_overrides=TRM)
     done(ended)
     assert "the first cross-entropy is" in ended.err and "an even guess over 259 tokens has 5.557" in ended.err
@@ -268,7 +268,7 @@ def test_what_cannot_be_built_is_refused(world, changes, told):
 
 
 def test_two_runs_do_not_write_into_one_folder(world):
-    from src.distillation.run_place import alone_in
+    from src.distillation.run.folder import alone_in
 
     with alone_in(world / "busy"):
         assert "Another run is writing into" in fails(train(world, "busy"))

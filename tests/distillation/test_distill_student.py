@@ -7,11 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from src.distillation import run as build
-from src.distillation.schema import DistillConfig, check_config
-from src.distillation.signal import TeacherSignal
-from src.distillation.student_arch import student_arch
+from src.distillation.config.schema import DistillConfig, check_config
+from src.distillation.run import build
+from src.distillation.student.arch import student_arch
 from src.distillation.task import DistillTask
+from src.distillation.teachers.signal import TeacherSignal
 from tests.chat_runs import run_door
 from tests.distillation.run_samples import OPTIONS, RETNET, TRM, done, end_of, measured, places, train, write_world
 from tests.tiny import CPU

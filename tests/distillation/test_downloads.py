@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-import dataset.download
-import src.distillation.corpus
-import src.distillation.hub_records
-from src.distillation.corpus import download, main_baseline, main_curriculum
-from src.distillation.download_plans import BASELINE, CATEGORIES, CURRICULUM, HubSource
-from src.distillation.source_note import read_note
+import dataset.files.download
+import src.distillation.corpus.download
+import src.distillation.corpus.hub_records
+from src.distillation.corpus.download import download, main_baseline, main_curriculum
+from src.distillation.corpus.plans import BASELINE, CATEGORIES, CURRICULUM, HubSource
+from src.distillation.corpus.source_note import read_note
 from tests.dataset.instruct_samples import FakeHub
 from tests.distillation.hub_samples import RepositoriesHandler, baseline_files, json_lines
 
@@ -35,7 +35,7 @@ def hubs(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, FakeHub]]:
     monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(dataset.download, "RETRY_SECONDS", (0, 0))
+    monkeypatch.setattr(dataset.files.download, "RETRY_SECONDS", (0, 0))
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     yield found
@@ -87,7 +87,7 @@ def test_the_first_corpus_is_downloaded_and_written_as_rows(
 def test_only_as_many_rows_and_bytes_as_the_plan_wants(
     hubs: dict[str, FakeHub], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dataset.download, "HEAD_STEP_BYTES", 500)
+    monkeypatch.setattr(dataset.files.download, "HEAD_STEP_BYTES", 500)
     assert download([short(METAMATH, 5)], tmp_path) == 0
     assert len(rows_of(tmp_path / "math_reasoning/metamath.jsonl")) == 5
     note = read_note(tmp_path / "math_reasoning/metamath.jsonl")
@@ -100,7 +100,7 @@ def test_only_as_many_rows_and_bytes_as_the_plan_wants(
 def test_a_json_list_is_read_however_it_is_cut(size: int) -> None:
     items = [{"a": [1, {"b": "],["}], "é": '"'}, {}, {"日本": "\\"}]
     text = json.dumps(items, ensure_ascii=False, indent=1).encode()
-    read = src.distillation.hub_records._list_items
+    read = src.distillation.corpus.hub_records._list_items
     assert list(read((text[i : i + size] for i in range(0, len(text), size)), "x")) == items
     with pytest.raises(ValueError, match="x ends in the middle of its list"):
         list(read([text[:-3]], "x"))
@@ -158,7 +158,7 @@ def test_ctrl_c_leaves_with_130_and_no_half_file(
         if row["prompt"] == "20 + 20?":
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(src.distillation.corpus, "check_row", interrupt)
+    monkeypatch.setattr(src.distillation.corpus.download, "check_row", interrupt)
     assert run(main_baseline, tmp_path) == 130
     assert "run again to go on with metamath" in capsys.readouterr().err
     assert not list(tmp_path.glob("[a-z]*/*.jsonl"))
@@ -223,7 +223,7 @@ def test_dry_run_shows_the_plan_and_asks_nobody(
 def test_a_category_is_downloaded_alone(
     hubs: dict[str, FakeHub], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(src.distillation.corpus, "CURRICULUM", (METAMATH, APPS, MBPP))
+    monkeypatch.setattr(src.distillation.corpus.download, "CURRICULUM", (METAMATH, APPS, MBPP))
     assert run(main_curriculum, tmp_path / "unused", "--category", "code", "--data-dir", str(tmp_path)) == 0
     assert sorted(file.name for file in tmp_path.glob("*/*.jsonl")) == ["apps.jsonl", "mbpp.jsonl"]
     capsys.readouterr()

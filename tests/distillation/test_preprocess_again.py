@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-import src.distillation.shards
-from src.distillation.disk import alone_in
-from src.distillation.manifest import load_manifest
+import src.distillation.corpus.shards
+from src.distillation.corpus.disk import alone_in
+from src.distillation.corpus.manifest import load_manifest
 from tests.distillation.corpus_samples import (
     contents,
     preprocess_fails,
@@ -140,7 +140,7 @@ def test_an_interrupted_run_keeps_what_is_finished_and_can_go_on(
 ) -> None:
     for name in ("a.jsonl", "b.jsonl", "c.jsonl"):
         write_jsonl(tmp_path / "raw" / name, texts(200, start=ord(name[0])))
-    written, write = [], src.distillation.shards._write_table
+    written, write = [], src.distillation.corpus.shards._write_table
 
     def write_some(path: Path, *rest: Any) -> None:
         written.append(path)
@@ -148,7 +148,7 @@ def test_an_interrupted_run_keeps_what_is_finished_and_can_go_on(
         if "b" in path.parent.name:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(src.distillation.shards, "_write_table", write_some)
+    monkeypatch.setattr(src.distillation.corpus.shards, "_write_table", write_some)
     with pytest.raises(SystemExit) as left:
         preprocess_folder(tmp_path, "--shard-size", "2K")
     assert left.value.code == 130
@@ -157,7 +157,7 @@ def test_an_interrupted_run_keeps_what_is_finished_and_can_go_on(
     assert [source.path for source in partial.sources] == ["a.jsonl"]
     assert {path.split("/")[0] for path in contents(tmp_path / "packed")} == {"a", "manifest.json"}
 
-    monkeypatch.setattr(src.distillation.shards, "_write_table", write)
+    monkeypatch.setattr(src.distillation.corpus.shards, "_write_table", write)
     preprocess_folder(tmp_path, "--shard-size", "2K", "--skip-existing")
     went_on = contents(tmp_path / "packed")
     preprocess_folder(tmp_path, "--shard-size", "2K", "--force")
@@ -166,7 +166,7 @@ def test_an_interrupted_run_keeps_what_is_finished_and_can_go_on(
 
 def test_an_interrupted_force_leaves_the_old_corpus(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = contents(corpus / "packed")
-    monkeypatch.setattr(src.distillation.shards.os, "replace", _interrupt)
+    monkeypatch.setattr(src.distillation.corpus.shards.os, "replace", _interrupt)
     with pytest.raises(SystemExit, match="130"):
         preprocess_folder(corpus, "--force", "--max-seq-length", "32")
     assert contents(corpus / "packed") == before

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-import src.distillation.preprocess
-import src.distillation.shards
-from src.distillation.manifest import load_manifest
+import src.distillation.corpus.preprocess
+import src.distillation.corpus.shards
+from src.distillation.corpus.manifest import load_manifest
 from tests.distillation.corpus_samples import (
     contents,
     preprocess_fails,
@@ -28,7 +28,7 @@ def test_no_jsonl_is_an_error_that_says_where_it_looked(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "raw" / "deep" / "a.jsonl", texts(3))
     write_jsonl(tmp_path / "raw" / ".downloads" / "b.jsonl", texts(3))
     with pytest.raises(SystemExit, match=r"No JSONL files found.*1 lie in its subfolders: add --recursive"):
-        src.distillation.preprocess.main(["--input", str(tmp_path / "raw"), "--output", str(tmp_path / "packed")])
+        src.distillation.corpus.preprocess.main(["--input", str(tmp_path / "raw"), "--output", str(tmp_path / "packed")])
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_a_full_disk_is_said_and_leaves_no_half_shard(
     def full(descriptor: int) -> None:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(src.distillation.shards.os, "fsync", full)
+    monkeypatch.setattr(src.distillation.corpus.shards.os, "fsync", full)
     message = preprocess_fails(tmp_path)
     assert os.strerror(code) in message and "Make room" in message
     assert ("The disk is full" in message) == (code == errno.ENOSPC)

@@ -10,9 +10,9 @@ import pytest
 import torch
 import yaml
 
-from src.distillation.causal_lm import load_causal_lm
-from src.distillation.teacher_corpus import open_corpus
-from src.distillation.teacher_ft import finetune, main
+from src.distillation.teachers.causal_lm import load_causal_lm
+from src.distillation.tuning.corpus import open_corpus
+from src.distillation.tuning.run import finetune, main
 from tests.distillation.teacher_samples import options, write_corpus, write_llama
 
 
@@ -59,11 +59,11 @@ def test_flags_win_over_the_file_and_the_result_is_one_line(
 def test_ram_disk_is_read_and_removed(
     shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import src.distillation.teacher_ft as teacher_ft
+    import src.distillation.tuning.run as teacher_ft
 
     if not Path("/dev/shm").is_dir():
         pytest.skip("this system has no /dev/shm")
-    monkeypatch.setattr("src.distillation.ram_disk.RESERVE_BYTES", 0)
+    monkeypatch.setattr("src.distillation.run.ram_disk.RESERVE_BYTES", 0)
     read = []
     monkeypatch.setattr(
         teacher_ft, "open_corpus", lambda c, folder, *rest: read.append(folder) or open_corpus(c, folder, *rest)

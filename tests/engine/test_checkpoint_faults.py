@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine import checkpoint as checkpoint_module
-from engine.checkpoint import CheckpointError, CheckpointStore
-from engine.checkpoint_load import load_checkpoint
+from engine.checkpoints import save as checkpoint_module
+from engine.checkpoints.load import load_checkpoint
+from engine.checkpoints.save import CheckpointError, CheckpointStore
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -87,7 +87,7 @@ SAVE_FOREVER = """
 import sys
 from pathlib import Path
 import torch
-from engine.checkpoint import CheckpointStore
+from engine.checkpoints.save import CheckpointStore
 
 store = CheckpointStore(Path(sys.argv[1]), keep_last=2)
 step = store.latest_step() or 0

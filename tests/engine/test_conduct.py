@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine import schema
-from engine.build import build_model
-from engine.checkpoint_load import load_checkpoint
+from engine.build.puzzles import build_model
+from engine.checkpoints.load import load_checkpoint
+from engine.checkpoints.run_folder import RunFolder
 from engine.conduct import describe, parameter_counts, resume_command, show_report
-from engine.run_folder import RunFolder
-from engine.runtime import Runtime
+from engine.config import schema
+from engine.runtime.devices import Runtime
 from tests.tiny import ARCH, CPU, TRM, flags, halting_weights, pretrain, write_sudoku
 
 

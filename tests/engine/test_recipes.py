@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from engine.check import check
+from engine.config.check import check
+from engine.config.schema import InstructConfig, PretrainConfig
 from engine.inference import CONFIG_DIR
 from engine.run import composed
-from engine.schema import InstructConfig, PretrainConfig
 
 RECIPES = sorted((CONFIG_DIR / "recipe").glob("*.yaml"))
 DOORS = {

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from engine import checkpoint, tracking
-from engine.build import check_batch_shares
-from engine.check import check
-from engine.schema import PretrainConfig
+from engine.build.puzzles import check_batch_shares
+from engine.checkpoints import save as checkpoint
+from engine.config.check import check
+from engine.config.schema import PretrainConfig
+from engine.train import tracking
 from tests.tiny import ARCH, RUN, TRM, edit_json, flags, logged, pretrain, steps_on_disk, write_sudoku
 
 

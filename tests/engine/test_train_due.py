@@ -4,7 +4,7 @@ from unittest import mock
 
 import pytest
 
-from engine import train
+from engine.train import loop as train
 from tests.tiny import flags, logged, pretrain, steps_on_disk, wait_for, write_sudoku
 
 

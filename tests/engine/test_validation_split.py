@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from engine import build
-from engine.check import check
-from engine.schema import PretrainConfig
-from engine.train import is_best_so_far
+from engine.build import puzzles as build
+from engine.config.check import check
+from engine.config.schema import PretrainConfig
+from engine.train.loop import is_best_so_far
 from tests.tiny import ARCH, CPU, RUN, TRM, edit_json, flags, logged, pretrain, write_sudoku
 
 SPLIT = {"eval.validation_split": 0.25}

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 
 from dataset.common import Batch
-from dataset.instruct_dataset import InstructDataset, InstructDatasetConfig
-from dataset.packing import DocumentStore, DocumentStoreBuilder
-from engine.registry import load_model_class
-from engine.runtime import Runtime
-from models.text_loss import TextLossHead
+from dataset.text.cursor import InstructDataset, InstructDatasetConfig
+from dataset.text.packing import DocumentStore, DocumentStoreBuilder
+from engine.config.registry import load_model_class
+from engine.runtime.devices import Runtime
+from models.losses.text import TextLossHead
 from tests.tiny import CPU
 
 Result = TypeVar("Result")

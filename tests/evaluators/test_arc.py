@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from dataset.arc_grids import to_tokens
 from dataset.common import Batch, PuzzleDatasetMetadata
-from dataset.puzzle_files import open_split
+from dataset.puzzles.arc_grids import to_tokens
+from dataset.puzzles.format import open_split
 from evaluators.arc import ARC
 from tests.dataset.puzzle_samples import parity_arrays, parity_json, write_parity_dataset, write_small_dataset
 

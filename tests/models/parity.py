@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from models.losses import ACTLossHead
+from models.losses.puzzles import ACTLossHead
 
 PARITY = Path(__file__).parent.parent / "fixtures" / "parity"
 LOSS_TYPES = {"stablemax": "stablemax_cross_entropy", "softmax": "softmax_cross_entropy"}
@@ -40,7 +40,7 @@ def batch_of(data: dict[str, np.ndarray], prefix: str) -> dict[str, torch.Tensor
 
 def load_head(case: str, loss: str = "stablemax", **overrides: Any) -> ACTLossHead:
     """The reference's weights in our model, loaded strictly."""
-    from engine.registry import load_model_class
+    from engine.config.registry import load_model_class
 
     info = description(f"models/{case}.json")
     head = ACTLossHead(load_model_class(info["arch"])(info["config"] | overrides), loss_type=LOSS_TYPES[loss])

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from engine.registry import load_model_class
+from engine.config.registry import load_model_class
 from models.act import ActModel
 
 ARCHS = {

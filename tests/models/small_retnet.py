@@ -2,7 +2,7 @@
 
 import torch
 
-from models.retnet import RetNet
+from models.retnet.model import RetNet
 
 VOCAB, LENGTH = 40, 24
 

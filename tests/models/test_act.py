@@ -7,7 +7,7 @@ from dataset.common import IGNORE_LABEL_ID
 from models.act import ExplorationDraws
 from models.attention import FULL
 from models.layers import Block, Surroundings
-from models.losses import ACTLossHead
+from models.losses.puzzles import ACTLossHead
 from tests.models.small import PREFIX, ROWS, WIDTH, final_logits, make, make_batch
 
 

@@ -8,7 +8,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from pydantic import ValidationError
 
-from engine.registry import load_model_class
+from engine.config.registry import load_model_class
 from models.config import ArchConfig
 from models.recursive_reasoning.hrm import HierarchicalConfig
 from models.recursive_reasoning.transformers_baseline import BaselineConfig

@@ -13,13 +13,14 @@ import pytest
 import torch
 
 from dataset.common import IGNORE_LABEL_ID
-from engine import build_text, probes
-from engine.check import check
+from engine.build import text as build_text
+from engine.config.check import check
+from engine.config.schema import InstructConfig
 from engine.run import composed
-from engine.schema import InstructConfig
+from lab import probes
+from lab.leaks import LIMIT, Finding, influence, made_up_row, may_see, probe_batches, probe_model
 from models import act
 from models.attention import AttentionMask
-from models.probes import LIMIT, Finding, influence, made_up_row, may_see, probe_batches, probe_model
 from tests.engine.text_samples import ARCHS, CPU, make_head, make_reader, make_store
 from tests.text_runs import text_flags, train_text, write_corpus
 from tests.tiny import ROOT

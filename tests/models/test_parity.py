@@ -9,7 +9,7 @@ from models.common import trunc_normal
 from models.ema import WeightAverage
 from models.kernels import rms_norm, rotate, swiglu_gate
 from models.layers import Attention, RotaryEmbedding, Surroundings, SwiGLU, swiglu_width
-from models.losses import softmax_cross_entropy, stablemax_cross_entropy
+from models.losses.puzzles import softmax_cross_entropy, stablemax_cross_entropy
 from models.sparse_embedding import CastedSparseEmbedding
 from tests.models.parity import CASES, arrays, batch_of, description, load_head, sample
 

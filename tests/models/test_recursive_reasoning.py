@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from models.act import ActModel, NetworkCalls
-from models.losses import ACTLossHead
+from models.losses.puzzles import ACTLossHead
 from tests.models.small import LENGTH, PREFIX, ROWS, VOCAB, WIDTH, every_arch, final_logits, make, make_batch
 
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from engine.decode import DecodeOptions, Decoding
-from models.retention import Kernels
-from models.retnet import RetentionMemory, RetNet
-from models.retnet_config import preset
+from engine.generate.decode import DecodeOptions, Decoding
+from models.retnet.config import preset
+from models.retnet.model import RetentionMemory, RetNet
+from models.retnet.retention import Kernels
 from tests.models.small_retnet import LENGTH, close, hidden_of, make_ids, make_model
 
 

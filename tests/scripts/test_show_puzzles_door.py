@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-import engine.show_puzzles
+import lab.puzzle_pictures.show_puzzles
 
 DOOR = Path(__file__).parents[2] / "scripts" / "show_puzzles.py"
 
@@ -18,7 +18,7 @@ def run(monkeypatch, *words: str) -> None:
 
 def test_flags_reach_the_engine(monkeypatch):
     told = {}
-    monkeypatch.setattr(engine.show_puzzles, "show_puzzles", lambda **given: told.update(given))
+    monkeypatch.setattr(lab.puzzle_pictures.show_puzzles, "show_puzzles", lambda **given: told.update(given))
     run(monkeypatch, "--checkpoint", "c")
     defaults = {"checkpoint": "c", "data_path": None, "count": 4, "seed": 0, "device": "auto"}
     assert told == defaults | {"output": Path("puzzles.png")}

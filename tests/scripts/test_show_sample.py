@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dataset.chat_samples import show_samples
+from dataset.chat.samples import show_samples
 from tests.dataset.conversation_files import build, make_chats
 
 ROOT = Path(__file__).parents[2]

@@ -1,0 +1,1 @@
+"""Evaluating a student: perplexity and needle in a haystack."""

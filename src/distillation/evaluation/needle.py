@@ -5,7 +5,7 @@ python -m src.distillation.evaluation.needle --config configs/train_direct.yaml 
 
 from collections.abc import Sequence
 
-from src.distillation.train_flags import or_exit, parser_of_run
+from src.distillation.config.train_flags import or_exit, parser_of_run
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -15,8 +15,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # Late, so that --help needs nothing but the options.
     from engine.run import guarded
-    from src.distillation.needle_report import needle_report
-    from src.distillation.report import show
+    from src.distillation.evaluation.report import needle_report
+    from src.distillation.run.report import show
 
     guarded(lambda: show(needle_report(config, args.checkpoint)))
 

@@ -5,7 +5,7 @@ python -m src.distillation.evaluation.perplexity --config configs/train_direct.y
 
 from collections.abc import Sequence
 
-from src.distillation.train_flags import or_exit, parser_of_run
+from src.distillation.config.train_flags import or_exit, parser_of_run
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -20,8 +20,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # Late, so that --help needs nothing but the options.
     from engine.run import guarded
-    from src.distillation import judging
-    from src.distillation.report import show
+    from src.distillation.evaluation import judge as judging
+    from src.distillation.run.report import show
 
     guarded(
         lambda: show(

@@ -7,7 +7,7 @@ python -m src.distillation.scripts.train --config configs/train_direct.yaml --re
 
 from collections.abc import Sequence
 
-from src.distillation.train_flags import or_exit, parser_of_run
+from src.distillation.config.train_flags import or_exit, parser_of_run
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -17,8 +17,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # Late, so that --help needs nothing but the options.
     from engine.run import guarded
-    from src.distillation import training
-    from src.distillation.report import show
+    from src.distillation.run import training
+    from src.distillation.run.report import show
 
     guarded(lambda: show(training.dry_run(config) if args.dry_run else training.train(config)))
 

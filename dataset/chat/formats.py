@@ -1,0 +1,154 @@
+"""Recognises and reads people's conversation files: ShareGPT, Alpaca, OpenAssistant and OpenAI messages."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from itertools import chain, groupby, islice
+from typing import Any
+
+from dataset.chat.messages import Conversation, bounded, conversation_of, turn_of
+from dataset.chat.source import Record
+from dataset.chat.trees import read_tree_rows, read_trees
+from dataset.text.conversation import Turn, make_turn
+
+LOOKED_AT = 20  # records from which a format is recognised
+
+FORMATS: dict[str, tuple[str, ...]] = {  # the shapes of record that each may have
+    "sharegpt": ("conversations", "sharegpt list"),
+    "alpaca": ("instruction",),
+    "openassistant": ("messages", "message list", "message", "tree", "tree row"),
+    "openai": ("messages", "message list", "message"),
+}
+FORMS = (
+    "sharegpt: 'conversations' with 'from' and 'value'; alpaca: 'instruction', 'input', 'output'; openassistant: "
+    "'messages' with 'role' and 'content', trees with 'replies', or rows with 'message_id' and 'parent_id'; openai: "
+    "'messages' with 'role' and 'content'"
+)
+
+
+def read_conversations(records: Iterable[Record], format_name: str) -> Iterator[Conversation]:
+    """The conversations of records in the named format; ValueError names the record that is wrong."""
+    for (_, shape), group in groupby(records, lambda record: (record.file, _checked_shape(record, format_name))):
+        yield from PARSERS[shape](group)
+
+
+def recognise(records: Iterable[Record]) -> tuple[str, Iterator[Record]]:
+    """The format of the first records, and all of the records."""
+    remaining = iter(records)
+    first = list(islice(remaining, LOOKED_AT))
+    if not first:
+        raise ValueError(f"There is no record in the input. Expected conversations: {FORMS}.")
+    fitting = [set(_fitting_formats(record)) for record in first]
+    common = set.intersection(*fitting)
+    likely = [name for name in (_likely_format(record.value) for record in first) if name in common]
+    if not likely:
+        odd = next(index for index in range(1, len(first) + 1) if not set.intersection(*fitting[:index]))
+        raise ValueError(
+            f"{first[odd - 1].place} looks like {_likely_format(first[odd - 1].value)}, and {first[0].place} like "
+            f"{_likely_format(first[0].value)}. Give --format and the files of one format only."
+        )
+    # Records that could be OpenAI's do not speak against one that can only be OpenAssistant's.
+    name = "openassistant" if "openassistant" in likely else likely[0]
+    return name, chain(first, remaining)
+
+
+def _shape(value: Any) -> str | None:
+    """How a record is built; None if no format builds one so."""
+    if isinstance(value, list):
+        if all(isinstance(message, Mapping) for message in value) and value:
+            return "sharegpt list" if "from" in value[0] else "message list"
+        return None
+    if not isinstance(value, Mapping):
+        return None
+    if "conversations" in value:
+        return "conversations"
+    if "messages" in value:
+        return "messages"
+    if "instruction" in value and "output" in value:
+        return "instruction"
+    if isinstance(value.get("prompt"), Mapping) or "replies" in value:
+        return "tree"
+    if "message_id" in value:
+        return "tree row"
+    if "role" in value and ("content" in value or "text" in value):
+        return "message"
+    return None
+
+
+def _fitting_formats(record: Record) -> list[str]:
+    shape = _shape(record.value)
+    if shape is None:
+        raise ValueError(f"{record.place}: found {_described(record.value)}. Expected one of these: {FORMS}.")
+    return [name for name, shapes in FORMATS.items() if shape in shapes]
+
+
+def _likely_format(value: Any) -> str:
+    """The one format of those that fit which its authors most likely meant."""
+    shape = _shape(value)
+    if shape in ("messages", "message list", "message"):
+        messages = value["messages"] if shape == "messages" else value if shape == "message list" else [value]
+        messages = messages if isinstance(messages, list) else []
+        odd = any(isinstance(m, Mapping) and (m.get("role") == "prompter" or "text" in m) for m in messages)
+        return "openassistant" if odd else "openai"
+    return next(name for name, shapes in FORMATS.items() if shape in shapes)
+
+
+def _checked_shape(record: Record, format_name: str) -> str:
+    fitting = _fitting_formats(record)
+    if format_name not in fitting:
+        raise ValueError(
+            f"{record.place}: found {_described(record.value)}, which is not {format_name} but looks like "
+            f"{_likely_format(record.value)}. Use --format {_likely_format(record.value)}, or --format auto."
+        )
+    shape = _shape(record.value)
+    assert shape is not None
+    return shape
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f"the fields {', '.join(map(str, list(value)[:8])) or 'none'}"
+    if isinstance(value, list):
+        return f"a list that begins {str(value[:1])[:60]}"
+    return f"{type(value).__name__} {str(value)[:40]!r}"
+
+
+def _each(parse: Callable[[Any], list[Turn]], records: Iterable[Record]) -> Iterator[Conversation]:
+    """Every record is a conversation."""
+    for record in records:
+        yield conversation_of(record, partial(parse, record.value))
+
+
+def _message_list(value: Any) -> list[Turn]:
+    """A list of messages, or a record that has one, and perhaps a system prompt beside it."""
+    beside, messages = [], value
+    if isinstance(value, Mapping):
+        messages = value.get("conversations", value.get("messages"))
+        beside = [make_turn("system", value.get("system") or value.get("system_prompt"))]
+    if not isinstance(messages, list):
+        raise ValueError(f"expected a list of messages, found {type(messages).__name__}")
+    return [*beside, *(turn_of(message) for message in messages)]
+
+
+def _instruction(value: Mapping[str, Any]) -> list[Turn]:
+    parts = [make_turn("user", value.get(name)).text for name in ("instruction", "input")]
+    question = Turn("user", "\n\n".join(part for part in parts if part))
+    return [make_turn("system", value.get("system")), question, make_turn("assistant", value["output"])]
+
+
+def _single_messages(records: Iterable[Record]) -> Iterator[Conversation]:
+    """Records that are messages, with nothing to tell conversations apart: all of a file are one."""
+    rows = bounded(records)
+    turns = [turn for row in _each(lambda value: [turn_of(value)], rows) for turn in row.turns]
+    yield Conversation(rows[0].number, rows[0].place, turns)
+
+
+PARSERS: dict[str, Callable[[Iterable[Record]], Iterator[Conversation]]] = {
+    "conversations": partial(_each, _message_list),
+    "sharegpt list": partial(_each, _message_list),
+    "messages": partial(_each, _message_list),
+    "message list": partial(_each, _message_list),
+    "instruction": partial(_each, _instruction),
+    "message": _single_messages,
+    "tree": read_trees,
+    "tree row": read_tree_rows,
+}

@@ -1,0 +1,134 @@
+"""Lays documents out in rows and writes them in the on-disk format, in little memory whatever their number."""
+
+import shutil
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryFile
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dataset.chat.reader import PLACES_FILE, ChatFacts, ChatMetadata
+from dataset.common import IGNORE_LABEL_ID
+from dataset.files.writer import BOARD_SET, write_split
+from dataset.puzzles.format import PuzzleSet
+from dataset.text.encode import EncodedDocuments
+from dataset.text.packing import RowPlanner, Rows, fill_batch
+
+BLOCK_POSITIONS = 1 << 18  # of rows that are made at a time
+
+
+class Spool:
+    """Documents in a temporary file, in the order of their coming; read only when all are there.
+
+    See dataset.packing.Documents.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._file = TemporaryFile(dir=folder)  # noqa: SIM115 - vanishes with `close`
+        self._lengths: list[NDArray[np.int64]] = []
+        self.num_tokens = 0
+        self.num_trained_tokens = 0
+
+    def extend(self, documents: EncodedDocuments) -> None:
+        self._file.write((documents.ids.astype("<u4") << 1 | documents.is_trained).tobytes())
+        self._lengths.append(documents.lengths)
+        self.num_tokens += len(documents.ids)
+        self.num_trained_tokens += int(documents.is_trained.sum())
+
+    def close(self) -> None:
+        self._file.close()
+
+    @cached_property
+    def _offsets(self) -> NDArray[np.int64]:
+        return np.concatenate([np.zeros(1, dtype=np.int64), *self._lengths]).cumsum()
+
+    def __len__(self) -> int:
+        return len(self._offsets) - 1
+
+    def lengths(self) -> NDArray[np.int64]:
+        return np.diff(self._offsets) - 1
+
+    def document(self, index: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+        start, stop = self._offsets[index : index + 2].tolist()
+        self._file.seek(4 * start)
+        found = np.frombuffer(self._file.read(4 * (stop - start)), dtype="<u4")
+        return (found >> 1).astype(np.int32), (found & 1).astype(np.bool_)
+
+
+def write_conversations(folder: Path, split: str, spool: Spool, metadata: ChatMetadata) -> int:
+    """Write the rows of a split and say how many; several documents share one if `metadata.chat.is_packed`."""
+    seq_len, pad_id = metadata.seq_len, metadata.pad_id
+    rows = RowPlanner(spool.lengths(), seq_len, metadata.chat.is_packed).in_order()
+    dtypes = {"inputs": np.dtype(np.min_scalar_type(metadata.vocab_size - 1)), "labels": np.dtype(np.int32)}
+    if metadata.chat.is_packed:
+        dtypes["documents"] = np.dtype(np.min_scalar_type(-seq_len))
+    (folder / split).mkdir()
+    _check_room(folder, len(rows) * seq_len * sum(dtype.itemsize for dtype in dtypes.values()))
+    files = {name: folder / split / f"{BOARD_SET}__{name}.npy" for name in dtypes}
+    for name, file in files.items():
+        _write_header(file, dtypes[name], (len(rows), seq_len))
+    step = max(1, BLOCK_POSITIONS // seq_len)
+    for first in range(0, len(rows), step):
+        block = [rows.row(index) for index in range(first, min(first + step, len(rows)))]
+        batch = fill_batch(spool, block, len(block), seq_len, pad_id)
+        for name, file in files.items():
+            with open(file, "ab") as out:  # not through a memory map: what it holds would count as ours
+                out.write(batch[name].numpy().astype(dtypes[name]).tobytes())
+    np.save(folder / split / PLACES_FILE, _places(rows, spool.lengths()), allow_pickle=False)
+    write_split(
+        folder,
+        split,
+        metadata.model_copy(update={"total_groups": len(rows), "total_puzzles": len(rows)}),
+        {
+            BOARD_SET: PuzzleSet(
+                inputs=np.load(files["inputs"], mmap_mode="r+", allow_pickle=False),
+                labels=np.load(files["labels"], mmap_mode="r+", allow_pickle=False),
+                puzzle_identifiers=np.zeros(len(rows), dtype=np.int32),
+                puzzle_indices=np.arange(len(rows) + 1, dtype=np.int32),
+                group_indices=np.arange(len(rows) + 1, dtype=np.int32),
+            )
+        },
+    )
+    return len(rows)
+
+
+def chat_metadata(vocab_size: int, pad_id: int, seq_len: int, facts: ChatFacts) -> ChatMetadata:
+    """Every row is a puzzle and a group of its own, without an identifier."""
+    return ChatMetadata(
+        pad_id=pad_id,
+        ignore_label_id=IGNORE_LABEL_ID,
+        blank_identifier_id=0,
+        vocab_size=vocab_size,
+        seq_len=seq_len,
+        num_puzzle_identifiers=1,
+        total_groups=0,
+        mean_puzzle_examples=1,
+        total_puzzles=0,
+        sets=[BOARD_SET],
+        chat=facts,
+    )
+
+
+def _write_header(file: Path, dtype: np.dtype, shape: tuple[int, ...]) -> None:
+    description = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    with open(file, "wb") as out:
+        np.lib.format.write_array_header_1_0(out, description)
+
+
+def _places(rows: Rows, lengths: NDArray[np.int64]) -> NDArray[np.int32]:
+    """(documents, 3): row, start and stop of each document, in the order of the rows."""
+    own = lengths[rows.documents]
+    starts = np.cumsum(own) - own
+    row_of_document = np.repeat(np.arange(len(rows)), np.diff(rows.starts))
+    starts -= starts[rows.starts[:-1]][row_of_document]
+    return np.stack([row_of_document, starts, starts + own], axis=1).astype(np.int32)
+
+
+def _check_room(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise ValueError(
+            f"The rows need {needed / 1e9:.1f} GB, but the disk of {folder.parent} has {free / 1e9:.1f} GB free. "
+            "Use --pack, a smaller --max-length, or another disk."
+        )

@@ -1,0 +1,1 @@
+"""Files: downloads, JSON lines, arrays written into place, flags of the builders."""

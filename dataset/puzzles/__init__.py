@@ -1,0 +1,1 @@
+"""Puzzles: the on-disk format, its reader, and the sources that builders draw from."""

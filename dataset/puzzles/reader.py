@@ -1,0 +1,278 @@
+"""Reads data sets in the on-disk format and yields batches: seeded groups for training, rows in order for testing.
+
+All ranks (and loader workers) draw the same global batch from (seed, iteration), and each reads only its own rows.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch.utils.data import IterableDataset, get_worker_info
+
+from dataset.common import IGNORE_LABEL_ID, Batch, LoaderItem, PuzzleDatasetMetadata
+from dataset.puzzles.format import PuzzleSet, PuzzleSplit, open_split
+from dataset.puzzles.mixing import identifier_offsets, merged_metadata
+from dataset.puzzles.validation import VALIDATION_SET, check_identifiers, is_held_out, originals
+
+
+class PuzzleDatasetConfig(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    dataset_paths: list[str] = Field(min_length=1)
+    global_batch_size: int = Field(ge=1)
+    test_set_mode: bool  # rows in order, nothing dropped, the last batch padded
+    epochs_per_iter: int = Field(default=1, ge=1)  # training: how many times one iteration visits every group
+    seed: int = Field(default=0, ge=0)
+    rank: int = Field(default=0, ge=0)
+    num_replicas: int = Field(default=1, ge=1)
+    # The data sets whose puzzle identifiers are numbered together; None: dataset_paths. A test reader that opens only
+    # some of the training folders names all of them here, so that its identifiers are those that were trained.
+    identifier_paths: list[str] | None = None
+    # The share of the groups that is held out. Training reads the others; test_set_mode reads the held-out ones, each
+    # without its augmented copies, as one set.
+    validation_split: float = Field(default=0.0, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> "PuzzleDatasetConfig":
+        if self.global_batch_size % self.num_replicas:
+            raise ValueError(
+                f"global_batch_size={self.global_batch_size} cannot be shared by {self.num_replicas} processes. "
+                f"Choose a multiple of {self.num_replicas}."
+            )
+        if self.rank >= self.num_replicas:
+            raise ValueError(f"rank={self.rank} with num_replicas={self.num_replicas}; ranks count from 0.")
+        if len(set(self.dataset_paths)) != len(self.dataset_paths):
+            raise ValueError(f"A data set is named twice in dataset_paths={self.dataset_paths}. Name each one once.")
+        missing = set(self.dataset_paths) - set(self.identifier_paths or self.dataset_paths)
+        if missing:
+            raise ValueError(f"identifier_paths must contain every data path; it lacks {sorted(missing)}.")
+        return self
+
+
+@dataclass(frozen=True)
+class IterationPlan:
+    """The puzzles that one iteration visits in one set, and where its batches begin and end."""
+
+    puzzles: np.ndarray  # drawn puzzles, in order
+    batches: list[tuple[int, int]]  # ranges of `puzzles`; the last puzzle of a batch may be cut
+
+
+def plan_iteration(
+    puzzles: PuzzleSet, groups: np.ndarray, seed: int, epochs: int, global_batch_size: int
+) -> IterationPlan:
+    """Draw a puzzle of each group, `epochs` times, and pack them; what fills no batch at the end is left out."""
+    rng = np.random.Generator(np.random.Philox(seed=seed))
+    bounds = puzzles.group_indices.astype(np.int64)
+    order = groups[np.concatenate([rng.permutation(len(groups)) for _ in range(epochs)])]
+    drawn = rng.integers(bounds[order], bounds[order + 1])
+    filled = np.cumsum(np.diff(puzzles.puzzle_indices.astype(np.int64))[drawn])
+
+    batches: list[tuple[int, int]] = []
+    start, used = 0, 0
+    while True:
+        last = int(np.searchsorted(filled, used + global_batch_size))  # the puzzle that fills the batch
+        if last == len(drawn):
+            return IterationPlan(drawn, batches)
+        batches.append((start, last + 1))
+        start, used = last + 1, int(filled[last])
+
+
+def shuffled_examples(
+    puzzle_indices: np.ndarray, drawn: np.ndarray, limit: int, seed: list[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """All examples of the drawn puzzles, shuffled within each puzzle, at most `limit`: (examples, their puzzles)."""
+    starts = puzzle_indices[drawn].astype(np.int64)
+    sizes = puzzle_indices[drawn + 1].astype(np.int64) - starts
+    visit = np.repeat(np.arange(len(drawn)), sizes)  # which of the drawn puzzles a row belongs to
+    examples = starts[visit] + np.arange(len(visit)) - (np.cumsum(sizes) - sizes)[visit]
+    keys = np.random.Generator(np.random.Philox(seed=seed)).random(len(visit))
+    shuffle = np.lexsort((keys, visit))[:limit]
+    return examples[shuffle], drawn[visit[shuffle]]
+
+
+class PuzzleDataset(IterableDataset[LoaderItem]):
+    """Yields (set name, this rank's batch, number of real rows over all ranks).
+
+    Every `iter()` in training is one iteration and moves on to the next one, counted from 1. `start_from` may be
+    called at any time, also while loader workers run; it holds from the next `iter()`. A loader whose workers are not
+    persistent forgets the count between iterations: call `start_from` before each of them.
+    """
+
+    def __init__(self, config: PuzzleDatasetConfig, split: str = "train") -> None:
+        super().__init__()
+        self.config = config
+        self.split = split
+        self._splits: list[PuzzleSplit] | None = self._open(check=True)
+        self._metadata = merged_metadata(self._splits, config.identifier_paths or config.dataset_paths)
+        self._check_size(self._splits)
+        if config.validation_split:
+            self._hold_out()
+        # (number of start_from calls, iteration, batches done): shared memory, so that running workers see a change.
+        self._cursor = torch.tensor([0, 1, 0], dtype=torch.int64).share_memory_()
+        self._seen_calls, self._next_iteration = 0, 1
+
+    @property
+    def metadata(self) -> PuzzleDatasetMetadata:
+        """The metadata of all data paths together; `sets` has the names that the items carry."""
+        return self._metadata
+
+    def start_from(self, iteration: int, batches_done: int) -> None:
+        """Let the next `iter()` be training iteration `iteration` (from 1) without its first `batches_done` batches."""
+        if self.config.test_set_mode:
+            raise ValueError("start_from is for training; a test pass always starts at its first row.")
+        if iteration < 1 or batches_done < 0:
+            raise ValueError(f"start_from({iteration}, {batches_done}): iterations count from 1, batches from 0.")
+        self._cursor.copy_(torch.tensor([int(self._cursor[0]) + 1, iteration, batches_done]))
+
+    def num_batches(self, iteration: int = 1) -> int:
+        """How many batches one iteration yields; in training it varies a little with the puzzles drawn."""
+        if self.config.test_set_mode:
+            sizes = [len(self._test_rows(index)) for index in range(len(self._metadata.sets))]
+            return sum(-(-size // self.config.global_batch_size) for size in sizes)
+        return sum(len(self._plan(iteration, index).batches) for index in range(len(self._metadata.sets)))
+
+    def __iter__(self) -> Iterator[LoaderItem]:
+        if self.config.test_set_mode:
+            return self._test_items()
+        calls, iteration, skip = (int(value) for value in self._cursor)
+        if calls == self._seen_calls:
+            iteration, skip = self._next_iteration, 0
+        self._seen_calls, self._next_iteration = calls, iteration + 1
+        return self._train_items(iteration, skip)
+
+    def _train_items(self, iteration: int, skip: int) -> Iterator[LoaderItem]:
+        size = self.config.global_batch_size
+        local = size // self.config.num_replicas
+        mine = slice(self.config.rank * local, (self.config.rank + 1) * local)
+        position = 0
+        for index, (name, puzzles) in enumerate(self._sets()):
+            plan = self._plan(iteration, index)
+            for number, (start, stop) in enumerate(plan.batches):
+                if position >= skip and _is_for_this_worker(position - skip):
+                    seed = [self.config.seed, self._stream(iteration, index), number]
+                    rows, owners = shuffled_examples(puzzles.puzzle_indices, plan.puzzles[start:stop], size, seed)
+                    yield name, self._batch(puzzles, rows[mine], owners[mine], local), size
+                position += 1
+        if skip > position:
+            raise ValueError(
+                f"Cannot skip {skip} batches of iteration {iteration}, it has {position}. The data set, the batch size "
+                "or the epochs per iteration are not those of the run that is continued."
+            )
+
+    def _test_items(self) -> Iterator[LoaderItem]:
+        size = self.config.global_batch_size
+        local = size // self.config.num_replicas
+        position = 0
+        for index, (name, puzzles) in enumerate(self._sets()):
+            name = VALIDATION_SET if self.config.validation_split else name
+            examples = self._test_rows(index)
+            for start in range(0, len(examples), size):
+                if _is_for_this_worker(position):
+                    stop = min(start + size, len(examples))
+                    first = min(start + self.config.rank * local, stop)
+                    rows = examples[first : min(first + local, stop)]
+                    owners = np.searchsorted(puzzles.puzzle_indices, rows, side="right") - 1
+                    yield name, self._batch(puzzles, rows, owners, local), stop - start
+                position += 1
+
+    def _batch(self, puzzles: PuzzleSet, rows: np.ndarray, owners: np.ndarray, size: int) -> Batch:
+        """Read rows and pad them to `size`."""
+
+        def padded(array: np.ndarray, value: int) -> torch.Tensor:
+            full = np.full((size, *array.shape[1:]), value, dtype=np.int32)
+            full[: len(array)] = array
+            return torch.from_numpy(full)
+
+        metadata = self._metadata
+        labels = padded(puzzles.labels[rows], IGNORE_LABEL_ID)
+        if metadata.ignore_label_id is not None:
+            labels[labels == metadata.ignore_label_id] = IGNORE_LABEL_ID
+        return {
+            "inputs": padded(puzzles.inputs[rows], metadata.pad_id),
+            "labels": labels,
+            "puzzle_identifiers": padded(puzzles.puzzle_identifiers[owners], metadata.blank_identifier_id),
+        }
+
+    def _stream(self, iteration: int, set_index: int) -> int:
+        """Every set of every iteration has a random stream of its own, numbered from 1."""
+        return (iteration - 1) * len(self._metadata.sets) + set_index + 1
+
+    def _plan(self, iteration: int, set_index: int) -> IterationPlan:
+        config, (_, puzzles) = self.config, self._sets()[set_index]
+        seed = config.seed + self._stream(iteration, set_index)
+        groups = self._groups(puzzles, set_index)
+        return plan_iteration(puzzles, groups, seed, config.epochs_per_iter, config.global_batch_size)
+
+    def _groups(self, puzzles: PuzzleSet, set_index: int) -> np.ndarray:
+        """The groups that are read: all, or those on this reader's side of the validation split."""
+        if not self.config.validation_split:
+            return np.arange(len(puzzles.group_indices) - 1)
+        return np.flatnonzero(self._held_out(puzzles, set_index) == self.config.test_set_mode)
+
+    def _held_out(self, puzzles: PuzzleSet, set_index: int) -> np.ndarray:
+        num_groups = len(puzzles.group_indices) - 1
+        return is_held_out(num_groups, self.config.validation_split, [self.config.seed, set_index])
+
+    def _test_rows(self, set_index: int) -> np.ndarray:
+        """The examples of a test pass, in order."""
+        _, puzzles = self._sets()[set_index]
+        if not self.config.validation_split:
+            return np.arange(puzzles.num_examples)
+        return originals(puzzles, self._groups(puzzles, set_index))
+
+    def _hold_out(self) -> None:
+        """Check that this can be done, and count only the groups that are read."""
+        sets = [puzzles for _, puzzles in self._sets()]
+        masks = [self._held_out(puzzles, index) for index, puzzles in enumerate(sets)]
+        blank = self._metadata.blank_identifier_id
+        check_identifiers(list(zip(sets, masks, strict=True)), self.config.validation_split, blank)
+        num_groups = sum(len(self._groups(puzzles, index)) for index, puzzles in enumerate(sets))
+        self._metadata = self._metadata.model_copy(update={"total_groups": num_groups})
+
+    def _sets(self) -> list[tuple[str, PuzzleSet]]:
+        if self._splits is None:
+            self._splits = self._open(check=False)
+        arrays = [puzzles for split in self._splits for puzzles in split.sets.values()]
+        return list(zip(self._metadata.sets, arrays, strict=True))
+
+    def _open(self, check: bool) -> list[PuzzleSplit]:
+        splits = [open_split(path, self.split, check) for path in self.config.dataset_paths]
+        offsets = identifier_offsets(self.config.identifier_paths or self.config.dataset_paths)
+        for index, path in enumerate(self.config.dataset_paths):
+            blank = splits[index].metadata.blank_identifier_id
+            sets = {name: _renumbered(puzzles, blank, offsets[path]) for name, puzzles in splits[index].sets.items()}
+            splits[index] = replace(splits[index], sets=sets)
+        return splits
+
+    def _check_size(self, splits: list[PuzzleSplit]) -> None:
+        epochs, size = self.config.epochs_per_iter, self.config.global_batch_size
+        named = [(split.folder, *item) for split in splits for item in split.sets.items()]
+        for index, (folder, name, puzzles) in enumerate(named):
+            if puzzles.num_examples == 0:
+                raise ValueError(f"The set '{name}' in {folder} holds no examples. Rebuild the data set.")
+            largest = np.maximum.reduceat(np.diff(puzzles.puzzle_indices), puzzles.group_indices[:-1])
+            # A group gives the examples of one of its puzzles.
+            available = int(largest[self._groups(puzzles, index)].sum()) * epochs
+            if not self.config.test_set_mode and available < size:
+                raise ValueError(
+                    f"No train batches available: {available} examples, global_batch_size={size} (set '{name}' in "
+                    f"{folder}, {epochs} epoch(s) per iteration). Lower the batch size or raise the number of examples "
+                    "or of epochs per iteration."
+                )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_splits": None}  # a pickled memory map would carry its whole content to a worker
+
+
+def _renumbered(puzzles: PuzzleSet, blank: int, offset: int) -> PuzzleSet:
+    ids = puzzles.puzzle_identifiers
+    return replace(puzzles, puzzle_identifiers=np.where(ids == blank, ids, ids + offset))
+
+
+def _is_for_this_worker(position: int) -> bool:
+    """Loader workers take turns, as the loader that asks them does, so that the order of batches stays."""
+    worker = get_worker_info()
+    return worker is None or position % worker.num_workers == worker.id

@@ -1,0 +1,177 @@
+"""From lines of JSON to documents: parses and tokenizes a corpus, in several processes where that pays."""
+
+import json
+import os
+from collections import Counter, deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dataset.text.conversation import ConversationEncoder, EncodedConversation, Turn, has_answer, parse_record
+from dataset.tokenization.sentencepiece import Tokenizer, load_tokenizer
+
+CHUNK_LINES = 1024
+POOL_PAYS_LINES = 20_000  # starting processes costs seconds where they are spawned, not forked
+MAX_PROCESSES = 8  # more would wait for the one that reads
+
+Line = tuple[int, str, bytes]  # line number, split, text
+
+
+@dataclass
+class LoadReport:
+    """What became of the records of a corpus."""
+
+    source: str
+    records: int = 0
+    kept: Counter[str] = field(default_factory=Counter)  # by split
+    skipped: Counter[str] = field(default_factory=Counter)  # by reason
+    truncated: int = 0
+    tokens: int = 0
+    trained_tokens: int = 0
+    seconds: float = 0.0
+
+    def add(self, other: "LoadReport") -> None:
+        self.records += other.records
+        self.kept += other.kept
+        self.skipped += other.skipped
+        self.truncated += other.truncated
+        self.tokens += other.tokens
+        self.trained_tokens += other.trained_tokens
+
+    def summary(self) -> str:
+        skipped = "; ".join(f"{count} {reason}" for reason, count in sorted(self.skipped.items())) or "none"
+        return (
+            f"{self.source}: {self.records} records read in {self.seconds:.1f} s\n"
+            f"  kept: {self.kept['train']} train, {self.kept['test']} test ({self.truncated} of them truncated)\n"
+            f"  skipped: {skipped}\n"
+            f"  tokens: {self.tokens}, of which {self.trained_tokens} are trained"
+        )
+
+
+@dataclass(frozen=True)
+class UsedLines:
+    """Lines, and how many they are."""
+
+    lines: Iterator[Line]
+    count: int
+
+
+@dataclass(frozen=True)
+class EncodedDocuments:
+    """Documents one after another."""
+
+    ids: NDArray[np.int32]
+    is_trained: NDArray[np.bool_]
+    lengths: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class EncodedChunk:
+    documents: dict[str, EncodedDocuments]  # by split
+    report: LoadReport
+    num_lines: int
+
+
+@dataclass(frozen=True)
+class EncodingPlan:
+    """All that a process has to know to encode lines."""
+
+    tokenizer_path: Path
+    source: str  # named in errors
+    max_tokens: int
+    truncate: Literal["right", "prompt"]
+    on_error: Literal["raise", "skip"]
+
+    def open_tokenizer(self) -> Tokenizer:
+        return load_tokenizer(self.tokenizer_path)
+
+
+class ChunkEncoder:
+    def __init__(self, plan: EncodingPlan) -> None:
+        self._plan = plan
+        self._encoder = ConversationEncoder(plan.open_tokenizer(), plan.max_tokens, plan.truncate)
+
+    def encode(self, lines: list[Line]) -> EncodedChunk:
+        report = LoadReport(self._plan.source)
+        parsed = [(split, turns) for number, split, text in lines if (turns := self._parse(number, text, report))]
+        encoded = self._encoder.encode_batch([turns for _, turns in parsed])
+        kept: dict[str, list[EncodedConversation]] = {}
+        for (split, _), conversation in zip(parsed, encoded, strict=True):
+            if conversation is None:
+                report.skipped["without room for their answer"] += 1
+            else:
+                kept.setdefault(split, []).append(conversation)
+                report.kept[split] += 1
+                report.truncated += conversation.is_truncated
+        return EncodedChunk({split: _join(documents) for split, documents in kept.items()}, report, len(lines))
+
+    def _parse(self, number: int, text: bytes, report: LoadReport) -> list[Turn]:
+        """The turns of a line; none if there is nothing to learn from it."""
+        if not text.strip():
+            return []
+        report.records += 1
+        try:
+            turns = parse_record(json.loads(text.decode("utf-8-sig")))
+        except (ValueError, RecursionError) as error:
+            if self._plan.on_error == "raise":
+                raise ValueError(
+                    f"{self._plan.source}, line {number}: {error}. The line begins {text[:60]!r}. Repair or remove it "
+                    "(fetch the file again if it is cut off), or set dataset.on_error=skip."
+                ) from error
+            report.skipped["broken lines"] += 1
+            return []
+        if not has_answer(turns):
+            report.skipped["without an answer"] += 1
+            return []
+        return turns
+
+
+def encode_lines(plan: EncodingPlan, used: UsedLines) -> Iterator[EncodedChunk]:
+    """Encode chunk after chunk, in order."""
+    chunks = iter(lambda: list(islice(used.lines, CHUNK_LINES)), [])
+    num_processes = min(_num_cores(), MAX_PROCESSES)
+    if num_processes == 1 or used.count < POOL_PAYS_LINES:
+        yield from map(ChunkEncoder(plan).encode, chunks)
+        return
+    with ProcessPoolExecutor(num_processes, initializer=_start_process, initargs=(plan,)) as pool:
+        waiting: deque[Future[EncodedChunk]] = deque()
+        try:
+            for chunk in chunks:
+                waiting.append(pool.submit(_encode_in_process, chunk))
+                if len(waiting) > 2 * num_processes:  # so few that the text of a corpus is never all in memory
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _join(documents: list[EncodedConversation]) -> EncodedDocuments:
+    return EncodedDocuments(
+        ids=np.concatenate([document.ids for document in documents]),
+        is_trained=np.concatenate([document.is_trained for document in documents]),
+        lengths=np.array([len(document.ids) for document in documents], dtype=np.int64),
+    )
+
+
+_process_encoder: list[ChunkEncoder] = []  # the one of this worker process
+
+
+def _start_process(plan: EncodingPlan) -> None:
+    _process_encoder.append(ChunkEncoder(plan))
+
+
+def _encode_in_process(lines: list[Line]) -> EncodedChunk:
+    return _process_encoder[0].encode(lines)
+
+
+def _num_cores() -> int:
+    """Those that this process may use, shared with the other ranks on this machine."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

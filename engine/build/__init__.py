@@ -1,0 +1,1 @@
+"""The only rooms that name concrete datasets, models, tasks and optimizers."""

@@ -1,0 +1,43 @@
+"""The chat half of composing: opens data sets of conversations that `dataset.build_chat_dataset` has built."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from dataset.chat.reader import chat_splits, chat_tokenizer_folder, open_chat_data
+from dataset.chat.template import ChatEncoder
+from dataset.tokenization.special_tokens import ChatTokenizer, load_chat_tokenizer
+from engine.build.puzzles import check_batch_shares
+from engine.build.text import TextSource, source_of, text_metadata
+from engine.config.schema import ChatConfig
+from engine.runtime.devices import Runtime
+
+
+def build_chat(config: ChatConfig, runtime: Runtime) -> TextSource:
+    """Readers of the data sets at `data_paths`, mixed, and their common tokenizer."""
+    check_batch_shares(config, runtime)
+    stores = {}
+    for split in chat_splits(config.data_paths) or ["train"]:  # with no split at all, opening says what is missing
+        stores[split], found = open_chat_data(config.data_paths, split, config.seq_len)
+        if runtime.is_main:
+            cut = f", {found.chat.truncated} of them truncated, {found.chat.dropped} dropped"
+            print(f"{split}: {found.chat.documents} conversations{cut}; {found.chat.tokens} tokens", file=sys.stderr)
+    if "train" not in stores:
+        open_chat_data(config.data_paths, "train")
+    tokenizer = load_chat_tokenizer(chat_tokenizer_folder(config.data_paths))
+    metadata = text_metadata(found.seq_len, tokenizer.vocab_size, tokenizer.pad_id)
+    return source_of(config, runtime, metadata, tokenizer, stores["train"], stores.get("test"))
+
+
+def data_row_length(paths: Sequence[str]) -> int:
+    """Positions of the longest rows of these data sets."""
+    return max(open_chat_data(paths, split)[1].seq_len for split in chat_splits(paths) or ["train"])
+
+
+def chat_voice(tokenizer: str | None, checkpoint: Path) -> tuple[ChatTokenizer, ChatEncoder, frozenset[int]]:
+    """Tokenizer, template, and the ids that end an answer."""
+    if tokenizer is None:
+        raise ValueError(f"{checkpoint} carries no tokenizer. Name one with --tokenizer-path.")
+    opened = load_chat_tokenizer(tokenizer)
+    encoder = ChatEncoder(opened)
+    return opened, encoder, encoder.stop_ids

@@ -1,0 +1,216 @@
+"""The room that knows concrete names: turns a checked config into data, model, task and optimizers."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+
+from dataset.common import LoaderItem, PuzzleDatasetMetadata
+from dataset.puzzles.mixing import differences, identifier_offsets
+from dataset.puzzles.reader import PuzzleDataset, PuzzleDatasetConfig
+from dataset.puzzles.validation import VALIDATION_SET
+from engine.config.registry import load_model_class
+from engine.config.schema import ArchChoice, PretrainConfig, RunConfig
+from engine.runtime.devices import Runtime
+from engine.tasks.protocol import RecursiveTask
+from engine.tasks.rollouts import Effort
+from engine.train.evaluate import Evaluator
+from engine.train.loop import RunData
+from engine.train.optimizers import OptimizerSet, Schedule, SparseSignSGD, network_optimizer
+from models.act import ActModel
+from models.losses.puzzles import ACTLossHead
+from models.losses.text import TextLossHead
+
+
+def build_model(arch: ArchChoice, metadata: PuzzleDatasetMetadata, rows: int, runtime: Runtime) -> ACTLossHead:
+    """The loss head around the model, on its device, with the same weights on every rank."""
+    head_class: type[ACTLossHead] = load_model_class(arch.loss.name)
+    model = build_recursive_model(arch, metadata, rows)
+    head = head_class(model, loss_type=arch.loss.loss_type).to(runtime.device)
+    runtime.broadcast_([*head.parameters(), *head.buffers()])
+    return head
+
+
+def build_recursive_model(arch: ArchChoice, metadata: PuzzleDatasetMetadata, rows: int) -> ActModel:
+    data_facts = {
+        "batch_size": rows,
+        "seq_len": metadata.seq_len,
+        "vocab_size": metadata.vocab_size,
+        "num_puzzle_identifiers": metadata.num_puzzle_identifiers,
+    }
+    model_class: type[ActModel] = load_model_class(arch.name)
+    return model_class(arch.options | data_facts)
+
+
+def compile_step(head: ACTLossHead | TextLossHead) -> None:
+    """Compile one supervision step; the module itself, and so every saved name, stays as it is."""
+    core = head.model.inner
+    core.step = torch.compile(core.step, dynamic=False)  # type: ignore[method-assign]
+
+
+def build_task(config: PretrainConfig, head: ACTLossHead, runtime: Runtime, total_steps: int) -> RecursiveTask:
+    tries = config.eval
+    effort = Effort(tries.halt_max_steps, tries.rollouts, tries.noise, config.seed)
+    return RecursiveTask(head, runtime, config.seed, config.gradient_accumulation_steps, total_steps, effort)
+
+
+def build_optimizers(
+    config: RunConfig, head: ACTLossHead | TextLossHead, runtime: Runtime, total_steps: int
+) -> OptimizerSet:
+    """The puzzle table's optimizer and the network's; frozen weights have none."""
+    schedule = Schedule(config.lr_warmup_steps, total_steps, config.lr_min_ratio)
+    table = head.model.puzzle_emb
+    sparse = None
+    if table is not None:
+        sparse = SparseSignSGD(table, 0.0, config.puzzle_emb_weight_decay, gather=runtime.all_gather_rows)
+    if config.freeze_weights:
+        if sparse is None:
+            raise ValueError(
+                "freeze_weights=true trains the puzzle embedding only, but arch.puzzle_emb_ndim is 0: nothing is left."
+            )
+        for parameter in head.parameters():
+            parameter.requires_grad_(False)
+        return OptimizerSet(None, 0.0, sparse, config.puzzle_emb_lr, schedule)
+    network = network_optimizer(
+        config.optimizer,
+        list(head.parameters()),
+        lr=config.lr,
+        betas=(config.beta1, config.beta2),
+        weight_decay=config.weight_decay,
+    )
+    return OptimizerSet(network, config.lr, sparse, config.puzzle_emb_lr, schedule)
+
+
+@dataclass(frozen=True)
+class PuzzleSource:
+    """Training and held-out puzzles of a run."""
+
+    metadata: PuzzleDatasetMetadata
+    data: RunData
+    total_steps: int
+    iterations: int
+
+
+def build_puzzles(config: PretrainConfig, runtime: Runtime) -> PuzzleSource:
+    """Open the data sets; held out are the `test` splits of the training folders, if any, unless others are named, and
+    the puzzles of a validation split, which then choose the best checkpoint alone."""
+    check_batch_shares(config, runtime)
+    epochs_per_iteration = config.eval_interval or config.epochs
+    share = config.eval.validation_split
+    train = open_puzzles(config, runtime, "train", config.data_paths, epochs_per_iteration)
+    held_out = config.data_paths_test or [path for path in config.data_paths if (Path(path) / "test").is_dir()]
+    test = open_puzzles(config, runtime, "test", held_out, 1) if held_out else None
+    validation = open_puzzles(config, runtime, "train", config.data_paths, 1, is_validation=True) if share else None
+    judged = [reader for reader in (test, validation) if reader is not None]
+    test_sets = [] if test is None else test.metadata.sets
+    best_sets = [] if validation is None else [VALIDATION_SET]
+    if test is not None:
+        check_fit(config, train.metadata, test.metadata, held_out)
+    if set(best_sets) & set(test_sets):
+        raise ValueError(
+            f"{', '.join(held_out)}: a test set is called '{VALIDATION_SET}', the name of the puzzles that "
+            f"eval.validation_split={share:g} holds out. Set it to 0, or give that set another name."
+        )
+    metadata = train.metadata
+    estimate = config.epochs * metadata.total_groups * metadata.mean_puzzle_examples / config.global_batch_size
+    total_steps = min(int(estimate), config.max_steps or int(estimate))
+
+    def train_items(iteration: int, batches_done: int) -> Iterable[LoaderItem]:
+        train.start_from(iteration, batches_done)
+        return loader(train, config, runtime)
+
+    return PuzzleSource(
+        metadata=metadata,
+        data=RunData(
+            train_items=train_items,
+            eval_items=(lambda: chain.from_iterable(loader(r, config, runtime) for r in judged)) if judged else None,
+            eval_sets=[*test_sets, *best_sets],
+            best_sets=best_sets,
+            evaluators=() if test is None else build_evaluators(config, held_out, test.metadata),
+        ),
+        total_steps=max(total_steps, 1),
+        iterations=config.epochs // epochs_per_iteration,
+    )
+
+
+def check_batch_shares(config: RunConfig, runtime: Runtime) -> None:
+    shares = runtime.world_size * config.gradient_accumulation_steps
+    if config.global_batch_size % shares:
+        raise ValueError(
+            f"global_batch_size={config.global_batch_size} cannot be shared equally by {runtime.world_size} ranks x "
+            f"gradient_accumulation_steps={config.gradient_accumulation_steps}. Take a multiple of {shares}, for example "
+            f"global_batch_size={-(-config.global_batch_size // shares) * shares}."
+        )
+
+
+def check_fit(
+    config: PretrainConfig, trained: PuzzleDatasetMetadata, tested: PuzzleDatasetMetadata, paths: Sequence[str]
+) -> None:
+    """Refuse test data that the model could not read, before the run and not at its first evaluation."""
+    told = differences(trained, tested)
+    ours, theirs = trained.num_puzzle_identifiers, tested.num_puzzle_identifiers
+    if not told and theirs > ours and config.arch.options.get("puzzle_emb_ndim"):
+        told = f"{theirs} puzzle identifiers, while the model has embeddings of {ours}"
+    if told:
+        raise ValueError(
+            f"What is trained on {', '.join(config.data_paths)} cannot be tested on {', '.join(paths)}: {told}. "
+            "Name data sets in data_paths_test that were built like those of data_paths."
+        )
+
+
+def open_puzzles(
+    config: PretrainConfig,
+    runtime: Runtime,
+    split: str,
+    paths: list[str],
+    epochs_per_iteration: int,
+    is_validation: bool = False,
+) -> PuzzleDataset:
+    """A reader of a split; of the training split either what is trained on or, in test order, what is held out."""
+    return PuzzleDataset(
+        PuzzleDatasetConfig(
+            dataset_paths=paths,
+            identifier_paths=identifier_paths(config, paths),
+            global_batch_size=config.global_batch_size,
+            test_set_mode=split == "test" or is_validation,
+            epochs_per_iter=epochs_per_iteration,
+            seed=config.seed,
+            rank=runtime.rank,
+            num_replicas=runtime.world_size,
+            validation_split=config.eval.validation_split if split == "train" else 0.0,
+        ),
+        split=split,
+    )
+
+
+def identifier_paths(config: PretrainConfig, paths: Sequence[str]) -> list[str]:
+    """The data sets whose puzzle identifiers are numbered together: those of the training where that is possible."""
+    return config.data_paths if set(paths) <= set(config.data_paths) else list(paths)
+
+
+def build_evaluators(
+    config: PretrainConfig, paths: Sequence[str], metadata: PuzzleDatasetMetadata
+) -> Sequence[Evaluator]:
+    make: Callable[..., Evaluator]
+    evaluators = []
+    offsets = identifier_offsets(identifier_paths(config, paths)) if config.evaluators else {}
+    for choice in config.evaluators:
+        make = load_model_class(choice.name, "evaluators.")
+        for path in paths:
+            shift = {"identifier_offset": offsets[path]} if offsets[path] else {}
+            evaluators.append(make(data_path=path, eval_metadata=metadata, **choice.options, **shift))
+    return evaluators
+
+
+def loader(dataset: IterableDataset[LoaderItem], config: RunConfig, runtime: Runtime) -> Iterable[LoaderItem]:
+    """The data set itself batches; workers only read ahead."""
+    return DataLoader(
+        dataset,
+        batch_size=None,
+        num_workers=config.dataloader_workers,
+        prefetch_factor=8 if config.dataloader_workers else None,
+        pin_memory=runtime.device.type == "cuda",
+    )

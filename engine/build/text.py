@@ -1,0 +1,226 @@
+"""The text half of composing: turns a checked config into conversations, model and task."""
+
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dataset.common import Batch, LoaderItem, PuzzleDatasetMetadata
+from dataset.text.cursor import InstructDataset, InstructDatasetConfig
+from dataset.text.packing import Documents, DocumentStore, DocumentStoreBuilder, fill_batch
+from dataset.text.slimorca import InstructCorpus, SlimOrcaConfig, load_corpus, read_texts
+from dataset.tokenization.sentencepiece import Tokenizer, find_tokenizer, load_tokenizer
+from dataset.tokenization.tokenizer_json import JSON_FILE, open_json_tokenizer
+from engine.build.puzzles import build_recursive_model, check_batch_shares, loader
+from engine.config.registry import load_model_class
+from engine.config.schema import InstructConfig, TextConfig
+from engine.runtime.devices import Runtime
+from engine.tasks.carried_text import CarriedTextTask
+from engine.tasks.text import TextTask
+from engine.train.loop import RunData
+from models.losses.text import TextLossHead
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """Training and held-out conversations of a run."""
+
+    metadata: PuzzleDatasetMetadata
+    data: RunData
+    tokenizer: Tokenizer
+    total_steps: int  # with recursion=carry the expected number, which the data may exceed
+    total_rows: int
+    iterations: int
+
+
+def open_tokenizer(path: str | None) -> Tokenizer:
+    """The given one, a SentencePiece model or tokenizer.json, else the one that is found where they are looked for."""
+    found = find_tokenizer(path)
+    file = found / JSON_FILE if found.is_dir() and not any(found.glob("*.model")) else found
+    return open_json_tokenizer(file) if file.suffix == ".json" and file.is_file() else load_tokenizer(found)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Conversations one by one, rather than packed into rows."""
+
+    store: DocumentStore
+    pad_id: int
+
+    def batch(self, documents: Sequence[int]) -> Batch:
+        """One conversation a row."""
+        width = int(self.store.lengths()[list(documents)].max())
+        return fill_batch(self.store, [np.array([index]) for index in documents], len(documents), width, self.pad_id)
+
+
+def build_text(config: InstructConfig, runtime: Runtime, *, train: bool = True, held_out: str = "test") -> TextSource:
+    """Load, tokenize and pack the corpus; `held_out` names the split that is evaluated."""
+    check_batch_shares(config, runtime)
+    corpus = load_text(config, progress=runtime.is_main)
+    if runtime.is_main:
+        print(corpus.report.summary(), file=sys.stderr)
+    stores = {"train": corpus.train, "test": corpus.test}
+    metadata = text_metadata(config.dataset.seq_len, corpus.tokenizer.vocab_size, corpus.tokenizer.pad_id)
+    return source_of(config, runtime, metadata, corpus.tokenizer, stores["train"] if train else None, stores[held_out])
+
+
+def source_of(
+    config: TextConfig,
+    runtime: Runtime,
+    metadata: PuzzleDatasetMetadata,
+    tokenizer: Tokenizer,
+    train: Documents | None,
+    held_out: Documents | None,
+) -> TextSource:
+    """Readers of the documents to train on and of those to evaluate, and how long a run takes."""
+    reader = text_reader(config, metadata, train, runtime, is_test=False) if train is not None else None
+    rows = config.epochs * reader.metadata.num_rows if reader is not None else 1
+    steps = config.epochs * reader.metadata.num_batches if reader is not None else 1
+    if config.arch.options.get("recursion") == "carry":
+        steps = max(1, round(rows * expected_depth(config.arch.options) / config.global_batch_size))
+    judged = text_reader(config, metadata, held_out, runtime, is_test=True) if held_out else None
+
+    def train_items(iteration: int, batches_done: int) -> Iterable[LoaderItem]:
+        assert reader is not None
+        reader.start_from(iteration, batches_done)
+        return loader(reader, config, runtime)
+
+    return TextSource(
+        metadata=metadata,
+        data=RunData(
+            train_items=train_items,
+            eval_items=(lambda: loader(judged, config, runtime)) if judged is not None else None,
+            eval_sets=judged.metadata.sets if judged is not None else [],
+        ),
+        tokenizer=tokenizer,
+        total_steps=min(steps, config.max_steps or steps),
+        total_rows=rows,
+        iterations=config.epochs // (config.eval_interval or config.epochs),
+    )
+
+
+def expected_depth(arch: dict[str, Any]) -> float:
+    """Supervision steps of a row under the halting policy; how early a learned one halts is not known ahead."""
+    if arch.get("halt_policy") != "sampled":
+        return float(arch["halt_max_steps"])
+    return float(min(arch.get("halt_mean_steps", 1.0), arch["halt_max_steps"]))
+
+
+def load_text(config: InstructConfig, progress: bool) -> InstructCorpus:
+    return load_corpus(corpus_config(config), config.dataset.tokenizer_path, progress=progress)
+
+
+def corpus_config(config: InstructConfig) -> SlimOrcaConfig:
+    return SlimOrcaConfig(**config.dataset.model_dump(exclude={"tokenizer_path", "packing", "tokens_per_pass"}))
+
+
+def text_reader(
+    config: TextConfig, metadata: PuzzleDatasetMetadata, store: Documents, runtime: Runtime, *, is_test: bool
+) -> InstructDataset:
+    return InstructDataset(
+        store,
+        InstructDatasetConfig(
+            seq_len=metadata.seq_len,
+            global_batch_size=config.global_batch_size,
+            vocab_size=metadata.vocab_size,
+            pad_id=metadata.pad_id,
+            is_test=is_test,
+            packing=config.rows.packing,
+            epochs_per_iter=config.eval_interval or config.epochs,
+            seed=config.seed,
+            rank=runtime.rank,
+            world_size=runtime.world_size,
+        ),
+    )
+
+
+def made_up_text(
+    config: InstructConfig, runtime: Runtime, lengths: NDArray[np.int64], vocab_size: int, answer: int
+) -> InstructDataset:
+    """Random conversations of these lengths, each ending in an answer, for measuring."""
+    rng = np.random.default_rng(config.seed)
+    sizes = lengths + 1  # the last token of a document is only ever a label
+    ends = np.repeat(np.cumsum(sizes), sizes)
+    store = DocumentStoreBuilder(vocab_size)
+    tokens = rng.integers(3, vocab_size, size=int(sizes.sum()), dtype=np.int32)
+    store.extend(tokens, ends - np.arange(len(tokens)) <= answer, sizes)
+    metadata = text_metadata(config.dataset.seq_len, vocab_size, pad_id=0)
+    return text_reader(config, metadata, store.build(), runtime, is_test=False)
+
+
+def text_metadata(seq_len: int, vocab_size: int, pad_id: int) -> PuzzleDatasetMetadata:
+    """What a model has to know of text, in the terms of the one metadata that models are built from."""
+    return PuzzleDatasetMetadata(
+        pad_id=pad_id,
+        ignore_label_id=None,
+        blank_identifier_id=0,
+        vocab_size=vocab_size,
+        seq_len=seq_len,
+        num_puzzle_identifiers=1,
+        total_groups=1,
+        mean_puzzle_examples=1,
+        total_puzzles=1,
+        sets=["train"],
+    )
+
+
+def build_text_head(config: TextConfig, metadata: PuzzleDatasetMetadata, runtime: Runtime) -> TextLossHead:
+    model = build_recursive_model(config.arch, metadata, config.global_batch_size // runtime.world_size)
+    head_class: type[TextLossHead] = load_model_class(config.arch.loss.name)
+    head = head_class(model, config.arch.loss.loss_type, chunked=config.loss.chunked).to(runtime.device)
+    runtime.broadcast_([*head.parameters(), *head.buffers()])
+    return head
+
+
+def build_text_task(config: TextConfig, head: TextLossHead, source: TextSource, runtime: Runtime) -> TextTask:
+    sizes = [len(source.tokenizer.piece_bytes(i)) for i in range(source.tokenizer.vocab_size)]
+    return text_task_of(config, head, runtime, source.total_steps, source.total_rows, torch.tensor(sizes))
+
+
+def text_task_of(
+    config: TextConfig,
+    head: TextLossHead,
+    runtime: Runtime,
+    total_steps: int,
+    total_rows: int,
+    piece_bytes: Tensor | None,
+) -> TextTask:
+    settings: dict[str, Any] = {
+        "seed": config.seed,
+        "total_steps": total_steps,
+        "micro_batches": passes_of(config, runtime, head.model.config.seq_len),
+        "reduction": config.loss.reduction,
+        "piece_bytes": piece_bytes,
+    }
+    if head.model.config.recursion == "carry":
+        return CarriedTextTask(head, runtime, total_rows=total_rows, **settings)
+    return TextTask(head, runtime, **settings)
+
+
+def passes_of(config: TextConfig, runtime: Runtime, seq_len: int) -> int:
+    """Into how many passes a rank's rows are split: as many as were asked for, more if a pass would hold too many tokens."""
+    rows = config.global_batch_size // runtime.world_size
+    passes = config.gradient_accumulation_steps
+    while passes < rows and (rows % passes or rows // passes * seq_len > config.rows.tokens_per_pass):
+        passes += 1
+    return passes
+
+
+def encode_plainly(config: InstructConfig, corpus: InstructCorpus, seconds: float) -> tuple[int, float]:
+    """Encode message after message in one process for so long; returns records and seconds: the yardstick of loading."""
+    records, spent = 0, 0.0
+    for messages in read_texts(corpus_config(config), config.dataset.tokenizer_path):
+        started = time.perf_counter()
+        for message in messages:
+            corpus.tokenizer.encode(message)
+        spent += time.perf_counter() - started
+        records += 1
+        if spent > seconds:
+            break
+    return records, spent

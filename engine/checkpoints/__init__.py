@@ -1,0 +1,1 @@
+"""Checkpoints: saved atomically, loaded with checks, found in a run directory."""

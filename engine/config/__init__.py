@@ -1,0 +1,1 @@
+"""The options of a run: typed, checked all at once, with classes resolved by name."""

@@ -1,0 +1,102 @@
+"""Checks a whole config at the border: the run's own options and those of every class that it names."""
+
+import inspect
+from typing import Any
+
+from engine.config.registry import load_model_class
+from engine.config.schema import ConfigError, RunConfig, TextConfig, nearest, parse
+from models.act import ActModel
+from models.config import ArchConfig
+from models.losses.puzzles import ACTLossHead
+from models.losses.text import TextLossHead
+
+GIVEN_BY_DATA = {"batch_size": 1, "seq_len": 1, "vocab_size": 1, "num_puzzle_identifiers": 1}
+ONLY_TEXT = (
+    "recursion",
+    "halt_policy",
+    "halt_mean_steps",
+    "halt_delta",
+    "detach_between_steps",
+    "prefix_mask",
+    "supervise",
+)
+GIVEN_TO_EVALUATORS = {"data_path", "eval_metadata"}
+
+
+def check(config_class: type[RunConfig], data: dict[str, Any]) -> RunConfig:
+    """The typed config; otherwise ONE error with every problem of the run's options and of the architecture's."""
+    config, problems = parse(config_class, data)
+    arch = data.get("arch")
+    if isinstance(arch, dict):
+        problems += arch_problems({key: value for key, value in arch.items() if key != "loss"})
+        head_class = TextLossHead if issubclass(config_class, TextConfig) else ACTLossHead
+        problems += class_problems(arch.get("loss"), "models.", head_class)
+        is_text = issubclass(config_class, TextConfig)
+        problems += conversation_problems(arch) if is_text else text_problems(arch)
+    evaluators = data.get("evaluators")
+    for choice in evaluators if isinstance(evaluators, list) else []:
+        problems += class_problems(choice, "evaluators.", object) or evaluator_problems(choice)
+    if problems or config is None:
+        raise ConfigError(problems)
+    return config
+
+
+def class_problems(choice: Any, prefix: str, expected: type) -> list[str]:
+    """Why the class that `choice` names cannot be taken."""
+    name = choice.get("name") if isinstance(choice, dict) else None
+    if not isinstance(name, str):
+        return []
+    try:
+        found = load_model_class(name, prefix)
+    except ValueError as error:
+        return [str(error)]
+    return [] if issubclass(found, expected) else [f"{name!r} is no {expected.__name__}. Choose a class that is one"]
+
+
+def evaluator_problems(choice: Any) -> list[str]:
+    """Which options its class does not know."""
+    if not isinstance(choice, dict) or not isinstance(choice.get("name"), str):
+        return []
+    known = inspect.signature(load_model_class(choice["name"], "evaluators.")).parameters.keys() - GIVEN_TO_EVALUATORS
+    unknown = choice.keys() - known - {"name"}
+    return [f"evaluators.{key}: unknown key of {choice['name']}{nearest(key, known)}" for key in sorted(unknown)]
+
+
+def text_problems(arch: dict[str, Any]) -> list[str]:
+    """Which options mean something to text only; puzzles would ignore them."""
+    usual = {key: ArchConfig.model_fields[key].default for key in ONLY_TEXT}
+    asked = {key: arch[key] for key in ONLY_TEXT if arch.get(key, usual[key]) != usual[key]}
+    return [f"arch.{key}={value!r} is for text; puzzles take {usual[key]!r}" for key, value in asked.items()]
+
+
+def conversation_problems(arch: dict[str, Any]) -> list[str]:
+    """What makes no sense on text: to read the answer that is to be predicted, or options that nothing would look at."""
+    problems = []
+    if arch.get("causal") is False:
+        problems.append(
+            "arch.causal=false: the model would read the answers that it is to predict. Set arch.causal=true"
+        )
+    if arch.get("puzzle_emb_ndim"):
+        problems.append("arch.puzzle_emb_ndim: conversations are no puzzles with identifiers. Set it to 0")
+    is_carry = arch.get("recursion", "carry") == "carry"
+    if not is_carry and arch.get("halt_policy", "learned") == "learned":
+        problems.append(
+            "arch.halt_policy=learned needs arch.recursion=carry. Choose sampled or fixed, or that recursion"
+        )
+    if is_carry and arch.get("detach_between_steps") is False:
+        problems.append(
+            "arch.detach_between_steps=false needs arch.recursion=unrolled: a lasting carry has no gradient"
+        )
+    return problems
+
+
+def arch_problems(arch: dict[str, Any]) -> list[str]:
+    """What the model's own config class says of its options, before any data is known."""
+    problems = class_problems(arch, "models.", ActModel)
+    if problems or not isinstance(arch.get("name"), str):
+        return problems
+    model_class: type[ActModel] = load_model_class(arch["name"])
+    options = {key: value for key, value in arch.items() if key != "name"}
+    chosen = sorted(GIVEN_BY_DATA.keys() & options.keys())
+    problems += [f"arch.{key}: comes from the data and cannot be chosen. Leave it out" for key in chosen]
+    return problems + parse(model_class.config_class, options | GIVEN_BY_DATA, prefix="arch.")[1]

@@ -1,0 +1,1 @@
+"""Replies from a checkpoint: decoding, sampling, early exits, conversations."""

@@ -1,0 +1,212 @@
+"""Finds how early tokens may leave the recursion so that held-out loss rises by no more than was asked."""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from engine.build import text as build_text
+from engine.build.text import HeldOut
+from engine.checkpoints.load import load_checkpoint, load_weights, resolve_checkpoint
+from engine.generate.decode import FEWEST_STEPS, DecodeOptions, Decoding, ExitKind, ExitRule, evidence
+from engine.generate.loaded_model import EXIT_FILE
+from engine.inference import instruct_config
+from engine.runtime.devices import start_runtime
+from models.act import ActModel
+from models.kv_cache import cast_for_reading
+from models.layers import weights_cast_once
+from models.losses.text import Supervision
+
+CANDIDATES = 400  # thresholds that are tried
+SURE = 2.0  # standard errors that the rise of the loss must stay below the asked one
+ROWS = 16  # conversations that are read at once
+TOKENS = 1024  # tokens whose logits exist at once
+STRICTER = (1.0, 0.5, 0.25, 0.0)  # shares of the asked rise, tried until real decoding keeps to it
+NEVER: dict[ExitKind, float] = {"kl": 0.0, "margin": 2.0, "head": 2.0}  # thresholds that let nothing leave
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What every supervision step knew of every answer token. K steps, T tokens."""
+
+    losses: Tensor  # (K, T)
+    evidence: dict[ExitKind, Tensor]  # each (K, T); the first step has none and never lets go
+    document: NDArray[np.int64]  # (T,) conversation of each token
+
+    def depths(self, rule: ExitRule) -> Tensor:
+        """Steps that each token takes under the rule, (T,)."""
+        found = rule.passes(self.evidence[rule.kind])
+        found[: FEWEST_STEPS - 1] = False
+        found[-1] = True
+        return found.int().argmax(0) + 1
+
+    def rise(self, depths: Tensor) -> NDArray[np.float64]:
+        """How much more each token loses than at full depth."""
+        losses = self.losses.gather(0, (depths - 1)[None])[0]
+        return (losses - self.losses[-1]).double().numpy()
+
+
+@torch.inference_mode()
+def traced(model: ActModel, texts: HeldOut, documents: Sequence[int]) -> Trace:
+    """Teacher-forced evaluation of these conversations at every depth."""
+    parts = [_traced_rows(model, texts, documents[at : at + ROWS]) for at in range(0, len(documents), ROWS)]
+    return Trace(
+        losses=torch.cat([part.losses for part in parts], dim=1),
+        evidence={kind: torch.cat([part.evidence[kind] for part in parts], dim=1) for kind in parts[0].evidence},
+        document=np.concatenate([part.document + ROWS * number for number, part in enumerate(parts)]),
+    )
+
+
+def _traced_rows(model: ActModel, texts: HeldOut, documents: Sequence[int]) -> Trace:
+    core = model.inner
+    device = next(core.parameters()).device
+    batch = {name: part.to(device) for name, part in texts.batch(documents).items()}
+    at = Supervision.of(batch)
+    losses: list[Tensor] = []
+    found: dict[ExitKind, list[Tensor]] = {"kl": [], "margin": [], "head": []}
+    with weights_cast_once(core, core.dtype):
+        x, around = core.embed(batch), core.surroundings(batch)
+        z = core.initial_latents(x)
+        before = None
+        for _ in range(model.config.halt_max_steps):
+            z, answers = core.step(z, x, around)
+            hidden = core.hidden(answers[-1]).flatten(0, 1)[at.places]
+            loss, own = _scored(core, hidden, before, at.labels)
+            losses.append(loss)
+            for kind, values in own.items():
+                found[kind].append(values)
+            before = hidden
+    return Trace(
+        torch.stack(losses).cpu(), {kind: torch.stack(v).cpu() for kind, v in found.items()}, at.document.cpu().numpy()
+    )
+
+
+def _scored(core: Any, hidden: Tensor, before: Tensor | None, labels: Tensor) -> tuple[Tensor, dict[ExitKind, Tensor]]:
+    """Losses and evidence of one step, some tokens at a time."""
+    losses: list[Tensor] = []
+    found: dict[ExitKind, list[Tensor]] = {"kl": [], "margin": [], "head": []}
+    for place in (slice(first, first + TOKENS) for first in range(0, len(hidden), TOKENS)):
+        now = core.lm_head(hidden[place]).float()
+        old = now if before is None else core.lm_head(before[place]).float()
+        losses.append(torch.nn.functional.cross_entropy(now, labels[place], reduction="none"))
+        q_halt = core.q_head(hidden[place]).float()[:, 0]
+        for kind, values in found.items():
+            values.append(evidence(kind, now, old, q_halt))
+    return torch.cat(losses), {kind: torch.cat(values) for kind, values in found.items()}
+
+
+def fitted(trace: Trace, kind: ExitKind, max_rise: float) -> ExitRule:
+    """The threshold with the smallest mean depth whose rise of the loss is surely below `max_rise`."""
+    values = trace.evidence[kind][FEWEST_STEPS - 1 :].flatten().double()
+    candidates = torch.quantile(
+        values[torch.randperm(len(values))[:100_000]], torch.linspace(0, 1, CANDIDATES).double()
+    )
+    best, least = ExitRule(kind, NEVER[kind]), float(len(trace.losses))
+    for threshold in sorted({max(0.0, value) for value in candidates.tolist()}):
+        rule = ExitRule(kind, threshold)
+        depths = trace.depths(rule)
+        if depths.double().mean() < least and upper_bound(trace.rise(depths), trace.document) <= max_rise:
+            best, least = rule, float(depths.double().mean())
+    return best
+
+
+def upper_bound(rises: NDArray[np.float64], document: NDArray[np.int64]) -> float:
+    """Mean rise a token, plus standard errors; tokens of one conversation are not independent."""
+    _, numbers = np.unique(document, return_inverse=True)
+    sums, sizes = np.bincount(numbers, weights=rises), np.bincount(numbers)
+    mean = sums.sum() / sizes.sum()
+    spread = np.sqrt(((sums - mean * sizes) ** 2).sum()) / sizes.sum()
+    return float(mean + SURE * spread)
+
+
+def spoken(model: ActModel, texts: HeldOut, documents: Sequence[int], rule: ExitRule | None) -> tuple[float, float]:
+    """Mean loss and depth of the answers' tokens when they are really decoded, one after the other, under the rule."""
+    loss, depth, count = 0.0, 0, 0
+    for at in range(0, len(documents), ROWS):
+        rows = [texts.store.document(index) for index in documents[at : at + ROWS]]
+        starts = [int(is_trained.argmax()) for _, is_trained in rows]
+        prompts = [ids[:start].tolist() for (ids, _), start in zip(rows, starts, strict=True)]
+        answers = [ids[start:].tolist() for (ids, _), start in zip(rows, starts, strict=True)]
+        said = [0] * len(rows)
+        for tokens in Decoding(model, prompts, DecodeOptions(max_new_tokens=1, exit=rule), forced=answers):
+            for token in tokens:
+                is_trained, place = rows[token.row][1], starts[token.row] + said[token.row]
+                said[token.row] += 1
+                if is_trained[place]:
+                    loss, depth, count = loss - token.logprob, depth + token.depth, count + 1
+    return loss / count, depth / count
+
+
+def calibrate(model: ActModel, texts: HeldOut, *, max_rise: float, conversations: int) -> dict[str, dict[str, float]]:
+    """A threshold for every kind of exit, fitted on every second conversation and judged on the others.
+
+    The rise that is reported, and held below `max_rise` on the conversations it was fitted on, is that of real
+    decoding: there a deeper step reads what tokens that left early had last, which evaluation of whole texts does not.
+    """
+    cast_for_reading(model)
+    chosen = list(range(len(texts.store)))[: 2 * conversations]
+    fit, judge = chosen[::2], chosen[1::2]
+    if not judge:
+        raise ValueError(f"{len(texts.store)} held-out conversations are too few to fit on some and judge on others.")
+    seen, unseen = traced(model, texts, fit), traced(model, texts, judge)
+    full_seen, full_unseen = (spoken(model, texts, documents, None)[0] for documents in (fit, judge))
+    fixed = [
+        float(unseen.rise(torch.full_like(unseen.losses[0], depth, dtype=torch.long)).mean())
+        for depth in range(1, len(unseen.losses) + 1)
+    ]
+    report: dict[str, dict[str, float]] = {}
+    for kind in get_args(ExitKind):
+        rule = ExitRule(kind, NEVER[kind])
+        for share in STRICTER:
+            tried = fitted(seen, kind, max_rise * share)
+            if spoken(model, texts, fit, tried)[0] - full_seen <= max_rise:
+                rule = tried
+                break
+        loss, depth = spoken(model, texts, judge, rule)
+        report[kind] = {
+            "threshold": rule.threshold,
+            "mean_depth": depth,
+            "loss_increase": loss - full_unseen,
+            "loss_increase_at_fixed_depth": float(np.interp(depth, range(1, len(fixed) + 1), fixed)),
+        }
+    return report
+
+
+def calibrate_checkpoint(
+    checkpoint: str, *, max_loss_increase: float, conversations: int, overrides: Sequence[str]
+) -> None:
+    """Fit thresholds on the checkpoint's held-out conversations, print them, and store them with it."""
+    if not max_loss_increase >= 0:
+        raise ValueError(f"--max-loss-increase={max_loss_increase}: expected a number from 0 up, in nats a token.")
+    path = resolve_checkpoint(checkpoint)
+    if not path.is_dir():
+        raise ValueError(f"{path} is a file, and thresholds are stored in a checkpoint's folder. Name a step folder.")
+    loaded = load_checkpoint(path)
+    own = [f"dataset.tokenizer_path={file}" for file in loaded.files[:1]]
+    config = instruct_config(loaded, "cfg_pretrain_instruct", [*own, *overrides])
+    runtime = start_runtime(config.device, False, config.seed)
+    corpus = build_text.load_text(config, progress=True)
+    metadata = build_text.text_metadata(config.dataset.seq_len, corpus.tokenizer.vocab_size, corpus.tokenizer.pad_id)
+    head = build_text.build_text_head(config, metadata, runtime)
+    load_weights(head, loaded.weights | (loaded.ema or {}), source=str(path))
+    if head.model.config.halt_max_steps <= FEWEST_STEPS:
+        raise ValueError(
+            f"{path} takes {head.model.config.halt_max_steps} supervision steps a token, and {FEWEST_STEPS} is the "
+            "fewest: there is nothing to leave early. Train with arch.halt_max_steps above that."
+        )
+    texts = HeldOut(corpus.test, corpus.tokenizer.pad_id)
+    print(f"calibrating on {min(len(corpus.test), 2 * conversations)} held-out conversations", file=sys.stderr)
+    found = calibrate(head.model, texts, max_rise=max_loss_increase, conversations=conversations)
+    report = {"max_loss_increase": max_loss_increase, "steps": head.model.config.halt_max_steps} | found
+    partial = path / f"{EXIT_FILE}.partial"
+    partial.write_text(json.dumps(report, indent=2) + "\n")
+    os.replace(partial, path / EXIT_FILE)
+    print(json.dumps(report, indent=2))
+    print(f"written to {path / EXIT_FILE}", file=sys.stderr)

@@ -1,0 +1,1 @@
+"""What the machine gives: device, ranks, seeds, signals."""

@@ -1,0 +1,1 @@
+"""The chat server: HTTP, the OpenAI-style API and the page."""

@@ -1,0 +1,191 @@
+"""The OpenAI-compatible words of the server: what a request may ask, and how answers are worded."""
+
+import math
+import time
+import uuid
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from dataset.text.conversation import Turn
+from dataset.tokenization.sentencepiece import Tokenizer
+from engine.generate.decode import Token
+from engine.generate.loaded_model import Speaker
+from engine.generate.reply import Reply, ReplySettings
+from engine.generate.sampling import Sampling
+
+MOST_ALTERNATIVES = 20
+FINISH = {"eos": "stop", "stop": "stop", "length": "length", "interrupted": "stop"}
+
+
+class RequestError(ValueError):
+    """A request that cannot be answered, with the status that says why."""
+
+    def __init__(self, message: str, status: int = 400, param: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.param = status, param
+
+    def body(self) -> dict[str, Any]:
+        kind = "server_error" if self.status >= 500 else "invalid_request_error"
+        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": None}}
+
+
+class TextPart(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["text"]
+    text: str
+
+
+class Message(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[TextPart]
+    name: str | None = None
+
+    def turn(self) -> Turn:
+        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return Turn("system" if self.role == "developer" else self.role, text)
+
+
+class StreamOptions(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    include_usage: bool = False
+
+
+class ChatRequest(BaseModel):
+    """POST /v1/chat/completions. What would change an answer and is not offered is refused, not ignored."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    messages: list[Message] = Field(min_length=1, max_length=1000)
+    model: str | None = None
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    temperature: float | None = Field(None, ge=0, le=10)
+    top_p: float | None = Field(None, gt=0, le=1)
+    seed: int | None = Field(None, ge=0)
+    stop: str | list[str] | None = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    logprobs: bool | None = False
+    top_logprobs: int | None = Field(None, ge=0, le=MOST_ALTERNATIVES)
+    n: Literal[1] | None = 1
+    presence_penalty: Literal[0] | None = 0
+    frequency_penalty: Literal[0] | None = 0
+    # Ours.
+    top_k: int | None = Field(None, ge=1)
+    min_p: float | None = Field(None, gt=0, le=1)
+    repetition_penalty: float = Field(1.0, gt=0)
+    depth: int | None = Field(None, ge=1, le=256, description="supervision steps of every token")
+    # What clients send along and what concerns nobody here.
+    user: str | None = None
+    metadata: dict[str, Any] | None = None
+    store: bool | None = None
+
+    def turns(self) -> list[Turn]:
+        return [message.turn() for message in self.messages]
+
+    def settings(self, usual: ReplySettings, speaker: Speaker) -> ReplySettings:
+        """The server's usual settings, changed by what was asked."""
+        stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        if len(stop) > 16 or not all(0 < len(text) <= 200 for text in stop):
+            raise RequestError("stop: expected at most 16 texts of 1 to 200 characters", param="stop")
+        asked = self.max_completion_tokens or self.max_tokens or usual.max_tokens
+        sampling = Sampling(
+            temperature=usual.sampling.temperature if self.temperature is None else self.temperature,
+            top_p=self.top_p if self.top_p is not None else usual.sampling.top_p,
+            top_k=self.top_k if self.top_k is not None else usual.sampling.top_k,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            seed=self.seed if self.seed is not None else int.from_bytes(uuid.uuid4().bytes[:4], "big"),
+        )
+        return ReplySettings(
+            max_tokens=min(asked, speaker.window) if asked else None,
+            stop=tuple(stop),
+            sampling=sampling,
+            depth=self.depth or usual.depth,
+            exit=usual.exit,
+            compile=usual.compile,
+            num_top=(self.top_logprobs or 0) if self.logprobs else 0,
+        )
+
+
+def parsed(content: bytes, model_name: str) -> ChatRequest:
+    """The request, or a RequestError that names what is wrong with it."""
+    try:
+        request = ChatRequest.model_validate_json(content)
+    except ValidationError as error:
+        problems = error.errors(include_url=False)
+        where = [".".join(map(str, problem["loc"])) or "body" for problem in problems]
+        told = "; ".join(f"{place}: {problem['msg']}" for place, problem in zip(where[:5], problems, strict=False))
+        raise RequestError(told, param=where[0]) from None
+    if request.model not in (None, "", model_name):
+        raise RequestError(f"There is no model {request.model!r} here, only {model_name!r}.", 404, "model")
+    if request.messages[-1].role != "user":
+        raise RequestError("The last message must be the user's: it is what is answered.", param="messages")
+    return request
+
+
+def model_list(model_name: str, created: int) -> dict[str, Any]:
+    return {"object": "list", "data": [{"id": model_name, "object": "model", "created": created, "owned_by": "local"}]}
+
+
+class Wording:
+    """Frames one answer, as a whole or in pieces."""
+
+    def __init__(self, model_name: str, tokenizer: Tokenizer, request: ChatRequest) -> None:
+        self.tokenizer, self.with_logprobs = tokenizer, bool(request.logprobs)
+        self.common = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model_name}
+
+    def whole(self, answer: Reply) -> dict[str, Any]:
+        choice = {
+            "index": 0,
+            "message": {"role": "assistant", "content": answer.text, "refusal": None},
+            "logprobs": self._logprobs(answer.tokens),
+            "finish_reason": FINISH[answer.finish],
+        }
+        return self.common | {"object": "chat.completion", "choices": [choice], "usage": usage(answer)}
+
+    def piece(
+        self, text: str, tokens: list[Token], finish: str | None = None, role: str | None = None
+    ) -> dict[str, Any]:
+        delta = {"role": role, "content": text} if role else {"content": text} if text or tokens else {}
+        choice = {"index": 0, "delta": delta, "logprobs": self._logprobs(tokens), "finish_reason": finish}
+        return self.common | {"object": "chat.completion.chunk", "choices": [choice]}
+
+    def end(self, answer: Reply, with_usage: bool) -> list[dict[str, Any]]:
+        last = [self.piece("", [], FINISH[answer.finish])]
+        if with_usage:
+            last.append(self.common | {"object": "chat.completion.chunk", "choices": [], "usage": usage(answer)})
+        return last
+
+    def _logprobs(self, tokens: list[Token]) -> dict[str, Any] | None:
+        if not self.with_logprobs:
+            return None
+        return {"content": [self._token(token) for token in tokens], "refusal": None}
+
+    def _token(self, token: Token) -> dict[str, Any]:
+        """With the supervision steps it took, which OpenAI's form has no word for."""
+        others = [self._said(other, log(chance)) for other, chance in token.top]
+        return self._said(token.id, token.logprob) | {"top_logprobs": others, "depth": token.depth}
+
+    def _said(self, token_id: int, logprob: float) -> dict[str, Any]:
+        spoken = self.tokenizer.piece_bytes(token_id)
+        return {"token": spoken.decode(errors="replace"), "logprob": logprob, "bytes": list(spoken)}
+
+
+def log(chance: float) -> float:
+    """Its logarithm, bounded as JSON knows no infinity."""
+    return math.log(max(chance, 1e-45))
+
+
+def usage(answer: Reply) -> dict[str, int]:
+    said = len(answer.tokens)
+    return {
+        "prompt_tokens": answer.prompt_tokens,
+        "completion_tokens": said,
+        "total_tokens": answer.prompt_tokens + said,
+    }

@@ -1,0 +1,1 @@
+"""What a training step is: the protocol and one task per way of training."""

@@ -1,0 +1,278 @@
+"""Text with a carry that lasts over optimizer steps, as in the reference, but without losing a row.
+
+Every row of a rank's batch is a slot. A slot keeps its row until that row's depth is spent, then takes the next one of
+a queue; an epoch ends when every row has been retired once.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dataset.common import IGNORE_LABEL_ID, Batch, LoaderItem
+from engine.tasks.protocol import Sums, add_sums, hash_seed
+from engine.tasks.text import TextTask, sampled_depth
+from models.act import Latents
+from models.losses.text import Supervision
+
+
+@dataclass
+class Slots:
+    """The rows in flight on this rank; all tensors have a slot per row."""
+
+    data: Batch
+    latents: Latents
+    steps: Tensor  # supervision steps that the row has had
+    depth: Tensor  # steps after which it is retired at the latest
+    is_busy: Tensor
+    losses: Tensor  # (rows, S) of the step before, where supervised
+
+    def part(self, rows: slice) -> "Slots":
+        latents = type(self.latents)(*(z[rows] for z in self.latents))
+        data = {name: value[rows] for name, value in self.data.items()}
+        return Slots(data, latents, self.steps[rows], self.depth[rows], self.is_busy[rows], self.losses[rows])
+
+
+class CarriedTextTask(TextTask):
+    """One supervision step of every slot for each optimizer step.
+
+    Learning rate and curriculum follow the rows that have been retired: how many steps an epoch takes is known only
+    when it is over.
+    """
+
+    def __init__(self, *args: Any, total_rows: int, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.total_rows = total_rows  # that the run will retire, over all ranks
+        self.slots: Slots | None = None
+        self.pending: Slots | None = None
+        self.queue: Batch = {}
+        self.ahead = 0  # loader batches that this rank has opened and another one has not
+        self.rows_taken = 0  # by this rank
+        self.rows_retired = 0.0  # by all ranks
+
+    def progress(self) -> float:
+        """The fraction of the run's rows that have been retired."""
+        return min(1.0, self.rows_retired / self.total_rows)
+
+    def schedule_step(self, step: int) -> float:
+        return max(1.0, self.progress() * self.total_steps)
+
+    def feed(self, items: Iterable[LoaderItem]) -> Iterator[tuple[LoaderItem, int]]:
+        """What the slots hold at each optimizer step, and how many more loader batches all ranks have opened for it."""
+        stream = islice(items, self.ahead, None)
+        name = "train"
+        is_dry = False
+        while True:
+            while not is_dry and self._num_waiting() < self._num_wanted():
+                item = next(stream, None)
+                is_dry = item is None
+                if item is not None:
+                    name, batch, _ = item
+                    self._enqueue(self.runtime.to_device(batch))
+                    self.ahead += 1
+            self._refill()
+            if not self.runtime.any_rank(self.slots is not None and bool(self.slots.is_busy.any())):
+                self.ahead = 0
+                return
+            assert self.slots is not None
+            opened = int(self.runtime.all_gather_rows(self._count(self.ahead)).min())
+            self.ahead -= opened
+            yield (name, self.slots.data, int(self.slots.is_busy.sum())), opened
+
+    def _count(self, number: int) -> Tensor:
+        return torch.tensor([number], device=self.runtime.device)
+
+    def _num_waiting(self) -> int:
+        return len(self.queue["inputs"]) if self.queue else 0
+
+    def _num_wanted(self) -> int:
+        return 1 if self.slots is None else int((~self.slots.is_busy).sum())
+
+    def _enqueue(self, batch: Batch) -> None:
+        """Rows without a label, which only fill up an epoch's last batch, are left out."""
+        if self.slots is None:
+            self.slots = self._empty_slots(batch)
+        is_real = (batch["labels"] != IGNORE_LABEL_ID).any(dim=1)
+        rows = {name: value[is_real] for name, value in batch.items()}
+        self.queue = {
+            name: torch.cat((self.queue[name], value)) if self.queue else value for name, value in rows.items()
+        }
+
+    def _empty_slots(self, batch: Batch) -> Slots:
+        rows, width = batch["inputs"].shape
+        core, device = self.head.model.inner, self.runtime.device
+        state = torch.zeros(rows, width, self.head.model.config.hidden_size, dtype=core.dtype, device=device)
+        counts = torch.zeros(rows, dtype=torch.int32, device=device)
+        data = {name: torch.zeros_like(value) for name, value in batch.items()}
+        data["labels"] = torch.full_like(batch["labels"], IGNORE_LABEL_ID)
+        return Slots(
+            data=data,
+            latents=core.Latents(*(state for _ in core.Latents._fields)),
+            steps=counts,
+            depth=counts,
+            is_busy=torch.zeros(rows, dtype=torch.bool, device=device),
+            losses=torch.zeros(rows, width, device=device),
+        )
+
+    def _refill(self) -> None:
+        """Idle slots take rows from the queue; without a row they stay idle, unsupervised."""
+        slots = self.slots
+        if slots is None:
+            return
+        idle = (~slots.is_busy).nonzero().squeeze(-1)
+        filled = idle[: self._num_waiting()]
+        slots.data = {name: value.clone() for name, value in slots.data.items()}
+        slots.data["labels"][idle] = IGNORE_LABEL_ID
+        for name, value in slots.data.items():
+            value[filled] = self.queue[name][: len(filled)] if len(filled) else value[filled]
+        self.queue = {name: value[len(filled) :] for name, value in self.queue.items()}
+        drawn = [self._depth_of_row(self.rows_taken + i) for i in range(len(filled))]
+        self.rows_taken += len(filled)
+        slots.depth = slots.depth.index_copy(0, filled, torch.tensor(drawn, dtype=torch.int32, device=filled.device))
+        slots.steps = slots.steps.index_fill(0, filled, 0)
+        slots.is_busy = slots.is_busy.index_fill(0, filled, True)
+
+    def _depth_of_row(self, number: int) -> int:
+        """Drawn for the row, not for the step; with halt_policy=learned an upper bound."""
+        model = self.head.model
+        most = model.config.depth_at(self.progress()).max_steps
+        if model.config.halt_policy == "learned":
+            return most
+        return sampled_depth(
+            model.config, most, hash_seed(self.seed + 1, number * self.runtime.world_size + self.runtime.rank)
+        )
+
+    def train_step(self, item: LoaderItem, step: int) -> Sums:
+        self.head.train()
+        self.head.model.inner.depth = self.head.model.config.depth_at(self.progress())
+        slots = self.slots
+        assert slots is not None
+        rows = len(slots.steps) // self.micro_batches
+        parts = [slots.part(slice(i * rows, (i + 1) * rows)) for i in range(self.micro_batches)]
+        places = [Supervision.of(part.data) for part in parts]
+        total = self._global_total(places)
+        totals: Sums = {}
+        stepped = [self._step_part(part, at, total, totals) for part, at in zip(parts, places, strict=True)]
+        self.pending = joined(stepped)
+        self._halt_learned(self.pending, step)
+        return totals
+
+    def _step_part(self, part: Slots, at: Supervision, total: Tensor, totals: Sums) -> Slots:
+        width = part.data["labels"].shape[1]
+        had_step = (part.steps > 0)[at.places // width]
+        latents, losses, q, sums = self.head.carried_step(
+            part.data, part.latents, part.steps == 0, at, at.weights(self.reduction, total),
+            part.losses.flatten()[at.places], had_step,
+        )  # fmt: skip
+        add_sums(totals, sums)
+        steps = part.steps + 1
+        is_busy = part.is_busy & (steps < part.depth)
+        if self.head.model.config.halt_policy == "learned":
+            is_busy = is_busy & ~self._wants_to_halt(q, at, len(steps), width)
+        dense = torch.zeros_like(part.losses).flatten().index_copy_(0, at.places, losses).view_as(part.losses)
+        return Slots(part.data, latents, steps, part.depth, is_busy, dense)
+
+    def _wants_to_halt(self, q: Tensor, at: Supervision, rows: int, width: int) -> Tensor:
+        """A row halts when its supervised tokens on average believe that one more step brings nothing."""
+        row = at.places // width
+        belief = torch.zeros(rows, device=q.device).index_add_(0, row, torch.sigmoid(q))
+        count = torch.zeros(rows, device=q.device).index_add_(0, row, torch.ones_like(q))
+        return belief > 0.5 * count
+
+    def _halt_learned(self, slots: Slots, step: int) -> None:
+        """Exploration: a few random rows must take a random number of steps before they may halt."""
+        config = self.head.model.config
+        if config.halt_policy != "learned" or not config.halt_exploration_prob or config.halt_max_steps == 1:
+            return
+        rows, ranks = len(slots.steps), self.runtime.world_size
+        generator = torch.Generator().manual_seed(hash_seed(self.seed, step))
+        explores = torch.rand(rows * ranks, generator=generator) < config.halt_exploration_prob
+        wanted = torch.randint(2, config.halt_max_steps + 1, (rows * ranks,), generator=generator) * explores
+        own = wanted[self.runtime.rank * rows : (self.runtime.rank + 1) * rows].to(slots.steps.device)
+        holds_row = (slots.data["labels"] != IGNORE_LABEL_ID).any(dim=1)
+        slots.is_busy = slots.is_busy | (holds_row & (slots.steps < own) & (slots.steps < slots.depth))
+
+    def commit(self) -> None:
+        assert self.slots is not None and self.pending is not None
+        retired = (self.slots.is_busy & ~self.pending.is_busy).sum().float().reshape(1)
+        self.runtime.all_reduce_sum_([retired])
+        self.rows_retired += retired.item()
+        self.slots, self.pending = self.pending, None
+
+    def discard(self) -> None:
+        self.pending = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The slots, the queue and the counts of all ranks."""
+        if self.slots is None:
+            return {}
+        mine = {
+            "data": self.slots.data,
+            "latents": self.slots.latents._asdict(),
+            "slots": {name: getattr(self.slots, name) for name in ("steps", "depth", "losses")},
+            "is_busy": self.slots.is_busy.to(torch.uint8),
+        }
+        gathered = {
+            key: {name: self.runtime.all_gather_rows(value) for name, value in group.items()}
+            if isinstance(group, dict)
+            else self.runtime.all_gather_rows(group)
+            for key, group in mine.items()
+        }
+        return gathered | self._gathered_queue() | {"rows_retired": self.rows_retired}
+
+    def _gathered_queue(self) -> dict[str, Any]:
+        """Queues differ in length, so each is padded to a batch of rows, which it never exceeds."""
+        slots = self.slots
+        assert slots is not None
+        most = len(slots.steps)
+        padded = {name: torch.zeros_like(value) for name, value in slots.data.items()}
+        for name, value in self.queue.items():
+            padded[name][: len(value)] = value
+        assert self._num_waiting() <= most
+        gather = self.runtime.all_gather_rows
+        return {
+            "queue": {name: gather(value) for name, value in padded.items()},
+            "queued": gather(self._count(self._num_waiting())),
+            "ahead": gather(self._count(self.ahead)),
+            "rows_taken": gather(self._count(self.rows_taken)),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.slots, self.queue, self.ahead = None, {}, 0
+        if not state:
+            return
+        rank, ranks, device = self.runtime.rank, self.runtime.world_size, self.runtime.device
+        if len(state["queued"]) != ranks:
+            raise ValueError(
+                f"The checkpoint carries rows of {len(state['queued'])} ranks, this run has {ranks}. "
+                "Text with arch.recursion=carry resumes on as many ranks as it was saved with."
+            )
+
+        def own(value: Tensor) -> Tensor:
+            return value.chunk(ranks)[rank].to(device)
+
+        latents_class = self.head.model.inner.Latents
+        self.slots = Slots(
+            data={name: own(value) for name, value in state["data"].items()},
+            latents=latents_class(**{name: own(value) for name, value in state["latents"].items()}),
+            is_busy=own(state["is_busy"]).bool(),
+            **{name: own(value) for name, value in state["slots"].items()},
+        )
+        waiting, self.ahead = int(state["queued"][rank]), int(state["ahead"][rank])
+        self.queue = {name: own(value)[:waiting] for name, value in state["queue"].items()}
+        self.rows_taken, self.rows_retired = int(state["rows_taken"][rank]), state["rows_retired"]
+
+
+def joined(parts: list[Slots]) -> Slots:
+    """The slots of micro-batches as one."""
+    first = parts[0]
+    return Slots(
+        data={name: torch.cat([part.data[name] for part in parts]) for name in first.data},
+        latents=type(first.latents)(*(torch.cat(z) for z in zip(*(part.latents for part in parts), strict=True))),
+        **{
+            name: torch.cat([getattr(part, name) for part in parts]) for name in ("steps", "depth", "is_busy", "losses")
+        },
+    )

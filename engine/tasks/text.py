@@ -1,0 +1,144 @@
+"""The task of text: every supervision step of a batch within one optimizer step, every example once an epoch."""
+
+import math
+from collections.abc import Collection, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dataset.common import IGNORE_LABEL_ID, Batch, LoaderItem
+from engine.runtime.devices import Runtime
+from engine.tasks.protocol import Sums, add_sums, each_once, hash_seed, split_rows
+from models.losses.text import Supervision, TextLossHead, area_under_roc
+
+DEPTH_SPREAD = 0.5  # of the logarithm of a sampled depth
+
+
+class TextTask:
+    """Unrolled recursion: depth is drawn per optimizer step, the loss is a mean over all tokens of the global batch.
+
+    That mean runs over ranks and micro-batches alike, so that splitting a batch does not change its update.
+    """
+
+    def __init__(
+        self,
+        head: TextLossHead,
+        runtime: Runtime,
+        *,
+        seed: int,
+        total_steps: int,
+        micro_batches: int = 1,
+        reduction: str = "token",
+        piece_bytes: Tensor | None = None,
+    ) -> None:
+        self.head = head
+        self.runtime = runtime
+        self.seed = seed
+        self.total_steps = total_steps
+        self.micro_batches = micro_batches
+        self.reduction = reduction
+        self.piece_bytes = piece_bytes  # (V,) bytes of text that each token stands for
+
+    def schedule_step(self, step: int) -> float:
+        return step
+
+    def feed(self, items: Iterable[LoaderItem]) -> Iterator[tuple[LoaderItem, int]]:
+        return each_once(items)
+
+    @property
+    def module(self) -> TextLossHead:
+        return self.head
+
+    def train_step(self, item: LoaderItem, step: int) -> Sums:
+        _, batch, _ = item
+        self.head.train()
+        core = self.head.model.inner
+        core.depth = self.head.model.config.depth_at(step / self.total_steps)
+        parts = split_rows(self.runtime.to_device(batch), self.micro_batches)
+        places = [Supervision.of(part) for part in parts]
+        total = self._global_total(places)
+        num_steps = sampled_depth(self.head.model.config, core.depth.max_steps, hash_seed(self.seed, step))
+        totals: Sums = {}
+        for part, at in zip(parts, places, strict=True):
+            weights = at.weights(self.reduction, total)
+            add_sums(totals, self.head.train_on(part, at, weights, num_steps))
+        return totals
+
+    def _global_total(self, places: list[Supervision]) -> Tensor:
+        """Tokens, or documents, that the loss is a mean over; 1 where there are none, so that it is 0 and not NaN."""
+        sizes = [len(at.places) if self.reduction == "token" else len(at.lengths) for at in places]
+        total = torch.tensor([float(sum(sizes))], device=self.runtime.device)
+        self.runtime.all_reduce_sum_([total])
+        return total.clamp_min(1)[0]
+
+    def commit(self) -> None:
+        """Nothing lasts from one step to the next."""
+
+    def discard(self) -> None:
+        """Nothing lasts from one step to the next."""
+
+    def eval_batch(self, batch: Batch, return_keys: Collection[str]) -> tuple[Sums, dict[str, Tensor]]:
+        unknown = sorted(set(return_keys) - {*batch, "preds"})
+        if unknown:
+            raise ValueError(
+                f"Text evaluation returns no {', '.join(unknown)}; it returns: {', '.join(sorted({*batch, 'preds'}))}."
+            )
+        self.head.eval()
+        self.head.model.inner.depth = self.head.model.config.depth_at(1.0)
+        batch = self.runtime.to_device(batch)
+        at = Supervision.of(batch)
+        sums, preds = self.head.evaluate_on(batch, at, self.head.model.config.halt_max_steps)
+        if self.piece_bytes is not None:
+            sums["bytes"] = self.piece_bytes.to(at.labels.device)[at.labels].sum()
+        outputs = dict(batch)
+        if "preds" in return_keys:  # what the model says at supervised places, IGNORE_LABEL_ID elsewhere
+            places = torch.full_like(batch["labels"], IGNORE_LABEL_ID).flatten()
+            outputs["preds"] = places.index_copy_(0, at.places, preds.to(places.dtype)).view_as(batch["labels"])
+        return sums, {name: outputs[name] for name in return_keys}
+
+    def train_report(self, sums: dict[str, Any], global_batch_size: int) -> dict[str, float]:
+        return text_report(sums)
+
+    def eval_report(self, sums: dict[str, Any]) -> dict[str, float]:
+        return text_report(sums)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state:
+            raise ValueError("The checkpoint was trained with arch.recursion=carry. Resume with that setting.")
+
+
+def text_report(sums: dict[str, Any]) -> dict[str, float]:
+    """Means over documents (`accuracy`, `exact_accuracy`, `lm_loss`, `steps`) and over tokens (the others)."""
+    documents, tokens = max(sums["count"], 1), max(sums["tokens"], 1)
+    report: dict[str, float] = {}
+    for name in sorted(sums):
+        metric = name.rpartition("/")[2]
+        if metric in ("accuracy", "exact_accuracy", "lm_loss", "steps"):
+            report[name] = sums[name] / documents
+        elif metric in ("token_accuracy", "token_loss"):
+            report[name] = sums[name] / tokens
+    report["perplexity"] = math.exp(min(report["token_loss"], 700.0))
+    if sums.get("bytes"):
+        report["bits_per_byte"] = sums["token_loss"] / math.log(2) / sums["bytes"]
+    if sums.get("q_halt_count"):
+        report["q_halt_accuracy"] = sums["q_halt_accuracy"] / sums["q_halt_count"]
+        report["q_halt_loss"] = sums["q_halt_loss"] / sums["q_halt_count"]
+        if sum(sums["q_halt_wanted"]) and sum(sums["q_halt_unwanted"]):  # there are two kinds to tell apart
+            report["q_halt_auc"] = area_under_roc(sums["q_halt_wanted"], sums["q_halt_unwanted"])
+    return report | {"count": sums["count"], "tokens": sums["tokens"]}
+
+
+def sampled_depth(config: Any, max_steps: int, seed: int) -> int:
+    """Supervision steps of one optimizer step: all, or log-normal Poisson around the mean; the deepest can occur."""
+    if config.halt_policy == "fixed" or max_steps == 1:
+        return max_steps
+    generator = torch.Generator().manual_seed(seed)
+    # The law starts at one step, so its rate is the mean of the others.
+    location = math.log(max(config.halt_mean_steps - 1, 0.05)) - DEPTH_SPREAD**2 / 2
+    rate = torch.exp(torch.randn((), generator=generator) * DEPTH_SPREAD + location)
+    drawn = 1 + int(torch.poisson(rate, generator=generator).item())
+    return min(drawn, max_steps)

@@ -1,0 +1,112 @@
+"""The evaluate loop of every task: loader items -> sums -> {set: {metric: value}}."""
+
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from dataset.common import Batch, LoaderItem
+from engine.runtime.devices import Runtime
+from engine.tasks.protocol import Sums, Task, add_sums, fetched
+
+Report = dict[str, dict[str, float]]
+
+
+class Evaluator(Protocol):
+    """Judges predictions beyond sums, as ARC's voting does."""
+
+    required_outputs: set[str]
+
+    def begin_eval(self) -> None: ...
+
+    def update_batch(self, batch: Batch, preds: dict[str, Tensor]) -> None: ...
+
+    def result(self, save_path: str | None, rank: int, world_size: int, group: Any) -> dict[str, float] | None: ...
+
+
+def evaluate(
+    task: Task,
+    items: Iterable[LoaderItem],
+    set_names: Sequence[str],
+    runtime: Runtime,
+    *,
+    evaluators: Sequence[Evaluator] = (),
+    save_outputs: Sequence[str] = (),
+    output_dir: Path | None = None,
+    label: str = "",
+) -> Report:
+    """Score all items; the averaged weights, if any, have been swapped in by the caller.
+
+    An evaluator that fails is reported and left out; the run goes on.
+    """
+    from tqdm import tqdm
+
+    totals: dict[str, Sums] = {}
+    saved: dict[str, list[Tensor]] = {name: [] for name in save_outputs}
+    working = list(evaluators)
+    for evaluator in evaluators:
+        evaluator.begin_eval()
+    wanted = set(save_outputs).union(*(evaluator.required_outputs for evaluator in evaluators))
+
+    with torch.no_grad():
+        for set_name, batch, _ in tqdm(
+            items, desc="evaluate", file=sys.stderr, leave=False, disable=not runtime.is_main
+        ):
+            sums, outputs = task.eval_batch(batch, wanted)
+            add_sums(totals.setdefault(set_name, {}), sums)
+            outputs = {name: value.cpu() for name, value in outputs.items()}
+            for name in save_outputs:
+                saved[name].append(outputs[name])
+            working = [e for e in working if _succeeds(e, lambda: e.update_batch(batch, outputs))]  # noqa: B023
+
+    report = _reduced(task, totals, set_names, runtime)
+    if saved and output_dir is not None:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        torch.save(
+            {name: torch.cat(parts) for name, parts in saved.items()}, output_dir / f"{label}_all_preds.{runtime.rank}"
+        )
+    for number, evaluator in enumerate(evaluators):
+        kind = type(evaluator).__name__
+        name = kind if kind not in report else f"{kind}#{number + 1}"  # one a data set, where there are several
+        if runtime.any_rank(evaluator not in working):  # all ranks must agree: a result gathers over them
+            continue
+        folder = None if output_dir is None else str(output_dir / f"evaluator_{name}_{label}")
+        results: dict[str, float] = {}
+        if _succeeds(evaluator, lambda: results.update(_result(evaluator, folder, runtime))) and results:  # noqa: B023
+            report[name] = results
+    return report
+
+
+def _result(evaluator: Evaluator, folder: str | None, runtime: Runtime) -> dict[str, float]:
+    return evaluator.result(folder, runtime.rank, runtime.world_size, group=None) or {}
+
+
+def _reduced(task: Task, totals: dict[str, Sums], set_names: Sequence[str], runtime: Runtime) -> Report:
+    """Sums of all ranks, in one order that every rank shares, turned into means."""
+    report: Report = {}
+    for set_name in set_names:
+        sums = totals.get(set_name)
+        if sums is None:
+            continue
+        report[set_name] = task.eval_report(fetched(sums, runtime))
+    return report
+
+
+def _succeeds(evaluator: Evaluator, action: Callable[[], None]) -> bool:
+    try:
+        action()
+    except Exception as error:  # noqa: BLE001 - a judge's fault must not cost a run of days
+        print(
+            f"evaluator {type(evaluator).__name__} failed and is left out: {type(error).__name__}: {error}",
+            file=sys.stderr,
+        )
+        return False
+    return True
+
+
+def flat(report: Report) -> dict[str, float]:
+    """`set/metric` names for logging."""
+    return {f"{set_name}/{metric}": value for set_name, metrics in report.items() for metric, value in metrics.items()}

@@ -1,0 +1,266 @@
+"""The training loop of every task."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dataset.common import LoaderItem
+from engine.checkpoints.save import CheckpointStore
+from engine.runtime.devices import Runtime
+from engine.runtime.signals import StopSignal
+from engine.tasks.protocol import Sums, Task, fetched
+from engine.train.evaluate import Evaluator, Report, evaluate, flat
+from engine.train.optimizers import OptimizerSet
+from engine.train.tracking import Tracker
+from models.ema import WeightAverage
+
+
+@dataclass
+class TrainState:
+    """Where a run stands; together with weights, optimizers and carry it determines everything that follows."""
+
+    step: int = 0
+    iteration: int = 1  # pass over the data, counted from 1
+    batches_done: int = 0  # batches of this pass that have been used
+    bad_steps: int = 0  # skipped because they were not finite
+    bad_steps_in_row: int = 0
+    best_value: float | None = None
+    evaluated_step: int = 0  # the last step that has been evaluated
+
+
+@dataclass(frozen=True)
+class RunData:
+    """Where items come from."""
+
+    train_items: Callable[[int, int], Iterable[LoaderItem]]  # (iteration, batches to skip) -> items of that iteration
+    eval_items: Callable[[], Iterable[LoaderItem]] | None
+    eval_sets: Sequence[str] = ()
+    best_sets: Sequence[str] = ()  # those of eval_sets that decide which checkpoint is best; none: all of them
+    evaluators: Sequence[Evaluator] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """When the run ends and what is due on the way."""
+
+    total_steps: int  # the run never takes more
+    expected_steps: int  # what the progress bar counts to
+    iterations: int
+    first_eval_iteration: int = 1
+    save_every_eval: bool = True
+    save_interval: int | None = None
+    log_interval: int = 10
+    grad_clip: float | None = None
+    max_bad_steps: int = 10
+    best_metric: str = "lm_loss"
+    save_outputs: Sequence[str] = ()
+
+    def is_over(self, state: TrainState) -> bool:
+        return state.step >= self.total_steps or state.iteration > self.iterations
+
+
+@dataclass
+class Run:
+    """Everything that one run consists of."""
+
+    task: Task
+    data: RunData
+    optimizers: OptimizerSet
+    plan: Plan
+    runtime: Runtime
+    tracker: Tracker
+    store: CheckpointStore | None  # on rank 0 only
+    run_dir: Path
+    config_yaml: str
+    average: WeightAverage | None = None
+    meta: dict[str, Any] = field(default_factory=dict)
+    files: Sequence[Path] = ()  # to be kept with every checkpoint, such as a tokenizer
+    state: TrainState = field(default_factory=TrainState)
+    unlogged: list[tuple[int, int, Sums, dict[str, float]]] = field(default_factory=list)
+
+
+def fit(run: Run, stop: StopSignal) -> Report | None:
+    """Train until the plan is over or a signal asks to stop; returns the last evaluation."""
+    state, plan = run.state, run.plan
+    report: Report | None = None
+    while not plan.is_over(state):
+        ended = state.iteration
+        for item, opened in run.task.feed(run.data.train_items(state.iteration, state.batches_done)):
+            train_step(run, item)
+            state.batches_done += opened
+            if state.step >= plan.total_steps:
+                break
+            if run.runtime.any_rank(stop.requested):
+                save(run)
+                return report
+            if is_due(state.step, plan.save_interval):
+                save(run)
+        else:
+            state.iteration, state.batches_done = state.iteration + 1, 0
+
+        is_last, is_best = plan.is_over(state), False
+        is_eval_due = ended >= plan.first_eval_iteration or is_last
+        if run.data.eval_items is not None and is_eval_due and state.evaluated_step != state.step:
+            report = evaluate_run(run)
+            state.evaluated_step = state.step
+            is_best = is_best_so_far(run, report)
+        if is_last or is_best or plan.save_every_eval:
+            save(run, is_best)
+    return report
+
+
+def is_due(step: int, every: int | None) -> bool:
+    return every is not None and step % every == 0
+
+
+def train_step(run: Run, item: LoaderItem) -> None:
+    """Forward, backward, sum over ranks, and, if all of it is finite, the optimizers."""
+    state, task, optimizers = run.state, run.task, run.optimizers
+    state.step += 1
+    sums = task.train_step(item, state.step)
+
+    dense = optimizers.dense_gradients()
+    run.runtime.all_reduce_sum_(dense)
+    norm, is_finite = gradient_norm(run, dense, sums)
+    facts = {"grad_norm": norm}
+    if is_finite:
+        if run.plan.grad_clip is not None and norm > run.plan.grad_clip:
+            torch._foreach_mul_(dense, run.plan.grad_clip / norm)
+        facts["lr"] = optimizers.step(task.schedule_step(state.step))
+        task.commit()
+        state.bad_steps_in_row = 0
+        if run.average is not None:
+            run.average.update()
+    else:
+        task.discard()
+        state.bad_steps += 1
+        state.bad_steps_in_row += 1
+        facts["skipped_steps"] = state.bad_steps
+    optimizers.zero_grad()
+
+    run.unlogged.append((state.step, item[2], sums, facts))
+    run.tracker.advance(state.step)
+    if is_due(state.step, run.plan.log_interval) or state.bad_steps_in_row:
+        flush_log(run)
+    if state.bad_steps_in_row >= run.plan.max_bad_steps:
+        raise_not_finite(run)
+
+
+def gradient_norm(run: Run, dense: list[Tensor], sums: Sums) -> tuple[float, bool]:
+    """Norm of the summed gradients, and whether they and every rank's puzzle rows and losses are finite; the step's
+    only wait."""
+    squares = torch.zeros(3, device=run.runtime.device)
+    for slot, gradients in enumerate((dense, run.optimizers.sparse_gradients())):
+        if gradients:
+            squares[slot] = torch.stack(torch._foreach_norm(gradients)).square().sum()
+    for name, value in sums.items():
+        if name.endswith("loss"):
+            squares[2] += value
+    run.runtime.all_reduce_sum_([squares[1:]])  # what differs between the ranks; the gradients are summed already
+    dense_square, *others = squares.tolist()
+    return math.sqrt(dense_square) if dense_square >= 0 else math.nan, math.isfinite(dense_square + sum(others))
+
+
+def flush_log(run: Run) -> None:
+    """Fetch the sums of the last steps in one go and log every step."""
+    for step, global_batch_size, sums, facts in run.unlogged:
+        report = run.task.train_report(fetched(sums, run.runtime), global_batch_size)
+        run.tracker.log({f"train/{name}": value for name, value in (report | facts).items()}, step)
+    run.unlogged.clear()
+
+
+def raise_not_finite(run: Run) -> None:
+    """Stop; the last good checkpoint is untouched."""
+    good = None
+    if run.store is not None:
+        run.store.wait()
+        good = run.store.latest_step()
+    where = (
+        f"The last good checkpoint is {run.run_dir / f'step_{good}'}" if good else "No checkpoint had been saved yet"
+    )
+    raise FloatingPointError(
+        f"Loss or gradient was not finite in {run.state.bad_steps_in_row} steps in a row, up to step {run.state.step}. "
+        f"{where}. Lower lr, set grad_clip, or look at the data; then go on with resume=true."
+    )
+
+
+def evaluate_run(run: Run) -> Report:
+    """Evaluate with the averaged weights, if there are any, and log it."""
+    flush_log(run)
+    assert run.data.eval_items is not None
+    with run.average.swapped_in() if run.average is not None else nullcontext():
+        report = evaluate(
+            run.task,
+            run.data.eval_items(),
+            run.data.eval_sets,
+            run.runtime,
+            evaluators=run.data.evaluators,
+            save_outputs=run.plan.save_outputs,
+            output_dir=run.run_dir,
+            label=f"step_{run.state.step}",
+        )
+    run.tracker.log(flat(report), run.state.step)
+    return report
+
+
+def is_best_so_far(run: Run, report: Report) -> bool:
+    """Whether this evaluation beats all before it; remembers its value if so."""
+    name = run.plan.best_metric
+    judges = run.data.best_sets or run.data.eval_sets
+    values = [metrics[name] for set_name, metrics in report.items() if set_name in judges and name in metrics]
+    if not values:
+        known = sorted({metric for metrics in report.values() for metric in metrics})
+        run.tracker.print(
+            f"best_metric={name} is not among the held-out metrics ({', '.join(known)}): `best` stays where it is."
+        )
+        return False
+    value, best = sum(values) / len(values), run.state.best_value
+    lower_is_better = name.endswith(("loss", "perplexity", "bits_per_byte"))
+    if best is not None and not (value < best if lower_is_better else value > best):
+        return False
+    run.state.best_value = value
+    return True
+
+
+def save(run: Run, is_best: bool = False) -> None:
+    """Checkpoint this very step; all ranks take part because each holds some rows of the carry."""
+    flush_log(run)
+    trainer = {
+        "state": asdict(run.state),
+        "optimizers": run.optimizers.state_dict(),
+        "task": run.task.state_dict(),
+        "torch_rng": torch.get_rng_state(),
+    }
+    if run.store is None:
+        return
+    run.store.save(
+        run.state.step,
+        model=run.task.module.state_dict(),
+        ema=run.average.state_dict() if run.average is not None else None,
+        trainer=trainer,
+        config_yaml=run.config_yaml,
+        meta=run.meta | {"best_metric": run.plan.best_metric, "best_value": run.state.best_value},
+        files=run.files,
+    )
+    if is_best:
+        run.store.mark_best(run.state.step)
+
+
+def restore(run: Run, trainer: dict[str, Any], ema: dict[str, Tensor] | None) -> None:
+    """Continue where a checkpoint stands; its weights have been loaded already."""
+    run.state = TrainState(**trainer["state"])
+    run.optimizers.load_state_dict(trainer["optimizers"])
+    run.task.load_state_dict(trainer["task"])
+    torch.set_rng_state(trainer["torch_rng"])
+    if run.average is not None:
+        if ema is None:
+            raise ValueError(
+                "ema=true, but the checkpoint holds no averaged weights. Resume with ema=false or start anew."
+            )
+        run.average.load_state_dict(ema)

@@ -1,0 +1,1 @@
+"""Timing: training, loading, decoding and distillation steps."""

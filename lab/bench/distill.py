@@ -1,0 +1,201 @@
+"""Measures a step of distillation on this machine, part by part, and how a student's decoding grows with its text."""
+
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dataset.common import IGNORE_LABEL_ID, Batch
+from engine.generate.decode import DecodeOptions, Decoding
+from engine.runtime.devices import Runtime, start_runtime
+from models.kv_cache import cast_for_reading
+from models.layers import weights_cast_once
+from models.losses.text import Supervision
+from models.retnet.model import RetentionMemory
+from src.distillation.config.schema import DistillConfig
+from src.distillation.corpus.manifest import TokenizerFacts
+from src.distillation.run.build import build_student, student_optimizers
+from src.distillation.student.arch import student_arch
+from src.distillation.student.head import DistillHead
+from src.distillation.student.losses import distill_loss
+from src.distillation.teachers.cached import CachedTeacher
+from src.distillation.teachers.direct import DirectTeacher
+from src.distillation.teachers.packed_attention import packed_hidden
+from src.distillation.teachers.recording import RecordingTeacher
+from src.distillation.teachers.signal import Teacher
+
+DECODED_AT = (64, 2048)  # positions at which a token is timed
+TIMED_TOKENS = 16  # at each of them
+CORPUS = "made up for a measurement"
+
+
+def bench_distill(
+    *, vocab_size: int, hidden_size: int, layers: int, rows: int, positions: int, topk: int, steps: int, device: str
+) -> dict[str, Any]:
+    """Fresh models of these sizes, one document a row; medians over `steps` steps, in milliseconds."""
+    config = DistillConfig.model_validate(
+        {
+            "model_variant": "tiny",
+            "student_overrides": {
+                "hidden_size": hidden_size,
+                "num_heads": max(1, hidden_size // 64),
+                "H_layers": layers,
+            },
+            "max_seq_length": positions,
+            "physical_batch_size": rows,
+            "gradient_accumulation_steps": 1,
+            "teacher_topk": topk,
+            "device": device,
+        }
+    )
+    runtime = start_runtime(device, False, config.seed)
+    tokenizer = TokenizerFacts(name="none", sha256="none", vocab_size=vocab_size, bos_id=1, eos_id=2, pad_id=0)
+    head = build_student(config, student_arch(config), tokenizer, runtime)
+    teacher = DirectTeacher(
+        random_teacher(vocab_size, hidden_size, layers, positions).to(runtime.device), vocab_size=vocab_size, k=topk
+    )
+    batch = runtime.to_device(made_up_batch(rows, positions, vocab_size))
+    result: dict[str, Any] = {
+        "device": str(runtime.device),
+        "dtype": head.model.config.forward_dtype,
+        "teacher_parameters": sum(p.numel() for p in teacher.model.parameters()),
+        "student_parameters": sum(p.numel() for p in head.parameters()),
+        "rows": rows,
+        "positions": positions,
+        "vocab_size": vocab_size,
+        "topk": topk,
+    }
+    with tempfile.TemporaryDirectory() as place:
+        recording = RecordingTeacher(teacher, Path(place), tokenizer, CORPUS)
+        recording.signal(batch)
+        recording.close()
+        cached = CachedTeacher(Path(place), tokenizer, CORPUS, vocab_size=vocab_size, kind="topk", k=topk)
+        size = sum(file.stat().st_size for file in Path(place).iterdir())
+        result["cache_bytes_per_token"] = round(size / (rows * (positions - 1)), 1)
+        for name, asked in (("direct", teacher), ("cached", cached)):
+            print(f"timing steps with a {name} teacher", file=sys.stderr)
+            result[name] = step_parts(config, head, asked, batch, runtime, steps)
+    print("timing the student's decoding", file=sys.stderr)
+    result["decoding"] = decoding(head, runtime)
+    return result
+
+
+def random_teacher(vocab_size: int, hidden_size: int, layers: int, positions: int) -> Any:
+    from src.distillation.teachers.causal_lm import import_transformers
+
+    transformers = import_transformers()
+    heads = max(1, hidden_size // 64)
+    sizes = transformers.LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=hidden_size,
+        intermediate_size=3 * hidden_size,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        max_position_embeddings=positions,
+    )
+    return transformers.LlamaForCausalLM(sizes)
+
+
+def made_up_batch(rows: int, positions: int, vocab_size: int) -> Batch:
+    """Random tokens, one document a row."""
+    inputs = torch.randint(3, vocab_size, (rows, positions), generator=torch.Generator().manual_seed(0))
+    labels = inputs.roll(-1, 1)
+    labels[:, -1] = IGNORE_LABEL_ID
+    return {
+        "inputs": inputs.int(),
+        "labels": labels.int(),
+        "positions": torch.arange(positions, dtype=torch.int32).expand(rows, -1).contiguous(),
+        "documents": torch.zeros(rows, positions, dtype=torch.int32),
+        "row_id": torch.arange(rows),
+    }
+
+
+def step_parts(
+    config: DistillConfig, head: DistillHead, teacher: Teacher, batch: Batch, runtime: Runtime, steps: int
+) -> dict[str, float]:
+    """Milliseconds of each part of a step; of the loss those gradients are a part that hidden states and head get."""
+    optimizers = student_optimizers(config, head, None)
+    core, at = head.model.inner, Supervision.of(batch)
+    weights = at.weights("token", torch.tensor(float(len(at.places)), device=runtime.device))
+    clock = Clock(runtime)
+    for step in range(steps + 1):
+        if step == 1:  # the first one warms up
+            clock.parts.clear()
+        if isinstance(teacher, DirectTeacher):
+            with clock.part("teacher_forward"), torch.no_grad():
+                packed_hidden(teacher.model, batch)
+        with clock.part("signal"), torch.no_grad():
+            signal = teacher.signal(batch).at(at.places).at_temperature(1.0, teacher.facts)
+        with weights_cast_once(core, core.dtype):
+            with clock.part("student_forward"):
+                x = core.embed(batch)
+                _, answers = core.step(core.initial_latents(x), x, core.surroundings(batch))
+                hidden = core.hidden(answers[-1]).flatten(0, 1)[at.places]
+            with clock.part("loss"):
+                loss, _ = distill_loss(
+                    hidden,
+                    core.lm_head.weight,
+                    at.labels,
+                    signal,
+                    ce_weights=weights,
+                    kd_weights=weights,
+                    alpha=head.alpha,
+                    divergence=head.divergence,
+                )
+            with clock.part("backward"):
+                loss.backward()
+        with clock.part("optimizer"):
+            optimizers.step(step + 1)
+        optimizers.zero_grad()
+    parts = clock.medians()
+    if "teacher_forward" in parts:  # asking for the signal begins with the same forward pass
+        parts["teacher_topk"] = round(parts.pop("signal") - parts["teacher_forward"], 1)
+    else:
+        parts["cache_read"] = parts.pop("signal")
+    return parts | {"total": round(sum(parts.values()), 1)}
+
+
+def decoding(head: DistillHead, runtime: Runtime) -> dict[str, Any]:
+    """Milliseconds of a token behind texts of two lengths, and the bytes that are remembered of each."""
+    model = head.model.eval()
+    cast_for_reading(model)
+    found: dict[str, Any] = {}
+    for length in DECODED_AT:
+        prompt = torch.randint(3, model.config.vocab_size, (length,), generator=torch.Generator().manual_seed(0))
+        run = Decoding(model, [prompt.tolist()], DecodeOptions(max_new_tokens=TIMED_TOKENS + 1))
+        tokens = iter(run)
+        next(tokens)  # reads the prompt
+        assert isinstance(run.memory, RetentionMemory)
+        clock = Clock(runtime)
+        for _ in range(TIMED_TOKENS):
+            with clock.part("token"):
+                next(tokens)
+        found[str(length)] = {"ms_per_token": clock.medians()["token"], "state_bytes": run.memory.bytes_per_row}
+    early, late = (found[str(length)]["ms_per_token"] for length in DECODED_AT)
+    return found | {"growth": round(late / early, 2)}
+
+
+class Clock:
+    """Collects the times of named parts."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.synchronize: Callable[[], None] = runtime.synchronize
+        self.parts: dict[str, list[float]] = {}
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        self.synchronize()
+        started = time.perf_counter()
+        yield
+        self.synchronize()
+        self.parts.setdefault(name, []).append(time.perf_counter() - started)
+
+    def medians(self) -> dict[str, float]:
+        return {name: round(1000 * statistics.median(times), 1) for name, times in self.parts.items()}

@@ -1,0 +1,91 @@
+"""Measures generation on this machine: tokens per second of every way to decode, their memory, time along a text."""
+
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from engine.build import text as build_text
+from engine.config.schema import InstructConfig
+from engine.generate.decode import DecodeOptions, Decoding, Mode
+from engine.runtime.devices import Runtime, start_runtime
+from models.act import ActModel
+from models.kv_cache import Memory, cast_for_reading
+
+ORACLE_TOKENS = 3  # recomputing takes seconds a token; so many, in the middle of the text, are timed
+SPREAD = (64, 448)  # positions between which the time of a token is compared
+FEW_TOKENS = 12  # timed at each of them
+
+
+def bench_generate(
+    config: InstructConfig, *, vocab_size: int, prompt: int, new_tokens: int, depth: int, batch_sizes: list[int]
+) -> dict[str, Any]:
+    """Greedy decoding of a fresh model after random prompts; all ways in one run."""
+    runtime = start_runtime(config.device, config.compile, config.seed)
+    metadata = build_text.text_metadata(config.dataset.seq_len, vocab_size, pad_id=0)
+    model = build_text.build_text_head(config, metadata, runtime).model
+    cast_for_reading(model)
+    result: dict[str, Any] = {
+        "arch": config.arch.name,
+        "device": str(runtime.device),
+        "dtype": model.config.forward_dtype,
+        "hidden_size": model.config.hidden_size,
+        "prompt": prompt,
+        "new_tokens": new_tokens,
+        "depth": depth,
+        "batch": {},
+    }
+    for rows in batch_sizes:
+        print(f"timing {rows} rows", file=sys.stderr)
+        result["batch"][rows] = compare(model, runtime, rows, prompt, new_tokens, depth)
+    early, late = SPREAD
+    if model.config.seq_len >= late + FEW_TOKENS:
+        times = [statistics.median(seconds(model, runtime, 1, at, FEW_TOKENS, depth, "exact")) for at in SPREAD]
+        result["ms_per_token_at"] = {early: round(1000 * times[0], 2), late: round(1000 * times[1], 2)}
+        result["growth"] = round(times[1] / times[0], 2)
+    deepest = model.config.halt_max_steps
+    print(f"timing {deepest} supervision steps", file=sys.stderr)
+    full = statistics.median(seconds(model, runtime, 1, prompt, FEW_TOKENS, deepest, "exact"))
+    result["full_depth"] = {"depth": deepest, "seconds_per_token": round(full, 4)}
+    return result
+
+
+def compare(model: ActModel, runtime: Runtime, rows: int, prompt: int, new: int, depth: int) -> dict[str, Any]:
+    """Tokens per second with each kind of memory, and without any over a few tokens in the middle of the same text."""
+    found: dict[str, Any] = {}
+    for mode in ("exact", "last_step"):
+        times = seconds(model, runtime, rows, prompt, new, depth, mode)
+        memory = Memory(model, rows, 1, depth, last_step=mode == "last_step")
+        found[mode] = {
+            "tokens_per_s": round(rows * len(times) / sum(times), 2),
+            "bytes_per_token": memory.bytes_per_token,
+        }
+    middle = prompt + (new - ORACLE_TOKENS) // 2
+    times = seconds(model, runtime, rows, middle, ORACLE_TOKENS, depth, "recompute")
+    found["recompute"] = {"tokens_per_s": round(rows * len(times) / sum(times), 3), "timed_tokens": len(times)}
+    for mode in ("exact", "last_step"):
+        found[mode]["times_recompute"] = round(found[mode]["tokens_per_s"] / found["recompute"]["tokens_per_s"], 1)
+    return found
+
+
+def seconds(model: ActModel, runtime: Runtime, rows: int, prompt: int, new: int, depth: int, mode: Mode) -> list[float]:
+    """Of each token behind the prompt; reading the prompt, which yields the first one, is not among them."""
+    generator = torch.Generator().manual_seed(0)
+    vocab_size = model.config.vocab_size
+    prompts = torch.randint(3, vocab_size, (rows, prompt), generator=generator).tolist()
+    tokens = iter(Decoding(model, prompts, DecodeOptions(max_new_tokens=new + 1, mode=mode, depth=depth)))
+    next(tokens)
+    return list(_timed(tokens, runtime))
+
+
+def _timed(tokens: Iterator[Any], runtime: Runtime) -> Iterator[float]:
+    while True:
+        runtime.synchronize()
+        started = time.perf_counter()
+        if next(tokens, None) is None:
+            return
+        runtime.synchronize()
+        yield time.perf_counter() - started

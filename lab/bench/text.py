@@ -1,0 +1,99 @@
+"""Measures text on this machine: optimizer steps with and without packing and chunks, and the loading of a corpus."""
+
+import sys
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from engine.build import puzzles as build
+from engine.build import text as build_text
+from engine.config.schema import InstructConfig
+from engine.runtime.devices import Runtime, start_runtime
+from lab.bench.train import best_seconds, count_flops, peak_memory
+
+# Lengths like those of an instruction corpus: half of the records below 145 tokens, a mean of 250, answers of 45.
+MEDIAN_LENGTH, LOG_SPREAD, MEAN_ANSWER = 145, 1.04, 45
+
+
+def bench_text(config: InstructConfig, *, vocab_size: int, depth: int, steps: int, compare: bool) -> dict[str, Any]:
+    """Whole optimizer steps on made-up conversations; with `compare` also without packing and chunked head."""
+    runtime = start_runtime(config.device, config.compile, config.seed)
+    result = _measure(config, runtime, vocab_size, depth, steps)
+    if compare:
+        plain = config.model_copy(deep=True)
+        plain.dataset.packing, plain.loss.chunked = False, False
+        result["plain"] = _measure(plain, runtime, vocab_size, depth, steps)
+        result["speedup"] = round(result["real_tokens_per_s"] / result["plain"]["real_tokens_per_s"], 2)
+    return result
+
+
+def _measure(config: InstructConfig, runtime: Runtime, vocab_size: int, depth: int, steps: int) -> dict[str, Any]:
+    print(f"timing packing={config.dataset.packing}, chunked={config.loss.chunked}", file=sys.stderr)
+    reader = build_text.made_up_text(config, runtime, made_up_lengths(config), vocab_size, MEAN_ANSWER)
+    head = build_text.build_text_head(
+        config, build_text.text_metadata(config.dataset.seq_len, vocab_size, pad_id=0), runtime
+    )
+    head.model.config.halt_policy, head.model.config.halt_max_steps = "fixed", depth
+    task = build_text.text_task_of(config, head, runtime, total_steps=1, total_rows=1, piece_bytes=None)
+    optimizers = build.build_optimizers(config, head, runtime, total_steps=1)
+    item = next(iter(reader))
+    real_tokens = int((item[1]["documents"] >= 0).sum())
+
+    def step() -> None:
+        task.train_step(item, 1)
+        optimizers.step(1)
+        optimizers.zero_grad()
+
+    flops = count_flops(step)
+    if runtime.use_compile:
+        build.compile_step(head)
+        step()
+    if runtime.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    seconds = min(best_seconds(step, runtime, rounds=1) for _ in range(steps))
+    return {
+        "arch": config.arch.name,
+        "device": str(runtime.device),
+        "compile": runtime.use_compile,
+        "dtype": config.arch.options.get("forward_dtype"),
+        "rows": config.global_batch_size,
+        "seq_len": config.dataset.seq_len,
+        "vocab_size": vocab_size,
+        "supervision_steps": depth,
+        "passes": task.micro_batches,
+        "seconds_per_step": round(seconds, 3),
+        "real_tokens": real_tokens,
+        "real_tokens_per_s": round(real_tokens / seconds, 1),
+        "achieved_flops_per_s": round(flops / seconds),
+        "peak_memory_bytes": peak_memory(runtime),
+    }
+
+
+def made_up_lengths(config: InstructConfig) -> NDArray[np.int64]:
+    """Enough document lengths to fill one batch of packed rows."""
+    rng = np.random.default_rng(config.seed)
+    count = 8 * config.global_batch_size
+    lengths = np.exp(rng.normal(np.log(MEDIAN_LENGTH), LOG_SPREAD, size=count)).astype(int)
+    return np.clip(lengths, 16, config.dataset.seq_len)
+
+
+def bench_load(config: InstructConfig) -> dict[str, Any]:
+    """Load a corpus, and for some seconds encode its messages the plain way: one after the other, in one process."""
+    started = time.perf_counter()
+    corpus = build_text.load_text(config, progress=True)
+    seconds = time.perf_counter() - started
+    peak = peak_memory(Runtime(torch.device("cpu"), 0, 1, False))
+    plain_records, plain_seconds = build_text.encode_plainly(config, corpus, seconds=5.0)
+    rate, plain_rate = corpus.report.records / seconds, plain_records / plain_seconds
+    return {
+        "records": corpus.report.records,
+        "tokens": corpus.report.tokens,
+        "seconds": round(seconds, 2),
+        "records_per_s": round(rate),
+        "plain_records_per_s": round(plain_rate),
+        "speedup": round(rate / plain_rate, 2),
+        "peak_memory_bytes": peak,
+    }

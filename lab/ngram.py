@@ -1,0 +1,97 @@
+"""What a bigram model with back-off knows: the yardstick that a trained language model has to beat."""
+
+import json
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dataset.common import IGNORE_LABEL_ID, Batch
+from engine.build import text as build_text
+from engine.checkpoints.load import load_checkpoint, load_weights, resolve_checkpoint
+from engine.inference import instruct_config
+from engine.runtime.devices import start_runtime
+from engine.train.evaluate import evaluate
+
+DISCOUNT = 0.75  # taken from every seen pair and given to the unigram
+
+
+class Bigram:
+    """Absolute discounting: seen pairs keep their counts less a discount, the rest follows the unigram (add one)."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self.vocab_size = vocab_size
+        self.pairs: list[NDArray[np.int64]] = []
+
+    def add(self, before: NDArray[np.int64], token: NDArray[np.int64]) -> None:
+        self.pairs.append(before.astype(np.int64) * self.vocab_size + token)
+
+    def count(self) -> None:
+        """Counts are complete; sort them for look-up."""
+        self.keys, self.counts = np.unique(np.concatenate(self.pairs), return_counts=True)
+        before, token = np.divmod(self.keys, self.vocab_size)
+        self.totals = np.bincount(before, weights=self.counts, minlength=self.vocab_size)
+        self.followers = np.bincount(before, minlength=self.vocab_size)
+        unigram = np.bincount(token, weights=self.counts, minlength=self.vocab_size) + 1
+        self.unigram = unigram / unigram.sum()
+
+    def losses(self, before: NDArray[np.int64], token: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Negative log-likelihood of each token after its predecessor, in nats."""
+        keys = before.astype(np.int64) * self.vocab_size + token
+        place = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
+        seen = np.where(self.keys[place] == keys, self.counts[place] - DISCOUNT, 0.0)
+        totals = np.maximum(self.totals[before], 1)
+        left = np.where(self.totals[before] > 0, DISCOUNT * self.followers[before] / totals, 1.0)
+        loss: NDArray[np.float64] = -np.log(seen / totals + left * self.unigram[token])
+        return loss
+
+
+def pairs_of(batch: Batch, only_trained: bool) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(token, next token) inside documents; `only_trained`: where the next one is supervised."""
+    inputs, labels = batch["inputs"].numpy(), batch["labels"].numpy()
+    if only_trained:
+        chosen = labels != IGNORE_LABEL_ID
+        return inputs[chosen], labels[chosen]
+    documents = batch["documents"].numpy()
+    same = (documents[:, :-1] == documents[:, 1:]) & (documents[:, :-1] >= 0)
+    trained_ends = labels != IGNORE_LABEL_ID
+    trained_ends[:, :-1] &= ~same  # the last label of a document stands in no input
+    before = np.concatenate((inputs[:, :-1][same], inputs[trained_ends]))
+    return before, np.concatenate((inputs[:, 1:][same], labels[trained_ends]))
+
+
+def compare_with_bigram(checkpoint: str, overrides: list[str]) -> None:
+    """Held-out loss a token of a checkpoint and of bigrams counted on the tokens that it was trained on."""
+    path = resolve_checkpoint(checkpoint)
+    loaded = load_checkpoint(path)
+    own = [f"dataset.tokenizer_path={file}" for file in loaded.files[:1]]
+    config = instruct_config(
+        loaded, "cfg_pretrain_instruct", [*own, "resume=false", "epochs=1", "eval_interval=null", *overrides]
+    )
+    runtime = start_runtime(config.device, config.compile, config.seed)
+    source = build_text.build_text(config, runtime)
+    if source.data.eval_items is None:
+        raise ValueError("There is no held-out split to compare on. Raise dataset.test_ratio with --overrides.")
+    results: dict[str, Any] = {"checkpoint": str(path)}
+    for name, only_trained in (("bigram_of_all_tokens", False), ("bigram_of_answers", True)):
+        print(f"counting {name}", file=sys.stderr)
+        model = Bigram(source.tokenizer.vocab_size)
+        for _, batch, _ in source.data.train_items(1, 0):
+            model.add(*pairs_of(batch, only_trained))
+        model.count()
+        losses = np.concatenate(list(held_out_losses(model, source)))
+        results[name] = {"token_loss": float(losses.mean()), "pairs": int(model.counts.sum())}
+    head = build_text.build_text_head(config, source.metadata, runtime)
+    load_weights(head, loaded.weights | (loaded.ema or {}), source=str(path))
+    task = build_text.build_text_task(config, head, source, runtime)
+    (metrics,) = evaluate(task, source.data.eval_items(), source.data.eval_sets, runtime).values()
+    results["model"] = {"token_loss": metrics["token_loss"], "tokens": metrics["tokens"]}
+    print(json.dumps(results))
+
+
+def held_out_losses(model: Bigram, source: build_text.TextSource) -> Iterator[NDArray[np.float64]]:
+    assert source.data.eval_items is not None
+    for _, batch, _ in source.data.eval_items():
+        yield model.losses(*pairs_of(batch, only_trained=True))

@@ -1,0 +1,73 @@
+"""Draws how a checkpoint solves a few test puzzles: its answer after every supervision step."""
+
+import sys
+from pathlib import Path
+
+from dataset.puzzles.samples import game_of, pick_samples
+from engine.build import puzzles as build
+from engine.checkpoints.load import Checkpoint, load_checkpoint, load_weights
+from engine.config.check import check
+from engine.config.schema import PretrainConfig
+from engine.runtime.devices import start_runtime
+from lab.puzzle_pictures.pictures import FORMATS, save_picture
+from lab.puzzle_pictures.traces import trace_samples
+
+MAX_COUNT = 32  # puzzles of one picture; more could not be told apart
+
+
+def show_puzzles(
+    checkpoint: str, *, data_path: str | None, count: int, seed: int, output: Path, device: str = "auto"
+) -> None:
+    """Write the picture, and print where it is and how the puzzles went.
+
+    `data_path` defaults to the data that the checkpoint was trained on.
+    """
+    if output.suffix.lower() not in FORMATS:
+        raise ValueError(f"--output {output}: expected a name that ends with {' or '.join(FORMATS)}.")
+    if count > MAX_COUNT:
+        raise ValueError(f"--count {count}: one picture holds at most {MAX_COUNT} puzzles. Take fewer.")
+    require_matplotlib()
+    loaded = load_checkpoint(checkpoint)
+    config = puzzle_config(loaded)
+    folder = data_path or (config.data_paths_test or config.data_paths)[0]
+    metadata, samples = pick_samples(folder, count, seed)
+    game = game_of(metadata, folder)
+    runtime = start_runtime(device, compile=False, seed=seed)
+    try:
+        head = build.build_model(config.arch, metadata, len(samples), runtime)
+        for notice in load_weights(head, loaded.weights | (loaded.ema or {}), source=str(loaded.path)):
+            print(notice, file=sys.stderr)
+        traces = trace_samples(head, samples, runtime)
+    finally:
+        runtime.close()
+    save_picture(game, traces, f"{Path(folder).name}, {loaded.path.name}", output)
+    print(output, *(trace.summary() for trace in traces), sep="\n")
+
+
+def require_matplotlib() -> None:
+    """Say what is missing before anything takes time."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as problem:
+        advice = "pip install -r requirements-dev.txt or: pip install -e '.[plots]'"
+        raise ValueError(f"Drawing needs matplotlib ({problem}). Install it with: {advice}") from problem
+
+
+def puzzle_config(loaded: Checkpoint) -> PretrainConfig:
+    """What a checkpoint says it was trained with."""
+    from omegaconf import OmegaConf
+
+    if loaded.config_yaml is None:
+        raise ValueError(
+            f"{loaded.path} carries no config, so its architecture is not known. Give a step folder or a run folder of "
+            "this project, or put the all_config.yaml of the reference beside the file."
+        )
+    data = OmegaConf.to_container(OmegaConf.create(loaded.config_yaml), resolve=True)
+    arch = data.get("arch") if isinstance(data, dict) else None
+    if not isinstance(data, dict) or not isinstance(arch, dict):
+        raise ValueError(f"The config of {loaded.path} names no architecture (arch). Use another checkpoint.")
+    if str((arch.get("loss") or {}).get("name", "")).endswith("TextLossHead"):
+        raise ValueError(f"{loaded.path} is a model of text, and only puzzles can be drawn. Let it speak instead.")
+    config = check(PretrainConfig, {str(key): value for key, value in data.items()})
+    assert isinstance(config, PretrainConfig)
+    return config

@@ -1,0 +1,67 @@
+"""Follows a model through its supervision steps: the answer to a few puzzles after each of them."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from dataset.common import IGNORE_LABEL_ID, Batch
+from dataset.puzzles.samples import Sample
+from engine.runtime.devices import Runtime
+from models.losses.puzzles import ACTLossHead
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One puzzle and what the model made of it, step by step."""
+
+    sample: Sample
+    answers: np.ndarray  # (steps, seq_len) tokens
+    halting: np.ndarray  # (steps,) probability, by the model, that its answer is right
+
+    @cached_property
+    def wrong(self) -> np.ndarray:
+        """(steps, seq_len): which cells that count are not yet right."""
+        labels = self.sample.labels
+        return (labels != IGNORE_LABEL_ID) & (self.answers != labels)
+
+    @property
+    def num_wrong(self) -> list[int]:
+        counts: list[int] = self.wrong.sum(axis=1).tolist()
+        return counts
+
+    def summary(self) -> str:
+        counts = self.num_wrong
+        if counts[-1]:
+            ending = f"{counts[-1]} wrong"
+        else:
+            last_wrong = max((step for step, count in enumerate(counts, start=1) if count), default=0)
+            ending = f"solved from step {last_wrong + 1} on"
+        return f"puzzle {self.sample.number}: {ending}; wrong cells by step: {' '.join(map(str, counts))}"
+
+
+def trace_samples(head: ACTLossHead, samples: list[Sample], runtime: Runtime) -> list[Trace]:
+    """Run all supervision steps, as an evaluation does, and keep the answer of each."""
+    head.eval()
+    head.model.inner.depth = head.model.config.depth_at(1.0)
+    batch = runtime.to_device(batch_of(samples))
+    answers, halting = [], []
+    all_halted = False
+    with torch.no_grad():
+        carry = head.initial_carry(batch)
+        while not all_halted:
+            carry, _, _, outputs, finished = head(return_keys=("preds", "q_halt_logits"), carry=carry, batch=batch)
+            answers.append(outputs["preds"].cpu().numpy())
+            halting.append(outputs["q_halt_logits"].float().sigmoid().cpu().numpy())
+            all_halted = bool(finished)
+    by_row = zip(samples, np.stack(answers, axis=1), np.stack(halting, axis=1), strict=True)
+    return [Trace(sample, answer, probability) for sample, answer, probability in by_row]
+
+
+def batch_of(samples: list[Sample]) -> Batch:
+    return {
+        "inputs": torch.from_numpy(np.stack([sample.inputs for sample in samples]).astype(np.int32)),
+        "labels": torch.from_numpy(np.stack([sample.labels for sample in samples]).astype(np.int32)),
+        "puzzle_identifiers": torch.tensor([sample.identifier for sample in samples], dtype=torch.int32),
+    }

@@ -1,0 +1,229 @@
+"""The loss head of text: all supervision steps of a batch, scored at supervised tokens only.
+
+B rows, S tokens a row, T supervised tokens of the batch, D hidden.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dataset.common import IGNORE_LABEL_ID
+from models.act import ActModel, Batch, Latents
+from models.layers import weights_cast_once
+from models.losses.chunked import TokenScores, chunked_cross_entropy, dense_cross_entropy
+from models.losses.puzzles import loss_function
+
+Sums = dict[str, Tensor]
+Supervised = tuple[Tensor, TokenScores, Tensor]  # mean loss of some answers, scores and halting logits of the last
+HALT_BINS = 100  # of the histogram from which the area under the halting head's ROC curve is read
+
+
+class Supervision(NamedTuple):
+    """Where a batch is supervised; found once and used at every depth."""
+
+    places: Tensor  # (T,) places in the flattened (B * S)
+    labels: Tensor  # (T,)
+    document: Tensor  # (T,) number of the document that a token belongs to
+    lengths: Tensor  # (documents,) supervised tokens of each
+
+    @classmethod
+    def of(cls, batch: Batch) -> "Supervision":
+        labels = batch["labels"].flatten()
+        places = (labels != IGNORE_LABEL_ID).nonzero().squeeze(-1)
+        rows, width = batch["labels"].shape
+        row = torch.arange(rows, device=labels.device).repeat_interleave(width)[places]
+        if "documents" in batch:
+            row = row * width + batch["documents"].flatten()[places]
+        _, document, lengths = row.unique(return_inverse=True, return_counts=True)
+        return cls(places, labels[places].long(), document, lengths)
+
+    def per_document(self, values: Tensor) -> Tensor:
+        """Sums of token values over each document."""
+        totals = torch.zeros(len(self.lengths), dtype=torch.float32, device=values.device)
+        return totals.index_add_(0, self.document, values.float())
+
+    def weights(self, reduction: str, total: Tensor) -> Tensor:
+        """What each token counts: `token` a share of all tokens, `sequence` a share of its document's share."""
+        if reduction == "token":
+            return torch.ones(len(self.places), device=self.labels.device) / total
+        return 1 / (self.lengths[self.document] * total)
+
+
+class TextLossHead(nn.Module):
+    """Cross-entropy at every supervision step with equal weight, and a halting head that learns what a step is worth.
+
+    The halting head reads each token's own detached latent and learns whether the next step will lower that token's
+    loss by more than `halt_delta`. Its gradient never reaches the trunk.
+    """
+
+    def __init__(self, model: ActModel, loss_type: str = "softmax_cross_entropy", chunked: bool = True) -> None:
+        super().__init__()
+        self.loss_fn = loss_function(loss_type)
+        self.model = model
+        self.is_stablemax = loss_type == "stablemax_cross_entropy"
+        self.chunked = chunked
+
+    def train_on(self, batch: Batch, at: Supervision, weights: Tensor, num_steps: int) -> Sums:
+        """Forward and backward of `num_steps` supervision steps."""
+        scores, halting = self.unroll(batch, weights, num_steps, lambda a: self._supervised(a, at, weights))
+        return self._sums(at, scores) | halting.sums() | {"steps": torch.tensor(num_steps * len(at.lengths))}
+
+    def unroll(
+        self, batch: Batch, weights: Tensor, num_steps: int, supervised: Callable[[list[Tensor]], Supervised]
+    ) -> tuple[TokenScores, "HaltingTargets"]:
+        """Forward and backward of `num_steps` supervision steps, whose answers `supervised` scores.
+
+        With `detach_between_steps` the backward of each runs at once, so that memory does not grow with depth.
+        """
+        core = self.model.inner
+        at_once = self.model.config.detach_between_steps
+        with weights_cast_once(core, core.dtype):
+            x, around = core.embed(batch), core.surroundings(batch)
+            source = x.detach().requires_grad_() if at_once else x
+            z = core.initial_latents(source)
+            pending = x.new_zeros((), dtype=torch.float32)
+            halting = HaltingTargets(self.model.config.halt_delta)
+            for _ in range(num_steps):
+                z, answers = core.step(z, source, around)
+                loss, scores, q = supervised(answers)
+                loss = loss / num_steps + halting.loss_of_step(q, scores.losses, weights) / max(1, num_steps - 1)
+                if at_once:
+                    loss.backward()
+                    z = type(z)(*(state.detach() for state in z))
+                else:
+                    pending = pending + loss
+            if not at_once:
+                pending.backward()
+            elif source.grad is not None and x.requires_grad:
+                x.backward(source.grad)
+        return scores, halting
+
+    def carried_step(
+        self,
+        batch: Batch,
+        z: Latents,
+        is_fresh: Tensor,
+        at: Supervision,
+        weights: Tensor,
+        old_losses: Tensor,
+        had_step: Tensor,
+    ) -> tuple[Latents, Tensor, Tensor, Sums]:
+        """Forward and backward of one supervision step of lasting latents; rows marked fresh start anew.
+
+        `old_losses` (T,) are those of the step before, where a token `had_step`. Returns detached latents, the losses
+        and halting logits (T,) of this step, and sums.
+        """
+        core = self.model.inner
+        with weights_cast_once(core, core.dtype):
+            x, around = core.embed(batch), core.surroundings(batch)
+            start = core.initial_latents(x)
+            z = type(z)(*(torch.where(is_fresh[:, None, None], new, old) for new, old in zip(start, z, strict=True)))
+            before = core.hidden(getattr(z, core.answer)).flatten(0, 1)[at.places].detach()
+            z, answers = core.step(z, x, around)
+            loss, scores, q = self._supervised(answers, at, weights)
+            halting = HaltingTargets(self.model.config.halt_delta)
+            halting.before = (core.q_head(before)[:, 0].float()[had_step], old_losses[had_step])
+            loss = loss + halting.loss_of_step(q[had_step], scores.losses[had_step], weights[had_step])
+            loss.backward()
+        latents = type(z)(*(state.detach() for state in z))
+        rows = {"steps": torch.tensor(len(at.lengths))}
+        return latents, scores.losses, q.detach(), self._sums(at, scores) | halting.sums() | rows
+
+    def _supervised(self, answers: list[Tensor], at: Supervision, weights: Tensor) -> Supervised:
+        core = self.model.inner
+        total = torch.zeros((), device=weights.device)
+        for answer in answers:
+            hidden = core.hidden(answer).flatten(0, 1)
+            if self.chunked:
+                hidden, head = hidden[at.places], core.lm_head.weight  # (T, D)
+                loss, scores = chunked_cross_entropy(hidden, head, at.labels, weights, is_stablemax=self.is_stablemax)
+            else:
+                loss, scores = dense_cross_entropy(core.lm_head(hidden)[at.places], at.labels, weights, self.loss_fn)
+                hidden = hidden[at.places]
+            total = total + loss / len(answers)
+        q: Tensor = core.q_head(hidden.detach())[:, 0].float()
+        return total, scores, q
+
+    def depths(self, batch: Batch, at: Supervision, num_steps: int) -> Iterator[tuple[TokenScores, Tensor]]:
+        """Scores and halting logits after each supervision step, without gradient."""
+        core = self.model.inner
+        with torch.no_grad(), weights_cast_once(core, core.dtype):
+            x, around = core.embed(batch), core.surroundings(batch)
+            z: Latents = core.initial_latents(x)
+            weights = at.weights("token", torch.ones((), device=x.device))
+            for _ in range(num_steps):
+                z, answers = core.step(z, x, around)
+                _, scores, q = self._supervised(answers[-1:], at, weights)
+                yield scores, q
+
+    def evaluate_on(self, batch: Batch, at: Supervision, num_steps: int) -> tuple[Sums, Tensor]:
+        """Sums of every depth (`depth_3/…`), those of the last without prefix, and the last predictions (T,)."""
+        sums: Sums = {}
+        halting = HaltingTargets(self.model.config.halt_delta)
+        weights = at.weights("token", torch.ones((), device=batch["labels"].device))
+        for step, (scores, q) in enumerate(self.depths(batch, at, num_steps), start=1):
+            own = self._sums(at, scores)
+            sums |= {f"depth_{step}/{name}": value for name, value in own.items() if name not in ("count", "tokens")}
+            halting.loss_of_step(q, scores.losses, weights)
+        return sums | own | halting.sums() | {"steps": torch.tensor(num_steps * len(at.lengths))}, scores.preds
+
+    def _sums(self, at: Supervision, scores: TokenScores) -> Sums:
+        is_right = (scores.preds == at.labels).float()
+        right = at.per_document(is_right)
+        return {
+            "count": torch.tensor(len(at.lengths)),
+            "tokens": torch.tensor(len(at.places)),
+            "accuracy": (right / at.lengths).sum(),
+            "exact_accuracy": (right == at.lengths).sum(),
+            "token_accuracy": is_right.sum(),
+            "lm_loss": (at.per_document(scores.losses) / at.lengths).sum(),
+            "token_loss": scores.losses.sum(),
+        }
+
+
+class HaltingTargets:
+    """Follows one batch over its steps: when the loss of a step is known, so is what the step before should have said."""
+
+    def __init__(self, delta: float) -> None:
+        self.delta = delta
+        self.before: tuple[Tensor, Tensor] | None = None  # halting logits and losses of the step before
+        self.totals: Sums = {}
+
+    def loss_of_step(self, q: Tensor, losses: Tensor, weights: Tensor) -> Tensor:
+        """Loss of the previous step's halting logits, now that its target is measured; 0 at the first step."""
+        before, self.before = self.before, (q, losses)
+        if before is None:
+            return torch.zeros((), device=q.device)
+        old_q, old_losses = before
+        may_halt = (losses >= old_losses - self.delta).float()
+        loss = F.binary_cross_entropy_with_logits(old_q, may_halt, reduction="none")
+        self._count(old_q.detach(), may_halt, loss.detach())
+        return (loss * weights).sum()
+
+    def _count(self, q: Tensor, may_halt: Tensor, loss: Tensor) -> None:
+        bins = (torch.sigmoid(q).nan_to_num() * HALT_BINS).long().clamp_max(HALT_BINS - 1)
+        empty = torch.zeros(HALT_BINS, device=q.device)
+        found = {
+            "q_halt_count": torch.tensor(len(q)),
+            "q_halt_loss": loss.sum(),
+            "q_halt_accuracy": ((q >= 0) == may_halt.bool()).sum(),
+            "q_halt_wanted": empty.index_add(0, bins, may_halt),
+            "q_halt_unwanted": empty.index_add(0, bins, 1 - may_halt),
+        }
+        self.totals = {name: self.totals.get(name, 0) + value for name, value in found.items()}
+
+    def sums(self) -> Sums:
+        return self.totals
+
+
+def area_under_roc(wanted: list[float], unwanted: list[float]) -> float:
+    """How often a token that may halt gets a higher halting probability than one that may not; ties count half."""
+    better, area = 0.0, 0.0
+    for w, u in zip(wanted, unwanted, strict=True):
+        area += w * (better + u / 2)
+        better += u
+    pairs = sum(wanted) * sum(unwanted)
+    return area / pairs if pairs else float("nan")

@@ -1,0 +1,233 @@
+"""RetNet: a causal language model that remembers a text in a state whose size does not grow with it.
+
+Trained on whole rows at once, it reads on token by token from the state alone. B rows, L positions, D hidden, N heads,
+K size of a query or key, E of a value.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from models.act import ActModel, Batch, RecursiveCore
+from models.kernels import rms_norm, rotate
+from models.layers import CastedLinear, Rope, SwiGLU
+from models.retnet.config import FIRST_LOGIT_STD, RetNetConfig
+from models.retnet.retention import Decays, Kernels, has_kernels, log_decays, read_on
+
+Retain = Callable[[Tensor, Tensor, Tensor], Tensor]  # q, k (B, L, N, K), v (B, L, N, E) -> (B, L, N, E)
+
+
+class Norm(nn.Module):
+    """Root mean square norm with a weight per channel."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x) * self.weight.to(x.dtype)
+
+
+class Retention(nn.Module):
+    """Multi-scale retention: every head remembers for a different while, is normed by itself and gated."""
+
+    def __init__(self, config: RetNetConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.widths = [2 * config.hidden_size] + 2 * [config.value_expansion * config.hidden_size]
+        self.qkvg_proj = CastedLinear(config.hidden_size, sum(self.widths))
+        self.o_proj = CastedLinear(self.widths[-1], config.hidden_size)
+
+    def forward(self, x: Tensor, rope: Rope, retain: Retain) -> Tensor:  # (B, L, D)
+        qk, v, gate = self.qkvg_proj(x).split(self.widths, dim=-1)
+        qk = rotate(qk.unflatten(-1, (2 * self.num_heads, -1)), rope.cos, rope.sin)  # (B, L, 2N, K)
+        q, k = qk.chunk(2, dim=2)
+        y = retain(q, k, v.unflatten(-1, (self.num_heads, -1)))  # (B, L, N, E)
+        return self.o_proj(F.silu(gate) * rms_norm(y).flatten(2))  # (B, L, D)
+
+
+class RetNetBlock(nn.Module):
+    """Retention over positions, then a feed-forward layer over channels; each reads a normed state and adds to it."""
+
+    def __init__(self, config: RetNetConfig) -> None:
+        super().__init__()
+        self.retention_norm = Norm(config.hidden_size)
+        self.retention = Retention(config)
+        self.mlp_norm = Norm(config.hidden_size)
+        self.mlp = SwiGLU(config.hidden_size, config.expansion)
+        with torch.no_grad():  # so that the sum of all that is added stays near the size of the embedding
+            for layer in (self.retention.o_proj, self.mlp.down_proj):
+                layer.weight.mul_(1 / math.sqrt(2 * config.H_layers))
+
+    def forward(self, x: Tensor, rope: Rope, retain: Retain) -> Tensor:  # (B, L, D)
+        x = x + self.retention(self.retention_norm(x), rope, retain)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class RetentionLevel(nn.Module):
+    """The stack of blocks and the norm at its end."""
+
+    def __init__(self, config: RetNetConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([RetNetBlock(config) for _ in range(config.H_layers)])
+        self.norm = Norm(config.hidden_size)
+        self.computes_again = config.gradient_checkpointing
+
+    def forward(self, x: Tensor, rope: Rope, retains: Iterable[Retain]) -> Tensor:  # (B, L, D)
+        again = self.computes_again and torch.is_grad_enabled()
+        for layer, retain in zip(self.layers, retains, strict=True):
+            x = checkpoint(layer, x, rope, retain, use_reentrant=False) if again else layer(x, rope, retain)
+        answer: Tensor = self.norm(x)
+        return answer
+
+
+class RetNetState(NamedTuple):
+    """All that is remembered of the rows read so far."""
+
+    layers: tuple[Tensor, ...]  # of each block (B, N, K, E), float32
+    lengths: Tensor  # (B,) positions read
+
+    def rows(self, kept: Sequence[int]) -> "RetNetState":
+        """The state of these rows, in this order."""
+        index = torch.tensor(kept, device=self.lengths.device)
+        return RetNetState(tuple(layer[index] for layer in self.layers), self.lengths[index])
+
+
+class Answer(NamedTuple):
+    """What the network says of every position, (B, L, D)."""
+
+    z_H: Tensor
+
+
+class RetentionSurroundings(NamedTuple):
+    """What all blocks share."""
+
+    rope: Rope
+    mask: Decays | Kernels
+
+
+class RetNetCore(RecursiveCore):
+    """One pass through the blocks; to the engine, a recursion of one supervision step."""
+
+    Latents = Answer
+    levels = ()
+    config: RetNetConfig
+    log_decay: Tensor  # (N,)
+    frequencies: Tensor  # (K/2,)
+
+    def __init__(self, config: RetNetConfig) -> None:
+        super().__init__(config)
+        del self.rotary_emb  # its table ends at seq_len, and a text may go on
+        if not config.tie_embeddings:
+            with torch.no_grad():
+                self.lm_head.weight.mul_(FIRST_LOGIT_STD)
+        self.q_head.requires_grad_(False)  # one step leaves nothing to halt
+        self.register_buffer("H_init", torch.zeros(config.hidden_size), persistent=False)  # there is no first answer
+        self.retention_level = RetentionLevel(config)
+        self.register_buffer("log_decay", log_decays(config.num_heads), persistent=False)
+        self.key_size = config.hidden_size // config.num_heads
+        powers = torch.arange(0, self.key_size, 2, dtype=torch.float32) / self.key_size
+        self.register_buffer("frequencies", config.rope_theta**-powers, persistent=False)
+
+    def surroundings(self, batch: Batch) -> Any:  # RetentionSurroundings, where the others have those of attention
+        rows, length = batch["inputs"].shape
+        documents, device = batch.get("documents"), self.log_decay.device
+        positions = batch.get("positions")
+        rope = self._rope(torch.arange(length, device=device) if positions is None else positions)
+        if has_kernels(device, self.dtype, self.key_size):
+            return RetentionSurroundings(rope, Kernels.of(documents))
+        chunk_size = self.config.chunk_size
+        return RetentionSurroundings(
+            rope, Decays.of(self.log_decay, length, documents, chunk_size=chunk_size, dtype=self.dtype)
+        )
+
+    def initial_latents(self, x: Tensor) -> Answer:
+        return Answer(x)
+
+    def step(self, z: Answer, x: Tensor, around: Any) -> tuple[Answer, list[Tensor]]:
+        answer = self.retention_level(x, around.rope, [around.mask.retain] * self.config.H_layers)
+        return Answer(answer), [answer]
+
+    def read(self, ids: Tensor, new_lengths: Sequence[int], state: RetNetState) -> tuple[Tensor, RetNetState]:
+        """Reads on behind a state: ids (B, L), of which `new_lengths` are real, -> answers (B, L, D), the new state."""
+        lengths = torch.tensor(new_lengths, device=ids.device)
+        positions = state.lengths[:, None] + torch.arange(ids.shape[1], device=ids.device)
+        readers = [_Reader(self.log_decay, layer, lengths, self.config.chunk_size) for layer in state.layers]
+        answer = self.retention_level(self.embed({"inputs": ids}), self._rope(positions), readers)
+        return answer, RetNetState(tuple(reader.state for reader in readers), state.lengths + lengths)
+
+    def nothing_read(self, rows: int) -> RetNetState:
+        """The state before the first position."""
+        shape = (rows, self.config.num_heads, self.key_size, self.config.value_expansion * self.key_size)
+        device = self.log_decay.device
+        empty = torch.zeros(shape, dtype=torch.float32, device=device)
+        return RetNetState((empty,) * self.config.H_layers, torch.zeros(rows, dtype=torch.long, device=device))
+
+    def _rope(self, positions: Tensor) -> Rope:
+        """Rotary positions whose tables carry K^-1/4, so that queries times keys carry the usual K^-1/2."""
+        angles = positions[..., None] * self.frequencies
+        return Rope(angles.cos() * self.key_size**-0.25, angles.sin() * self.key_size**-0.25)
+
+
+class _Reader:
+    """One block's memory during one reading: gives what the new positions see, and takes them in."""
+
+    def __init__(self, log_decay: Tensor, state: Tensor, lengths: Tensor, chunk_size: int) -> None:
+        self.log_decay, self.state, self.lengths, self.chunk_size = log_decay, state, lengths, chunk_size
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        y, self.state = read_on(q, k, v, self.log_decay, self.state, self.lengths, self.chunk_size)
+        return y
+
+
+class RetNet(ActModel):
+    """The model: trained like a recursion of one step, read like a recurrent network."""
+
+    core_class = RetNetCore
+    config_class = RetNetConfig
+    inner: RetNetCore
+
+    @torch.no_grad()
+    def prefill(self, ids: Tensor, lengths: Sequence[int]) -> tuple[Tensor, RetNetState]:
+        """Reads prompts (B, L), padded on the right: the hidden state (B, D) at each one's end, and what is kept."""
+        if len(lengths) != len(ids) or not all(0 < length <= ids.shape[1] for length in lengths):
+            raise ValueError(
+                f"lengths={list(lengths)} do not fit prompts of shape {tuple(ids.shape)}: expected one of 1 to "
+                f"{ids.shape[1]} for each row."
+            )
+        answer, state = self.inner.read(ids, lengths, self.inner.nothing_read(len(ids)))
+        return answer[torch.arange(len(ids), device=ids.device), state.lengths - 1], state
+
+    @torch.no_grad()
+    def step(self, ids: Tensor, state: RetNetState) -> tuple[Tensor, RetNetState]:
+        """Reads one more token (B,) a row: the hidden state (B, D) there, and what is kept."""
+        answer, state = self.inner.read(ids[:, None], [1] * len(ids), state)
+        return answer[:, 0], state
+
+
+class RetentionMemory:
+    """What the decoder asks of a memory, for a RetNet: any number of positions in constant space."""
+
+    def __init__(self, model: RetNet, rows: int) -> None:
+        self.core = model.inner
+        self.device = self.core.log_decay.device
+        self.state = self.core.nothing_read(rows)
+
+    @property
+    def bytes_per_row(self) -> int:
+        return sum(layer[0].numel() * layer.element_size() for layer in self.state.layers)
+
+    def read(self, ids: Tensor, new_lengths: Sequence[int], is_prompt: Tensor | None = None) -> Iterator[Tensor]:
+        """Reads ids (B, L), padded on the right, and yields the one answer (B, L, D) there is."""
+        assert is_prompt is None, "a prompt that sees itself both ways has no state"
+        answer, self.state = self.core.read(ids, new_lengths, self.state)
+        yield answer
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Forgets all rows but these, which are counted anew in this order."""
+        self.state = self.state.rows(rows)

@@ -1,0 +1,1 @@
+"""Teacher answers on disk."""

@@ -1,0 +1,172 @@
+"""A folder of teacher's answers: what its cache.json says, and whether it is what a run expects.
+
+`cache.json` names the shards that count; each appears there only when it is whole. The rows are those of the packed
+corpus, by their `row_id`.
+"""
+
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from src.distillation.corpus.disk import disk_errors
+from src.distillation.corpus.manifest import TokenizerFacts
+from src.distillation.teachers.signal import Kind, TeacherFacts
+
+CACHE_FILE = "cache.json"
+UNFINISHED = ".tmp"
+OUR_FILE = re.compile(r"shard-\d{5,}\.parquet(\.tmp)?|cache\.json\.tmp")
+PROGRAM = "python scripts/cache_teacher_logits.py"
+
+ValueDType = Literal["fp16", "u8"]
+
+
+class CacheError(ValueError):
+    """A cache that is damaged, incomplete, or made for something else."""
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class CacheFacts(_Record):
+    """What all rows of a cache have in common."""
+
+    teacher: str  # its fingerprint
+    tokenizer_name: str
+    tokenizer_sha256: str
+    corpus: str  # the fingerprint of its manifest
+    vocab_size: int = Field(ge=1)
+    kind: Kind
+    k: int = Field(ge=1)
+    temperatures: tuple[float, ...]
+    value_dtype: ValueDType
+
+
+class CacheShard(_Record):
+    file: str = Field(pattern=r"^shard-\d{5,}\.parquet$")
+    runs: list[tuple[int, int]]  # the rows in it: (the first row id, how many follow one another), ascending
+    bytes: int = Field(ge=1)
+    sha256: str
+
+    @property
+    def num_rows(self) -> int:
+        return sum(count for _, count in self.runs)
+
+    @property
+    def number(self) -> int:
+        return int(self.file.removeprefix("shard-").removesuffix(".parquet"))
+
+    def row_ids(self) -> NDArray[np.int64]:
+        return np.concatenate([np.arange(first, first + count) for first, count in self.runs], dtype=np.int64)
+
+
+class Cache(_Record):
+    version: Literal[1] = 1
+    facts: CacheFacts
+    shards: list[CacheShard] = []
+
+    def with_shard(self, shard: CacheShard) -> "Cache":
+        return Cache(facts=self.facts, shards=sorted([*self.shards, shard], key=lambda known: known.number))
+
+    def save(self, folder: Path) -> None:
+        unfinished = folder / f"{CACHE_FILE}{UNFINISHED}"
+        with disk_errors(folder / CACHE_FILE):
+            with open(unfinished, "w", encoding="utf-8") as file:
+                file.write(self.model_dump_json(indent=1) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(unfinished, folder / CACHE_FILE)
+
+
+def cache_facts(
+    facts: TeacherFacts, tokenizer: TokenizerFacts, corpus_fingerprint: str, value_dtype: ValueDType
+) -> CacheFacts:
+    return CacheFacts(
+        teacher=facts.fingerprint,
+        tokenizer_name=tokenizer.name,
+        tokenizer_sha256=tokenizer.sha256,
+        corpus=corpus_fingerprint,
+        vocab_size=facts.vocab_size,
+        kind=facts.kind,
+        k=facts.k,
+        temperatures=facts.temperatures,
+        value_dtype=value_dtype,
+    )
+
+
+def load_cache(folder: Path) -> Cache:
+    file = folder / CACHE_FILE
+    if not file.is_file():
+        raise CacheError(
+            f"There is no {CACHE_FILE} in {folder}. Make the cache first: {PROGRAM} --data-path <the corpus> "
+            f"--teacher-model <the teacher> --output-dir {folder}"
+        )
+    try:
+        return Cache.model_validate_json(file.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "its JSON"
+        raise CacheError(
+            f"{file} is no list of a cache of this version ({where}: {first['msg']}). It was made by another program or "
+            "is damaged: choose another folder, or remove this one and make the cache anew."
+        ) from error
+
+
+def check_same(folder: Path, found: CacheFacts, expected: CacheFacts, but: Iterable[str] = ()) -> None:
+    """Refuse a cache in which anything `but` the named facts differs."""
+    problems = [
+        text
+        for name, text in (
+            ("corpus", f"rows of another corpus ({found.corpus[:12]}, expected {expected.corpus[:12]})"),
+            (
+                "tokenizer_sha256",
+                f"ids of the tokenizer {found.tokenizer_name} ({found.tokenizer_sha256[:12]}), expected "
+                f"{expected.tokenizer_name} ({expected.tokenizer_sha256[:12]})",
+            ),
+            ("vocab_size", f"a vocabulary of {found.vocab_size} ids, expected {expected.vocab_size}"),
+            ("teacher", f"answers of another teacher ({found.teacher[:12]}, expected {expected.teacher[:12]})"),
+            ("kind", f"teacher_kind={found.kind}, expected {expected.kind}"),
+            ("k", f"teacher_topk={found.k}, expected {expected.k}"),
+            ("temperatures", f"temperatures {_list(found.temperatures)}, expected {_list(expected.temperatures)}"),
+            ("value_dtype", f"values as {found.value_dtype}, expected {expected.value_dtype}"),
+        )
+        if name not in but and getattr(found, name) != getattr(expected, name)
+    ]
+    if problems:
+        raise CacheError(
+            f"{folder / CACHE_FILE} holds {'; '.join(problems)}. Ask for what it holds, or make another cache: "
+            f"{PROGRAM} --output-dir <another folder> --topk {expected.k} --kind {expected.kind} ..."
+        )
+
+
+def check_sizes(folder: Path, shards: Iterable[CacheShard]) -> None:
+    for shard in shards:
+        path = folder / shard.file
+        found = path.stat().st_size if path.is_file() else None
+        if found != shard.bytes:
+            raise damaged(folder, shard, "it is missing" if found is None else f"{found} bytes, expected {shard.bytes}")
+
+
+def damaged(folder: Path, shard: CacheShard, found: Any) -> CacheError:
+    return CacheError(
+        f"The shard {folder / shard.file} cannot be used: {found}. Remove it if it is there, and run {PROGRAM} again as "
+        "before: it makes the rows that are missing."
+    )
+
+
+def remove_leftovers(folder: Path, cache: Cache | None) -> None:
+    """Remove what an interrupted run left: files of ours that cache.json does not name."""
+    named = {shard.file for shard in cache.shards} if cache else set()
+    for file in folder.iterdir():
+        if OUR_FILE.fullmatch(file.name) and file.name not in named:
+            file.unlink()
+
+
+def _list(temperatures: tuple[float, ...]) -> str:
+    return ", ".join(f"{temperature:g}" for temperature in temperatures)

@@ -1,0 +1,1 @@
+"""The packed corpus: downloads, preprocessing, shards and their reader."""

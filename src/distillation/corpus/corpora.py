@@ -1,0 +1,66 @@
+"""The packed corpora of a distillation: what is learnt from, what is held out, and their tokenizer."""
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from dataset.common import LoaderItem
+from src.distillation.config.schema import DistillConfig
+from src.distillation.corpus.manifest import Manifest, Split, TokenizerFacts, load_manifest
+from src.distillation.corpus.tokenizer import open_tokenizer, tokenizer_facts
+
+WITHOUT_EVALUATION = 10**9  # batches of a stretch that no evaluation ends
+
+
+def same_tokenizer(config: DistillConfig, folder: Path, manifest: Manifest) -> tuple[TokenizerFacts, list[Path]]:
+    """The tokenizer of the corpus, checked against the one that is named, and the files that hold it."""
+    if config.tokenizer_name is None:
+        manifest.check_made_for(folder, None, config.max_seq_length)
+        return manifest.tokenizer, []
+    tokenizer = open_tokenizer(config.tokenizer_name)
+    facts = tokenizer_facts(config.tokenizer_name, tokenizer)
+    manifest.check_made_for(folder, facts, config.max_seq_length)
+    return facts, tokenizer.files()
+
+
+def held_out_of(config: DistillConfig, train: Manifest) -> tuple[Path, Manifest, Split] | None:
+    """Folder, manifest and split of what is evaluated: the documents that the training corpus holds out, or those of
+    another corpus, all of them if that one holds none out; None where there is nothing."""
+    same = config.val_data_path is None or _real(config.val_data_path) == _real(config.train_data_path)
+    folder = Path(config.train_data_path if same else str(config.val_data_path))
+    manifest = train if same else load_manifest(folder)
+    if _rows(manifest, "val"):
+        return folder, manifest, "val"
+    return None if same else (folder, manifest, "train")
+
+
+def _rows(manifest: Manifest, split: Split) -> int:
+    facts = manifest.splits.get(split)
+    return facts.rows if facts else 0
+
+
+def _real(path: str) -> Path:
+    return Path(path).expanduser().resolve()
+
+
+def endless(
+    batches_of_epoch: int, from_batch: Callable[[int, int], Iterable[LoaderItem]], first: int, count: int
+) -> Iterator[LoaderItem]:
+    """`count` batches of an endless repetition of epochs, from number `first` on; `from_batch` (epoch from 1, batches
+    to skip) gives those of an epoch."""
+    while count > 0:
+        epoch, skipped = divmod(first, batches_of_epoch)
+        taken = min(count, batches_of_epoch - skipped)
+        yield from islice(from_batch(epoch + 1, skipped), taken)
+        first, count = first + taken, count - taken
+
+
+def batches_used(state: dict[str, Any], stretch: int) -> int:
+    """Of the endless repetition, by a run whose iterations are `stretch` batches long."""
+    return int((state["iteration"] - 1) * stretch + state["batches_done"])
+
+
+def standing_at(state: dict[str, Any], used: int, stretch: int) -> dict[str, Any]:
+    """The same state where iterations are `stretch` batches long and so many have been used."""
+    return state | {"iteration": used // stretch + 1, "batches_done": used % stretch}

@@ -1,0 +1,218 @@
+"""From files of JSON lines to tokenized documents, in several processes where that pays, always in the same order."""
+
+import gzip
+import hashlib
+import json
+import os
+import signal
+import zlib
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dataset.files.jsonl import numbered_lines, read_blocks
+from dataset.text.conversation import ConversationEncoder, Turn, parse_record
+from dataset.tokenization.sentencepiece import Tokenizer, is_unicode
+from src.distillation.corpus.tokenizer import open_tokenizer
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
+BLOCK_BYTES = 1 << 20
+CHUNK_BYTES = 1 << 19  # of text that a process is given at a time
+MAX_LINE_BYTES = 1 << 28
+POOL_PAYS_BYTES = 8 << 20  # starting processes costs seconds where they are spawned, not forked
+
+Line = tuple[int, bytes]  # line number from 1, text
+
+
+@dataclass
+class EncodedDocuments:
+    """Documents one after another, each from its first token to its end-of-text token."""
+
+    ids: NDArray[np.int32]
+    lengths: NDArray[np.int64]
+    lines: NDArray[np.int64]  # the line that each stood on
+    is_val: NDArray[np.bool_]
+    skipped: Counter[str] = field(default_factory=Counter)  # records by the reason
+
+
+def find_jsonl(root: Path, recursive: bool) -> list[Path]:
+    """The files of JSON lines in a folder, sorted; those in hidden folders are half-finished downloads."""
+    if root.is_file():
+        return [root]
+    found = [path for path in root.rglob("*") if path.is_file() and path.name.endswith(SUFFIXES)]
+    visible = sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(root).parts))
+    chosen = [path for path in visible if recursive or path.parent == root]
+    if not chosen:
+        hint = f"{len(visible)} lie in its subfolders: add --recursive." if visible else "Check --input."
+        what = "does not exist" if not root.exists() else f"holds none of *{', *'.join(SUFFIXES)}"
+        raise ValueError(f"No JSONL files found: {root} {what}. {hint}")
+    return chosen
+
+
+def read_lines(path: Path, on_bytes: Callable[[int], Any]) -> Iterator[Line]:
+    """The lines that are not blank; `on_bytes` is told how much of the file itself was read."""
+    blocks = _unzipped(path, on_bytes) if path.suffix == ".gz" else read_blocks(path, on_bytes)
+    return (line for line in numbered_lines(blocks) if line[1].strip())
+
+
+class DocumentEncoder:
+    """Tokenizes records: a text between the marks of its beginning and end, or a conversation in the template."""
+
+    def __init__(self, tokenizer: Tokenizer, val_fraction: float) -> None:
+        self._tokenizer = tokenizer
+        self._conversations = ConversationEncoder(tokenizer)
+        self._begin = [np.array([tokenizer.bos_id], dtype=np.int32)] if tokenizer.bos_id is not None else []
+        self._end = [np.array([tokenizer.eos_id], dtype=np.int32)]
+        self._val_fraction = val_fraction
+
+    def encode(self, source: str, lines: list[Line]) -> EncodedDocuments:
+        skipped: Counter[str] = Counter()
+        numbers, texts, is_val = [], [], []
+        conversations: list[list[Turn] | None] = []
+        for number, line in lines:
+            content = self._parse(source, number, line)
+            if isinstance(content, str):
+                if not content.strip():
+                    skipped["empty"] += 1
+                    continue
+                key = content
+                texts.append(content)
+                conversations.append(None)
+            else:
+                key = "\x1e".join(f"{turn.role}\x1f{turn.text}" for turn in content)
+                conversations.append(content)
+            numbers.append(number)
+            is_val.append(is_held_out(key, self._val_fraction))
+        documents = self._encode_all(texts, conversations)
+        kept = [index for index, document in enumerate(documents) if document is not None]
+        skipped["without an answer"] += len(documents) - len(kept)
+        found = [document for document in documents if document is not None]
+        return EncodedDocuments(
+            ids=np.concatenate([np.zeros(0, dtype=np.int32), *found]),
+            lengths=np.array([len(document) for document in found], dtype=np.int64),
+            lines=np.array(numbers, dtype=np.int64)[kept],
+            is_val=np.array(is_val, dtype=np.bool_)[kept],
+            skipped=+skipped,
+        )
+
+    def _encode_all(self, texts: list[str], conversations: list[list[Turn] | None]) -> list[NDArray[np.int32] | None]:
+        """The documents in order; at the place of a None in `conversations` the next text."""
+        encoded_texts = iter(self._tokenizer.encode_batch(texts))
+        encoded_turns = iter(self._conversations.encode_batch([turns for turns in conversations if turns is not None]))
+        documents: list[NDArray[np.int32] | None] = []
+        for turns in conversations:
+            if turns is None:
+                documents.append(np.concatenate([*self._begin, next(encoded_texts), *self._end]))
+            else:
+                conversation = next(encoded_turns)
+                documents.append(None if conversation is None else conversation.ids)
+        return documents
+
+    def _parse(self, source: str, number: int, line: bytes) -> str | list[Turn]:
+        try:
+            if len(line) > MAX_LINE_BYTES:
+                raise ValueError(f"{len(line)} bytes, expected at most {MAX_LINE_BYTES}")
+            record = json.loads(line.decode("utf-8-sig"))
+            if not isinstance(record, dict) or "text" not in record:
+                return parse_record(record)
+            text = record["text"]
+            if not isinstance(text, str):
+                raise ValueError(f"expected a string in 'text', found {type(text).__name__}")
+            if not is_unicode(text):
+                raise ValueError("the text is not valid Unicode (half of a surrogate pair)")
+            return text
+        except (ValueError, RecursionError) as error:
+            raise ValueError(
+                f"{source}, line {number}: {error}. The line begins {line[:60]!r}. Expected a JSON object with 'text', "
+                "'messages' (or 'conversations'), or 'prompt' and 'response'. Repair or remove the line, or fetch the "
+                "file again if it is cut off."
+            ) from error
+
+
+def is_held_out(text: str, fraction: float) -> bool:
+    """By a hash of the text alone: under any tokenizer, and copies of a document go the same way."""
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") < fraction * 2.0**64
+
+
+class EncoderPool:
+    """A DocumentEncoder in this process, or one in each of several."""
+
+    def __init__(self, tokenizer_name: str, tokenizer: Tokenizer, val_fraction: float, num_workers: int) -> None:
+        self._num_workers = num_workers
+        self._here = DocumentEncoder(tokenizer, val_fraction) if num_workers == 1 else None
+        self._pool = (
+            None
+            if self._here
+            else ProcessPoolExecutor(num_workers, initializer=_start_process, initargs=(tokenizer_name, val_fraction))
+        )
+
+    def __enter__(self) -> "EncoderPool":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def encode(self, source: str, lines: Iterable[Line]) -> Iterator[EncodedDocuments]:
+        chunks = _chunks(lines)
+        if self._here is not None:
+            yield from (self._here.encode(source, chunk) for chunk in chunks)
+            return
+        assert self._pool is not None
+        waiting: deque[Future[EncodedDocuments]] = deque()
+        try:
+            for chunk in chunks:
+                waiting.append(self._pool.submit(_encode_in_process, source, chunk))
+                if len(waiting) > 2 * self._num_workers:  # so few that the text of a corpus is never all in memory
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        except BrokenProcessPool as error:
+            raise ValueError(
+                f"A process that tokenized {source} died, most likely for want of memory. Lower --num-workers."
+            ) from error
+
+
+def _chunks(lines: Iterable[Line]) -> Iterator[list[Line]]:
+    chunk, size = [], 0
+    for line in lines:
+        chunk.append(line)
+        size += len(line[1])
+        if size >= CHUNK_BYTES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def _unzipped(path: Path, on_bytes: Callable[[int], Any]) -> Iterator[bytes]:
+    with open(path, "rb") as raw, gzip.open(raw) as file:
+        done = 0
+        try:
+            while block := file.read(BLOCK_BYTES):
+                on_bytes(raw.tell() - done)
+                done = raw.tell()
+                yield block
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise ValueError(f"{path} is no gzip file or is cut off or damaged: {error}. Fetch it again.") from error
+
+
+_process_encoder: list[DocumentEncoder] = []  # the one of this worker process
+
+
+def _start_process(tokenizer_name: str, val_fraction: float) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that can tidy up
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    _process_encoder.append(DocumentEncoder(open_tokenizer(tokenizer_name), val_fraction))
+
+
+def _encode_in_process(source: str, lines: list[Line]) -> EncodedDocuments:
+    return _process_encoder[0].encode(source, lines)

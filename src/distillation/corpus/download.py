@@ -1,0 +1,204 @@
+"""Downloads the data sets of a plan, each into one file of JSON lines, or says how far they are."""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+
+from tqdm import tqdm
+
+from dataset.text.conversation import has_answer, parse_record
+from dataset.tokenization.sentencepiece import is_unicode
+from src.distillation.corpus.disk import disk_errors
+from src.distillation.corpus.hub_records import read_records
+from src.distillation.corpus.plans import BASELINE, CATEGORIES, CURRICULUM, HubSource, Row
+from src.distillation.corpus.source_note import SourceNote, read_note, write_note
+
+RAW_FOLDER = ".downloads"  # hidden, so that no half-finished file is taken for data
+INTERRUPTED = 130  # what a shell expects of a program that Ctrl-C ended
+
+
+def main_baseline(data_dir: Path, argv: list[str] | None = None) -> None:
+    """The door of the first, balanced corpus of mathematics and code."""
+    parser = argparse.ArgumentParser(description="Download the first corpus: MetaMath, CodeSearchNet, APPS, MBPP.")
+    _add_flags(parser, data_dir)
+    args = parser.parse_args(argv)
+    sys.exit(download(BASELINE, args.data_dir, args.force))
+
+
+def main_curriculum(data_dir: Path, argv: list[str] | None = None) -> None:
+    """The door of the whole curriculum."""
+    parser = argparse.ArgumentParser(description="Download the curriculum, or a category of it.")
+    _add_flags(parser, data_dir)
+    parser.add_argument(
+        "--category", choices=CATEGORIES, action="append", help="only this one; may be given several times"
+    )
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--dry-run", action="store_true", help="show the plan and download nothing")
+    what.add_argument("--status-only", action="store_true", help="show what is there and download nothing")
+    args = parser.parse_args(argv)
+    chosen = [source for source in CURRICULUM if source.category in (args.category or CATEGORIES)]
+    if args.dry_run or args.status_only:
+        print("\n".join(plan_lines(chosen, args.data_dir) if args.dry_run else status_lines(chosen, args.data_dir)))
+        return
+    sys.exit(download(chosen, args.data_dir, args.force))
+
+
+def download(sources: Iterable[HubSource], data_dir: Path, force: bool = False) -> int:
+    """Download what is missing, each source alone; the exit code."""
+    failures = {}
+    for source in sources:
+        target = target_of(source, data_dir)
+        if not force and is_done(source, data_dir):
+            print(f"{target}: there already ({count_rows(target)} rows)")
+            continue
+        print(f"{source.name}: licence {source.license}, {source.card}", file=sys.stderr)
+        try:
+            note = _download_one(source, data_dir)
+        except (ValueError, OSError) as error:
+            failures[source.name] = error
+            print(f"{source.name} failed: {error}", file=sys.stderr)
+        except KeyboardInterrupt:
+            print(f"\ninterrupted: run again to go on with {source.name} where it stopped", file=sys.stderr)
+            return INTERRUPTED
+        else:
+            print(f"{target}: {note.rows} rows, licence {note.license}")
+    if failures:
+        print(
+            f"error: not downloaded: {', '.join(failures)}. Run again to go on; the others are kept.", file=sys.stderr
+        )
+    return 1 if failures else 0
+
+
+def target_of(source: HubSource, data_dir: Path) -> Path:
+    return data_dir / source.category / f"{source.name}.jsonl"
+
+
+def is_done(source: HubSource, data_dir: Path) -> bool:
+    """A file with as many rows as the plan wants, or one that somebody put there by hand."""
+    target = target_of(source, data_dir)
+    if not target.is_file():
+        return False
+    note = read_note(target)
+    return note is None or note.is_whole or note.rows >= source.rows
+
+
+def count_rows(file: Path) -> int:
+    if not file.is_file():
+        return 0
+    note = read_note(file)
+    if note is not None:
+        return note.rows
+    with open(file, "rb") as lines:
+        return sum(1 for line in lines if line.strip())
+
+
+def plan_lines(sources: Iterable[HubSource], data_dir: Path) -> Iterator[str]:
+    """One line a source: what would be fetched, and under which licence."""
+    by_category = _by_category(sources)
+    for category, members in by_category.items():
+        yield f"{category}: {sum(source.rows for source in members):,} rows"
+        for source in members:
+            state = "there" if is_done(source, data_dir) else "to fetch"
+            yield f"  {source.name:<16} {source.rows:>9,} rows  {state:<8}  {source.license:<14}  {source.card}"
+    missing = [source for members in by_category.values() for source in members if not is_done(source, data_dir)]
+    yield f"{len(missing)} data sets to fetch, {sum(source.rows for source in missing):,} rows, into {data_dir}"
+
+
+def status_lines(sources: Iterable[HubSource], data_dir: Path) -> Iterator[str]:
+    """How many of the planned rows are there."""
+    for category, members in _by_category(sources).items():
+        counts = {source.name: count_rows(target_of(source, data_dir)) for source in members}
+        planned = sum(source.rows for source in members)
+        yield f"{category}: {sum(counts.values()):,} of {planned:,} rows"
+        for source in members:
+            target = target_of(source, data_dir)
+            state = "there" if is_done(source, data_dir) else "incomplete" if target.is_file() else "missing"
+            if state != "there" and _raw_folder(source, data_dir).is_dir():
+                state += ", begun"
+            yield f"  {source.name:<16} {counts[source.name]:>9,} of {source.rows:>9,} rows  {state}"
+
+
+def _add_flags(parser: argparse.ArgumentParser, data_dir: Path) -> None:
+    parser.add_argument("--data-dir", type=Path, default=data_dir, help="where the data goes (default %(default)s)")
+    parser.add_argument("--force", action="store_true", help="download again what is there")
+
+
+def _download_one(source: HubSource, data_dir: Path) -> SourceNote:
+    target, raw = target_of(source, data_dir), _raw_folder(source, data_dir)
+    unfinished = raw / "rows.jsonl"
+    with disk_errors(unfinished):
+        raw.mkdir(parents=True, exist_ok=True)
+    rows = _UsableRows(source, raw, target)
+    num_rows = 0
+    with tqdm(total=source.rows, desc=source.name, unit=" rows") as bar, open(unfinished, "w", encoding="utf-8") as out:
+        for row in islice(rows, source.rows):
+            head = {"id": f"{source.name}-{num_rows:07d}", "source": source.name, "category": source.category}
+            out.write(json.dumps(head | row, ensure_ascii=False) + "\n")
+            num_rows += 1
+            bar.update()
+        out.flush()
+        os.fsync(out.fileno())
+    if num_rows <= rows.num_refused:
+        raise ValueError(
+            f"{source.repo} gave {num_rows} usable rows and {rows.num_refused} others ({rows.first_refusal}). Its format "
+            "has changed; prepare this data set by hand."
+        )
+    if rows.num_refused:
+        print(f"{source.name}: left out {rows.num_refused} records, first {rows.first_refusal}", file=sys.stderr)
+    note = SourceNote(
+        repository=source.repo, license=source.license, rows=num_rows, is_whole=next(iter(rows), None) is None
+    )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(unfinished, target)
+    write_note(target, note)
+    shutil.rmtree(raw)
+    return note
+
+
+class _UsableRows:
+    """The rows of a source that a model can learn from; iterating goes on where it stopped."""
+
+    def __init__(self, source: HubSource, raw: Path, target: Path) -> None:
+        self.num_refused = 0
+        self.first_refusal = ""
+        self._rows = self._read(source, raw, target)
+
+    def __iter__(self) -> Iterator[Row]:
+        return self._rows
+
+    def _read(self, source: HubSource, raw: Path, target: Path) -> Iterator[Row]:
+        for number, record in enumerate(read_records(source.repo, source.pattern, raw, target), 1):
+            try:
+                rows = list(source.read(record))
+                for row in rows:
+                    check_row(row)
+            except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+                self.num_refused += 1
+                self.first_refusal = self.first_refusal or f"record {number}: {error!r}"
+            else:
+                yield from rows
+
+
+def check_row(row: Row) -> None:
+    """Refuse what preprocessing would refuse."""
+    if "text" not in row:
+        if not has_answer(parse_record(row)):
+            raise ValueError("no answer")
+    elif not isinstance(row["text"], str) or not is_unicode(row["text"]):
+        raise ValueError("the text is no valid text")
+
+
+def _raw_folder(source: HubSource, data_dir: Path) -> Path:
+    return data_dir / RAW_FOLDER / source.name
+
+
+def _by_category(sources: Iterable[HubSource]) -> dict[str, list[HubSource]]:
+    grouped: dict[str, list[HubSource]] = {}
+    for source in sources:
+        grouped.setdefault(source.category, []).append(source)
+    return grouped

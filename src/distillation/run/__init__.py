@@ -1,0 +1,1 @@
+"""Composes and carries out a distillation."""

@@ -1,0 +1,239 @@
+"""Composes a distillation: corpus, student, teacher, optimizer and the engine's loop; nothing else names their classes."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from dataset.common import LoaderItem
+from engine.build.puzzles import build_recursive_model
+from engine.build.text import text_metadata
+from engine.checkpoints.run_folder import to_yaml
+from engine.config.schema import ArchChoice
+from engine.runtime.devices import Runtime
+from engine.train.loop import RunData
+from engine.train.optimizers import OptimizerSet
+from models.act import ActModel
+from models.retnet.config import FIRST_LOGIT_STD
+from models.retnet.model import RetNet
+from src.distillation.config.schema import DistillConfig
+from src.distillation.corpus.corpora import WITHOUT_EVALUATION, endless, held_out_of, same_tokenizer
+from src.distillation.corpus.manifest import Split, TokenizerFacts, load_manifest
+from src.distillation.corpus.reader import PackedDataset, PackedDatasetConfig
+from src.distillation.evaluation.evaluator import NeedleEvaluator
+from src.distillation.student.head import DistillHead
+from src.distillation.student.losses import Divergence
+from src.distillation.student.optimizer import student_optimizer
+from src.distillation.student.saddle import PlateauController
+from src.distillation.student.schedule import StudentSchedule
+from src.distillation.teachers.open import TeacherSpec, open_teacher
+from src.distillation.teachers.signal import Teacher
+
+HELD_OUT = "val"
+DIVERGENCE_BETAS = {"forward_kl": 0.0, "reverse_kl": 1.0}
+
+
+@dataclass(frozen=True)
+class Corpora:
+    """Rows to learn from and rows that are held out."""
+
+    train: PackedDataset
+    held_out: PackedDataset | None
+    tokenizer: TokenizerFacts
+    tokenizer_files: Sequence[Path]
+    fingerprint: str
+    held_out_fingerprint: str | None
+
+
+def open_corpora(config: DistillConfig, *, split: Split = "val") -> Corpora:
+    """Both readers; `split` train evaluates what was learnt from."""
+    folder = Path(config.train_data_path)
+    manifest = load_manifest(folder)
+    tokenizer, files = same_tokenizer(config, folder, manifest)
+    found = held_out_of(config, manifest) if split == "val" else (folder, manifest, split)
+
+    def reader(place: Path, part: Split, rows: int, is_test: bool) -> PackedDataset:
+        return PackedDataset(
+            PackedDatasetConfig(
+                folder=place,
+                seq_len=config.max_seq_length,
+                global_batch_size=rows,
+                split=part,
+                is_test=is_test,
+                tokenizer=tokenizer,
+                verify=config.verify_data,
+                seed=config.seed,
+            )
+        )
+
+    return Corpora(
+        train=reader(folder, "train", config.rows_per_step, False),
+        held_out=None if found is None else reader(found[0], found[2], config.physical_batch_size, True),
+        tokenizer=tokenizer,
+        tokenizer_files=files,
+        fingerprint=manifest.fingerprint,
+        held_out_fingerprint=None if found is None else found[1].fingerprint,
+    )
+
+
+def loader(dataset: PackedDataset, config: DistillConfig, runtime: Runtime) -> Iterable[LoaderItem]:
+    """The data set itself batches; workers only read ahead."""
+    return DataLoader(
+        dataset,
+        batch_size=None,
+        num_workers=config.num_workers,
+        prefetch_factor=8 if config.num_workers else None,
+        pin_memory=runtime.device.type == "cuda",
+        generator=torch.Generator(),  # else each pass would draw from the generator that a resume restores
+    )
+
+
+def build_student(
+    config: DistillConfig, arch: dict[str, Any], tokenizer: TokenizerFacts, runtime: Runtime
+) -> DistillHead:
+    metadata = text_metadata(config.max_seq_length, tokenizer.vocab_size, tokenizer.pad_id)
+    model = build_recursive_model(ArchChoice.model_validate(arch), metadata, config.physical_batch_size)
+    if not isinstance(model, RetNet) and not model.config.tie_embeddings:
+        with torch.no_grad():  # a fresh student guesses evenly, as a RetNet does by itself
+            model.inner.lm_head.weight.mul_(FIRST_LOGIT_STD)
+    beta = DIVERGENCE_BETAS.get(config.divergence, config.jsd_beta)
+    divergence = Divergence(beta=beta, temperature=config.teacher_temperature, tail=config.tail)
+    return DistillHead(model, config.distill_alpha, divergence).to(runtime.device)
+
+
+def teacher_spec(config: DistillConfig, runtime: Runtime) -> TeacherSpec:
+    return TeacherSpec(
+        mode=config.teacher_mode,
+        model=config.teacher_model,
+        adapter_path=config.teacher_adapter_path,
+        device=str(runtime.device) if config.teacher_device == "auto" else config.teacher_device,
+        dtype=config.teacher_dtype,
+        kind=config.teacher_kind,
+        k=config.teacher_topk,
+        temperatures=(1.0,) if config.tail == "renorm" else (config.teacher_temperature,),
+        cache_dir=config.cache_dir,
+        record=config.cache_logits,
+        on_missing=config.on_missing,
+        url=config.teacher_url,
+        timeout=config.teacher_timeout,
+        max_retries=config.teacher_max_retries,
+        concurrency=config.teacher_concurrency,
+        seed=config.seed,
+    )
+
+
+def teacher_of(config: DistillConfig, corpora: Corpora, runtime: Runtime) -> Teacher | None:
+    if config.pretrain_ce_only:
+        return None
+    tokenizer = corpora.tokenizer
+    return open_teacher(teacher_spec(config, runtime), tokenizer, corpora.fingerprint, tokenizer.vocab_size)
+
+
+def knows_held_out(config: DistillConfig, corpora: Corpora) -> bool:
+    """Whether the teacher may be asked about held-out rows: a cache knows the rows of one corpus by their numbers."""
+    has_cache = config.teacher_mode == "cached" or config.cache_logits
+    return not has_cache or corpora.held_out_fingerprint == corpora.fingerprint
+
+
+def take_over(config: DistillConfig, student: ActModel) -> list[str]:
+    """Start from weights of the teacher; returns what was copied."""
+    from src.distillation.student.transfer import init_from_teacher
+    from src.distillation.teachers.causal_lm import load_causal_lm
+
+    assert config.teacher_model is not None
+    teacher = load_causal_lm(config.teacher_model, dtype=torch.float32, adapter_path=config.teacher_adapter_path)
+    return init_from_teacher(student, teacher, config.init_from_teacher)
+
+
+def checkpoint_yaml(config: DistillConfig, arch: dict[str, Any]) -> str:
+    """What the doors that open any text model read: generate_instruct.py, serve and their like.
+
+    `source: sample` because no system prompt of SlimOrca belongs before a message.
+    """
+    return to_yaml(
+        {
+            "arch": arch,
+            "dataset": {"source": "sample", "seq_len": config.max_seq_length},
+            "global_batch_size": config.physical_batch_size,
+            "epochs": 1,
+            "lr": config.learning_rate,
+            "seed": config.seed,
+        }
+    )
+
+
+def student_optimizers(config: DistillConfig, head: DistillHead, controller: PlateauController | None) -> OptimizerSet:
+    network = student_optimizer(
+        config.optimizer_type,
+        head,
+        lr=config.learning_rate,
+        betas=config.betas,
+        weight_decay=config.weight_decay,
+        aux_lr_scale=config.muon_aux_lr_scale,
+        momentum=config.muon_momentum,
+    )
+    return OptimizerSet(network, config.learning_rate, None, 0.0, schedule_of(config, controller))
+
+
+def schedule_of(config: DistillConfig, controller: PlateauController | None) -> StudentSchedule:
+    per_step = config.gradient_accumulation_steps
+    return StudentSchedule(
+        warmup_steps=config.warmup_batches // per_step,
+        plateau_steps=config.plateau_batches // per_step,
+        cosine_steps=config.cosine_t0,
+        cosine_growth=config.cosine_tmult,
+        min_lr=config.min_lr,
+        controller=controller,
+    )
+
+
+def run_data(config: DistillConfig, corpora: Corpora, head: DistillHead, runtime: Runtime) -> RunData:
+    stretch = config.eval_interval or WITHOUT_EVALUATION
+    train, held_out = corpora.train, corpora.held_out
+
+    def of_epoch(epoch: int, skipped: int) -> Iterable[LoaderItem]:
+        train.start_from(epoch, skipped)
+        return loader(train, config, runtime)
+
+    def train_items(iteration: int, batches_done: int) -> Iterable[LoaderItem]:
+        first = (iteration - 1) * stretch + batches_done
+        return endless(train.num_batches(), of_epoch, first, stretch - batches_done)
+
+    def eval_items() -> Iterable[LoaderItem]:
+        if held_out is None or not config.eval_perplexity:
+            return ()
+        return first_rows(held_out, config.eval_perplexity_samples, config, runtime)
+
+    judges = needle_evaluators(config, corpora, head)
+    is_judged = config.eval_interval > 0 and bool(judges or (config.eval_perplexity and held_out is not None))
+    return RunData(
+        train_items=train_items,
+        eval_items=eval_items if is_judged else None,
+        eval_sets=[HELD_OUT],
+        evaluators=judges,
+    )
+
+
+def first_rows(dataset: PackedDataset, rows: int, config: DistillConfig, runtime: Runtime) -> Iterator[LoaderItem]:
+    """Batches of the first so many rows, in order."""
+    for _, batch, count in loader(dataset, config, runtime):
+        yield HELD_OUT, batch, count
+        rows -= count
+        if rows <= 0:
+            return
+
+
+def controller_of(config: DistillConfig) -> PlateauController | None:
+    options = config.saddle_escape
+    return PlateauController(options) if options.enabled else None
+
+
+def needle_evaluators(config: DistillConfig, corpora: Corpora, head: DistillHead) -> list[NeedleEvaluator]:
+    if not config.eval_niah:
+        return []
+    whole = config.max_seq_length
+    lengths = config.eval_niah_lengths or [whole // 4, whole // 2, whole]
+    return [NeedleEvaluator(head.model, corpora.tokenizer, lengths, config.eval_niah_samples, config.seed)]

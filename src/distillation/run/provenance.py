@@ -1,0 +1,101 @@
+"""Where a student comes from: one line for every start and resume of its run, and which options may change in between."""
+
+import json
+import subprocess
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from engine.config.schema import ConfigError
+from src.distillation.config.schema import DistillConfig, differences
+
+PROVENANCE_FILE = "provenance.jsonl"
+META_KEY = "distill"  # in the meta.json of a checkpoint
+
+# What a checkpoint cannot go on with if it is another.
+FIXED = ("student", "model_variant", "student_overrides", "init_from_teacher", "optimizer_type", "seed")
+# What says where to write or what to print, and is no part of how the student became what it is.
+INCIDENTAL = (
+    *("output_dir", "run_name", "resume_from", "log_interval", "use_wandb", "wandb_project", "wandb_mode"),
+    *("num_workers", "save_interval", "keep_last_n", "verify_data"),
+)
+
+
+def facts_of(config: DistillConfig, corpus: str, tokenizer: str, teacher: str | None) -> dict[str, Any]:
+    """What every checkpoint keeps of its run; the fingerprints are those of the data, its tokenizer and the teacher."""
+    return {
+        "config": config.model_dump(mode="json"),
+        "mode": config.mode,
+        "corpus": corpus,
+        "tokenizer": tokenizer,
+        "teacher": teacher,
+    }
+
+
+def check_changes(old: dict[str, Any], new: dict[str, Any], rows_per_step: int) -> dict[str, list[Any]]:
+    """Option -> [what it was, what it is] between two runs' facts; refuses what a checkpoint cannot go on with."""
+    before, after = old["config"], new["config"]
+    changes = differences(before, after, but=INCIDENTAL)
+    problems = [
+        f"{key}={after[key]!r}, but the checkpoint was trained with {before.get(key)!r}. Leave it as it was, or start "
+        "anew without --resume-from"
+        for key in FIXED
+        if key in changes
+    ]
+    rows = before["physical_batch_size"] * before["gradient_accumulation_steps"]
+    if rows != rows_per_step:
+        problems.append(
+            f"physical_batch_size x gradient_accumulation_steps is {rows_per_step}, but the checkpoint was trained with "
+            f"{rows} rows a step. Split the same product in another way if memory is short"
+        )
+    if old["tokenizer"] != new["tokenizer"]:
+        problems.append(
+            f"the corpus was made with another tokenizer (SHA-256 {new['tokenizer'][:12]}) than that of the checkpoint "
+            f"({old['tokenizer'][:12]}). Preprocess the corpus with the same one"
+        )
+    if problems:
+        raise ConfigError(problems)
+    return changes
+
+
+def record_start(run_dir: Path, step: int, old: dict[str, Any] | None, new: dict[str, Any], source: str | None) -> str:
+    """Append the line of this start or resume; returns it in words."""
+    changes = {} if old is None else differences(old["config"], new["config"], but=INCIDENTAL)
+    line = {
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "step": step,
+        "from_mode": None if old is None else old["mode"],
+        "to_mode": new["mode"],
+        "changes": changes,
+        "resumed_from": source,
+        "git_commit": git_commit(),
+        "data_fingerprint": new["corpus"],
+        "former_data_fingerprint": None if old is None else old["corpus"],
+        "tokenizer_fingerprint": new["tokenizer"],
+        "teacher_fingerprint": new["teacher"],
+        "former_teacher_fingerprint": None if old is None else old["teacher"],
+    }
+    with open(run_dir / PROVENANCE_FILE, "a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+    if old is None:
+        return f"a new run in mode {new['mode']}"
+    moved = f"mode {old['mode']} -> {new['mode']}" if old["mode"] != new["mode"] else f"mode {new['mode']}"
+    told = "".join(f"; {key}: {was} -> {now}" for key, (was, now) in changes.items())
+    return f"resumed at step {step}, {moved}{told}"
+
+
+def git_commit() -> str | None:
+    """The commit of this code, with a plus if files were changed since; None outside a repository."""
+    root = Path(__file__).resolve().parents[3]
+    if not (root / ".git").exists():
+        return None
+    git = ["git", "-C", str(root)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", "--untracked-files=no"],
+            capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):  # no git here, or it may not look into this folder
+        return None
+    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")

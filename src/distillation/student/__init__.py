@@ -1,0 +1,1 @@
+"""The student: head, losses, weights taken from a teacher."""

@@ -1,0 +1,1 @@
+"""Teachers: direct, cached, recording or over the network, in one form."""

@@ -1,0 +1,180 @@
+from collections import Counter
+from collections.abc import Iterable
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader
+
+from dataset.common import LoaderItem
+from dataset.text.cursor import InstructDataset, InstructDatasetConfig
+from dataset.text.packing import DocumentStore, DocumentStoreBuilder
+
+SEQ_LEN, VOCAB_SIZE = 12, 400
+
+
+def make_store(count: int) -> DocumentStore:
+    """Document i is [0, i, ..., i, i]; only the last token is trained, so that a label is an example's number."""
+    builder = DocumentStoreBuilder(VOCAB_SIZE)
+    for index in range(count):
+        ids = np.full(3 + index % 5, index, dtype=np.int32)
+        is_trained = np.zeros(len(ids), dtype=np.bool_)
+        ids[0], is_trained[-1] = 0, True
+        builder.extend(ids, is_trained, np.array([len(ids)]))
+    return builder.build()
+
+
+def make_dataset(count: int = 23, batch: int = 4, **options: object) -> InstructDataset:
+    config = InstructDatasetConfig(SEQ_LEN, batch, VOCAB_SIZE, pad_id=2, **options)  # type: ignore[arg-type]
+    return InstructDataset(make_store(count), config)
+
+
+def examples(items: Iterable[LoaderItem]) -> list[int]:
+    return [int(label) for _, batch, _ in items for label in batch["labels"].flatten() if label >= 0]
+
+
+def assert_equal(left: list[LoaderItem], right: list[LoaderItem]) -> None:
+    assert [(name, rows) for name, _, rows in left] == [(name, rows) for name, _, rows in right]
+    for (_, one, _), (_, other, _) in zip(left, right, strict=True):
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+@settings(max_examples=40)
+@given(
+    count=st.integers(1, 60), local_batch=st.integers(1, 5), world_size=st.integers(1, 3),
+    packing=st.booleans(), epochs=st.integers(1, 2), is_test=st.booleans(),
+)  # fmt: skip
+def test_every_example_comes_exactly_once_an_epoch(
+    count: int, local_batch: int, world_size: int, packing: bool, epochs: int, is_test: bool
+) -> None:
+    batch = local_batch * world_size
+    count = max(count, batch)
+    options = {"packing": packing, "epochs_per_iter": epochs, "is_test": is_test, "world_size": world_size}
+    ranks = [make_dataset(count, batch, rank=rank, **options) for rank in range(world_size)]
+    items = [list(rank) for rank in ranks]
+    together = [number for rank in items for number in examples(rank)]
+    assert Counter(together) == Counter(list(range(count)) * (1 if is_test else epochs))
+    assert {len(rank) for rank in items} == {ranks[0].num_batches()}
+
+    whole = make_dataset(count, batch, **{**options, "world_size": 1})
+    for number, (name, full, rows) in enumerate(whole):
+        assert name == whole.metadata.sets[0] == ("test" if is_test else "train")
+        for key, tensor in full.items():
+            assert torch.equal(tensor, torch.cat([rank[number][1][key] for rank in items]))
+        assert rows == items[0][number][2] == int((full["documents"][:, 0] == 0).sum())
+
+
+def test_batches_have_the_documented_tensors() -> None:
+    _, batch, rows = next(iter(make_dataset(batch=4)))
+    assert rows == 4
+    assert {name: tensor.dtype for name, tensor in batch.items()} == {
+        "inputs": torch.int32,
+        "labels": torch.int32,
+        "positions": torch.int32,
+        "documents": torch.int32,
+        "is_prompt": torch.bool,
+    }
+    assert all(tensor.shape == (4, SEQ_LEN) for tensor in batch.values())
+
+
+def test_metadata_counts_what_is_there() -> None:
+    dataset = make_dataset(count=23, batch=4, packing=False)
+    metadata = dataset.metadata
+    assert (metadata.num_examples, metadata.num_rows, metadata.num_batches) == (23, 23, 6)
+    assert (metadata.num_tokens, metadata.num_trained_tokens) == (sum(3 + i % 5 for i in range(23)), 23)
+    assert (metadata.vocab_size, metadata.seq_len, metadata.pad_id, metadata.sets) == (
+        VOCAB_SIZE,
+        SEQ_LEN,
+        2,
+        ["train"],
+    )
+    assert make_dataset(count=23, packing=True).metadata.num_rows < 23
+
+
+def test_iterations_are_shuffled_anew_and_repeat_by_seed() -> None:
+    dataset = make_dataset()
+    first, second = examples(dataset), examples(dataset)
+    assert first != second and sorted(first) == sorted(second)
+    again = make_dataset()
+    assert [examples(again), examples(again)] == [first, second]
+    assert examples(make_dataset(seed=1)) != first
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("done", [0, 1, 5, 6, 11, 12])
+def test_a_run_that_is_continued_sees_what_it_had_left(done: int, workers: int) -> None:
+    """12 batches an iteration, of 2 epochs."""
+    whole = make_dataset(count=23, packing=False, epochs_per_iter=2)
+    list(whole)
+    expected, following = list(whole)[done:], list(whole)
+
+    continued = make_dataset(count=23, packing=False, epochs_per_iter=2)
+    loader = DataLoader(continued, batch_size=None, num_workers=workers)
+    continued.start_from(2, done)
+    assert_equal(list(loader), expected)
+    if not workers:
+        assert_equal(list(loader), following)
+    continued.start_from(3, 0)
+    assert_equal(list(loader), following)
+
+
+def test_persistent_workers_go_on_and_hear_of_a_new_start() -> None:
+    dataset = make_dataset()
+    iterations = [list(dataset) for _ in range(3)]
+    loader = DataLoader(make_dataset(), batch_size=None, num_workers=2, persistent_workers=True)
+    assert_equal(list(loader), iterations[0])
+    assert_equal(list(loader), iterations[1])
+    loader.dataset.start_from(1, 1)
+    assert_equal(list(loader), iterations[0][1:])
+    assert_equal(list(loader), iterations[1])
+
+
+def test_spawned_workers_share_the_tokens() -> None:
+    dataset = make_dataset()
+    expected = list(make_dataset())
+    loader = DataLoader(dataset, batch_size=None, num_workers=1, multiprocessing_context="spawn")
+    assert_equal(list(loader), expected)
+    assert dataset._store.tokens.is_shared()
+
+
+def test_fewer_examples_than_a_batch_are_an_error_with_both_numbers() -> None:
+    with pytest.raises(ValueError) as error:
+        make_dataset(count=40, batch=48)
+    assert str(error.value) == (
+        "No train batches available: 40 examples, global_batch_size=48. Lower the batch size or raise "
+        "dataset.subset_size."
+    )
+    assert examples(make_dataset(count=3, batch=48, is_test=True)) == [0, 1, 2]
+    assert list(make_dataset(count=0, is_test=True)) == []
+
+
+def test_a_batch_of_packed_rows_may_be_short() -> None:
+    """Enough examples, but they fit into fewer rows than a batch has."""
+    items = list(make_dataset(count=8, batch=8))
+    assert len(items) == 1 and items[0][2] < 8
+    assert sorted(examples(items)) == list(range(8))
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"batch": 5, "world_size": 2}, "global_batch_size=5 cannot be shared by 2 processes"),
+        ({"rank": 2, "world_size": 2}, "rank=2 with world_size=2"),
+        ({"epochs_per_iter": 0}, "epochs_per_iter=0"),
+    ],
+)
+def test_impossible_options_are_refused(options: dict[str, int], problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        make_dataset(**options)  # type: ignore[arg-type]
+
+
+def test_an_impossible_start_is_refused() -> None:
+    dataset = make_dataset(count=23, packing=False)
+    for iteration, batches_done in ((0, 0), (1, 7), (1, -1)):
+        with pytest.raises(ValueError, match="one has 6 batches"):
+            dataset.start_from(iteration, batches_done)
+    with pytest.raises(ValueError, match="is for training"):
+        make_dataset(is_test=True).start_from(1, 0)

@@ -1,0 +1,421 @@
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+
+import dataset.files.download
+import dataset.text.encode
+from dataset.files.jsonl import UNUSED, LineSplit, numbered_lines
+from dataset.text.packing import DocumentStore
+from dataset.text.slimorca import InstructCorpus, SlimOrcaConfig, load_corpus
+from tests.dataset.instruct_samples import FakeHub, make_lines, make_record
+
+Writer = Callable[[list[str]], Path]
+HUB_NAME = "oo-labeled_correct.gpt4.sharegpt.jsonl"
+
+
+@pytest.fixture
+def load(tokenizer_path: Path) -> Callable[..., InstructCorpus]:
+    def run(data_dir: Path, **options: object) -> InstructCorpus:
+        defaults = {"seq_len": 128, "subset_size": None, "test_ratio": 0.25}
+        config = SlimOrcaConfig(data_dir=data_dir, **defaults | options)  # type: ignore[arg-type]
+        return load_corpus(config, tokenizer_path, progress=False)
+
+    return run
+
+
+Load = Callable[..., InstructCorpus]
+
+
+def answers(corpus: InstructCorpus, store: DocumentStore) -> list[str]:
+    documents = (store.document(index) for index in range(len(store)))
+    return [corpus.tokenizer.decode(ids[is_trained].tolist()) for ids, is_trained in documents]
+
+
+def all_answers(corpus: InstructCorpus) -> list[str]:
+    return answers(corpus, corpus.train) + answers(corpus, corpus.test)
+
+
+def expected_answers(count: int) -> set[str]:
+    return {f"The answer is {2 * i}." for i in range(count)}
+
+
+# --- the split
+
+
+def test_every_record_is_in_exactly_one_split(write_corpus: Writer, load: Load) -> None:
+    corpus = load(write_corpus(make_lines(200)))
+    assert sorted(all_answers(corpus)) == sorted(expected_answers(200))
+    assert 30 <= len(corpus.test) <= 70
+    assert corpus.report.kept == {"train": len(corpus.train), "test": len(corpus.test)}
+
+
+def test_the_split_follows_from_the_seed(write_corpus: Writer, load: Load) -> None:
+    folder = write_corpus(make_lines(100))
+    first = load(folder)
+    assert answers(load(folder), first.test) == answers(first, first.test)
+    assert answers(first, load(folder, seed=1).test) != answers(first, first.test)
+
+
+def test_a_subset_caps_each_split_and_moves_no_record(write_corpus: Writer, load: Load) -> None:
+    folder = write_corpus(make_lines(300))
+    whole, subset = load(folder), load(folder, subset_size=20)
+    assert answers(subset, subset.train) == answers(whole, whole.train)[:20]
+    assert answers(subset, subset.test) == answers(whole, whole.test)[:20]
+
+
+def test_without_a_test_ratio_all_is_for_training(write_corpus: Writer, load: Load) -> None:
+    corpus = load(write_corpus(make_lines(50)), test_ratio=0.0, subset_size=30)
+    assert (len(corpus.train), len(corpus.test)) == (30, 0)
+
+
+@given(
+    blocks=st.lists(st.text("ab\n", min_size=1, max_size=12), max_size=8), seed=st.integers(0, 2**40),
+    subset_size=st.none() | st.integers(1, 4), test_ratio=st.sampled_from([0.0, 0.3]),
+)  # fmt: skip
+def test_lines_are_assigned_as_they_are_numbered(
+    blocks: list[str], seed: int, subset_size: int | None, test_ratio: float
+) -> None:
+    """However the text is cut into blocks; a subset is the beginning of the whole."""
+    texts = [block.encode() for block in blocks]
+    lines = list(numbered_lines(texts))
+    assert b"".join(texts).split(b"\n")[: len(lines)] == [line for _, line in lines]
+    assert [number for number, _ in lines] == list(range(1, len(lines) + 1))
+    every = LineSplit(seed, test_ratio, None).assign(texts)
+    assert len(every) == len(lines)
+    some = LineSplit(seed, test_ratio, subset_size).assign(texts)
+    for split in (0, 1):
+        np.testing.assert_array_equal(np.flatnonzero(some == split), np.flatnonzero(every == split)[:subset_size])
+    assert len(some) == 0 or some[-1] != UNUSED
+
+
+def test_the_share_of_test_lines_is_the_ratio() -> None:
+    splits = LineSplit(seed=3, test_ratio=0.05, subset_size=None).assign([b"\n" * 100_000])
+    assert 0.047 < (splits == 1).mean() < 0.053
+
+
+# --- files
+
+
+def test_a_packed_file_is_read_like_a_plain_one(write_corpus: Writer, load: Load) -> None:
+    folder = write_corpus(make_lines(60))
+    plain = load(folder)
+    packed = folder / "SlimOrca.jsonl.zst"
+    text = (folder / "SlimOrca.jsonl").read_bytes()
+    frames = [zstandard.compress(text[:999]), zstandard.compress(text[999:])]  # as written in two goes
+    packed.write_bytes(b"".join(frames))
+    (folder / "SlimOrca.jsonl").unlink()
+    assert all_answers(load(folder)) == all_answers(plain)
+
+    packed.write_bytes(b"".join(frames)[:-9])
+    with pytest.raises(ValueError, match=r"SlimOrca.jsonl.zst is cut off"):
+        load(folder)
+    packed.write_bytes(text)
+    with pytest.raises(ValueError, match=r"SlimOrca.jsonl.zst is no zstd file or is damaged"):
+        load(folder)
+
+
+def test_a_packed_file_needs_zstandard(write_corpus: Writer, load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    (write_corpus([]) / "SlimOrca.jsonl").rename(folder := write_corpus([]) / "SlimOrca.jsonl.zst")
+    folder.write_bytes(zstandard.compress(b"{}"))
+    (folder.parent / "SlimOrca.jsonl").unlink(missing_ok=True)
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    with pytest.raises(ValueError, match="pip install zstandard"):
+        load(folder.parent)
+
+
+def test_a_file_under_its_name_on_the_hub_is_found(write_corpus: Writer, load: Load) -> None:
+    folder = write_corpus(make_lines(10))
+    (folder / "SlimOrca.jsonl").rename(folder / HUB_NAME)
+    assert len(all_answers(load(folder, source="local"))) == 10
+
+
+def test_a_last_line_without_an_end_counts(write_corpus: Writer, load: Load) -> None:
+    folder = write_corpus([])
+    (folder / "SlimOrca.jsonl").write_text("\ufeff" + "\r\n".join(make_lines(7)))
+    assert set(all_answers(load(folder))) == expected_answers(7)
+
+
+def test_an_empty_file_is_an_error(write_corpus: Writer, load: Load) -> None:
+    with pytest.raises(ValueError, match=r"SlimOrca.jsonl is empty"):
+        load(write_corpus([]))
+
+
+def test_a_missing_local_file_is_an_error_that_names_the_choices(tmp_path: Path, load: Load) -> None:
+    with pytest.raises(ValueError, match=r"No corpus in .*expected one of SlimOrca.jsonl, SlimOrca.jsonl.zst.*sample"):
+        load(tmp_path, source="local")
+
+
+# --- records
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        (make_lines(1)[0][:-9], "delimiter|Expecting|Unterminated"),
+        ("[" * 100_000, "recursion"),
+        ('{"text": "x"}', "found the fields text, expected 'conversations'"),
+        ('{"conversations": [{"from": "tool", "value": "x"}]}', "unknown role 'tool'"),
+        ('{"prompt": "\\ud800", "response": "a"}', "not valid Unicode"),
+    ],
+)
+def test_a_broken_line_is_an_error_with_its_number_or_is_skipped(
+    write_corpus: Writer, load: Load, line: str, problem: str
+) -> None:
+    folder = write_corpus([*make_lines(5), line, *make_lines(4)])
+    with pytest.raises(ValueError, match=rf"SlimOrca.jsonl, line 6: .*({problem}).*on_error=skip"):
+        load(folder)
+    corpus = load(folder, on_error="skip")
+    assert len(all_answers(corpus)) == 9
+    assert corpus.report.skipped == {"broken lines": 1}
+    assert corpus.report.records == 10
+
+
+def test_bytes_that_are_no_text_are_a_broken_line(write_corpus: Writer, load: Load) -> None:
+    folder = write_corpus(make_lines(3))
+    with open(folder / "SlimOrca.jsonl", "ab") as file:
+        file.write(b'{"prompt": "\xff", "response": "a"}\n')
+    with pytest.raises(ValueError, match="line 4: 'utf-8' codec can't decode"):
+        load(folder)
+
+
+def test_records_without_an_answer_are_skipped_and_counted(write_corpus: Writer, load: Load) -> None:
+    weightless = make_record("q", "a")
+    weightless["conversations"][-1]["weight"] = 0
+    lines = [json.dumps(make_record("q", "")), json.dumps(weightless), *make_lines(8)]
+    corpus = load(write_corpus(lines))
+    assert set(all_answers(corpus)) == expected_answers(8)
+    assert corpus.report.skipped == {"without an answer": 2}
+
+
+def test_blank_lines_are_passed_over(write_corpus: Writer, load: Load) -> None:
+    corpus = load(write_corpus([*make_lines(4), " ", *make_lines(6)[4:], ""]))
+    assert set(all_answers(corpus)) == expected_answers(6)
+    assert corpus.report.records == 6
+
+
+def test_a_record_longer_than_a_row_is_cut_or_its_prompt_is(write_corpus: Writer, load: Load) -> None:
+    folder = write_corpus([json.dumps(make_record("x" * 300, "The answer.")), *make_lines(5)])
+    right = load(folder, seq_len=64, test_ratio=0.0)
+    assert set(all_answers(right)) == expected_answers(5)
+    assert right.report.skipped == {"without room for their answer": 1}
+    prompt = load(folder, seq_len=64, test_ratio=0.0, truncate="prompt")
+    assert all_answers(prompt)[0] == "The answer."
+    assert prompt.report.truncated == 1 and not prompt.report.skipped
+    assert prompt.train.lengths()[0] == 64
+
+
+def test_the_report_counts_everything(write_corpus: Writer, load: Load) -> None:
+    corpus = load(write_corpus(["broken", *make_lines(20)]), on_error="skip")
+    report = corpus.report
+    assert report.tokens == corpus.train.num_tokens + corpus.test.num_tokens
+    assert report.trained_tokens == sum(len(corpus.tokenizer.encode(text)) + 1 for text in all_answers(corpus))
+    for part in (
+        "SlimOrca.jsonl: 21 records read", f"{len(corpus.train)} train, {len(corpus.test)} test", "1 broken lines",
+        f"{report.tokens}, of which {report.trained_tokens}",
+    ):  # fmt: skip
+        assert part in report.summary()
+
+
+def test_unknown_choices_are_reported_together() -> None:
+    with pytest.raises(ValueError) as error:
+        SlimOrcaConfig(source="web", subset_size=0, test_ratio=1.0, truncate="left")  # type: ignore[arg-type]
+    for part in ("source='web'", "auto, local, hub, sample", "subset_size=0", "test_ratio=1.0", "truncate='left'"):
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_progress_goes_to_stderr_and_can_be_silenced(
+    write_corpus: Writer, tokenizer_path: Path, silent: bool, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("SLIMORCA_TQDM", "0" if silent else "1")
+    config = SlimOrcaConfig(write_corpus(make_lines(100)), subset_size=40, test_ratio=0.25)
+    corpus = load_corpus(config, tokenizer_path)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    if silent:
+        assert captured.err == ""
+    else:
+        total = len(corpus.train) + len(corpus.test)
+        assert f"{total}/{total}" in captured.err and "tokenizing" in captured.err
+
+
+# --- several processes
+
+
+@pytest.fixture
+def in_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dataset.text.encode, "POOL_PAYS_LINES", 1)
+    monkeypatch.setattr(dataset.text.encode, "CHUNK_LINES", 16)
+    monkeypatch.setattr(dataset.text.encode, "_num_cores", lambda: 2)
+
+
+def test_several_processes_give_the_same_corpus(
+    write_corpus: Writer, load: Load, request: pytest.FixtureRequest
+) -> None:
+    folder = write_corpus([*make_lines(300), "broken", "", json.dumps(make_record("q", "")), *make_lines(5)])
+    alone = load(folder, on_error="skip")
+    request.getfixturevalue("in_processes")
+    together = load(folder, on_error="skip")
+    for name in ("tokens", "trained_bits", "offsets"):
+        for split in ("train", "test"):
+            assert torch.equal(getattr(getattr(together, split), name), getattr(getattr(alone, split), name))
+    together.report.seconds = alone.report.seconds
+    assert together.report == alone.report
+
+
+@pytest.mark.usefixtures("in_processes")
+def test_an_error_in_a_process_says_its_line(write_corpus: Writer, load: Load) -> None:
+    folder = write_corpus([*make_lines(100), "broken", *make_lines(400)])
+    with pytest.raises(ValueError, match="line 101: Expecting value"):
+        load(folder)
+
+
+# --- the Hub
+
+
+def hub_file(hub: FakeHub, count: int = 400, name: str = HUB_NAME) -> bytes:
+    hub.files = {"README.md": b"card", name: "\n".join(make_lines(count)).encode()}
+    return hub.files[name]
+
+
+@pytest.mark.parametrize("name", [HUB_NAME, "renamed.jsonl"])
+def test_the_corpus_is_downloaded_whatever_it_is_called(hub: FakeHub, tmp_path: Path, load: Load, name: str) -> None:
+    content = hub_file(hub, name=name)
+    corpus = load(tmp_path)
+    assert set(all_answers(corpus)) == expected_answers(400)
+    assert (tmp_path / "SlimOrca.jsonl").read_bytes() == content
+    assert [path.name for path in tmp_path.iterdir()] == ["SlimOrca.jsonl"]
+
+    asked = len(hub.requests)
+    for source in ("auto", "local", "hub"):
+        assert all_answers(load(tmp_path, source=source)) == all_answers(corpus)
+    assert len(hub.requests) == asked
+
+
+@pytest.mark.parametrize("ignores_ranges", [False, True])
+def test_a_subset_downloads_only_the_head(
+    hub: FakeHub, tmp_path: Path, load: Load, monkeypatch: pytest.MonkeyPatch, ignores_ranges: bool
+) -> None:
+    monkeypatch.setattr(dataset.files.download, "HEAD_STEP_BYTES", 3000)
+    monkeypatch.setattr(dataset.files.download, "BLOCK_BYTES", 1000)
+    content = hub_file(hub)
+    hub.ignores_ranges = ignores_ranges
+    corpus = load(tmp_path, subset_size=10)
+    assert (len(corpus.train), len(corpus.test)) == (10, 10)
+    assert not (tmp_path / "SlimOrca.jsonl").exists()
+    (part,) = tmp_path.glob("*.part")
+    assert 0 < part.stat().st_size < len(content) / 2 and content.startswith(part.read_bytes())
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # a head that is there serves without a network
+    assert (
+        all_answers(load(tmp_path, subset_size=8))
+        == answers(corpus, corpus.train)[:8] + answers(corpus, corpus.test)[:8]
+    )
+    with pytest.raises(ValueError, match="HF_HUB_OFFLINE is set"):
+        load(tmp_path, subset_size=50)
+
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    assert set(all_answers(load(tmp_path))) == expected_answers(400)
+    assert (tmp_path / "SlimOrca.jsonl").read_bytes() == content
+
+
+def test_a_subset_larger_than_the_corpus_completes_it(hub: FakeHub, tmp_path: Path, load: Load) -> None:
+    content = hub_file(hub, count=30)
+    assert set(all_answers(load(tmp_path, subset_size=500))) == expected_answers(30)
+    assert (tmp_path / "SlimOrca.jsonl").read_bytes() == content
+
+
+@pytest.mark.parametrize("subset_size", [None, 150])
+def test_a_download_that_breaks_off_is_no_corpus_and_is_continued(
+    hub: FakeHub, tmp_path: Path, load: Load, subset_size: int | None
+) -> None:
+    content = hub_file(hub)
+    hub.fails_after = len(content) // 3
+    with pytest.raises(ValueError, match=r"stopped at .* MB: .*Run again to continue"):
+        load(tmp_path, subset_size=subset_size)
+    assert not (tmp_path / "SlimOrca.jsonl").exists()
+
+    hub.fails_after = None
+    hub.requests.clear()
+    corpus = load(tmp_path, subset_size=subset_size)
+    assert set(all_answers(corpus)) <= expected_answers(400)
+    assert hub.requests[0].endswith(f"bytes={len(content) // 3}-{len(content) - 1}")
+
+
+def test_a_passing_fault_is_survived(hub: FakeHub, tmp_path: Path, load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = hub_file(hub)
+    hub.fails_after = 5000
+    monkeypatch.setattr(dataset.files.download.time, "sleep", lambda seconds: setattr(hub, "fails_after", None))
+    load(tmp_path)
+    assert (tmp_path / "SlimOrca.jsonl").read_bytes() == content
+
+
+def test_a_damaged_download_is_deleted(hub: FakeHub, tmp_path: Path, load: Load) -> None:
+    hub_file(hub)
+    hub.wrong_sha256 = True
+    with pytest.raises(ValueError, match="is damaged: .*It was deleted"):
+        load(tmp_path)
+    assert not list(tmp_path.glob("SlimOrca.jsonl")) and not list(tmp_path.glob("*.part"))
+
+
+def test_a_disk_that_is_full_before_the_download_is_said(
+    hub: FakeHub, tmp_path: Path, load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub_file(hub)
+    monkeypatch.setattr(dataset.files.download.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000})())
+    with pytest.raises(ValueError, match=r"MB are needed, 0.0 MB are free.*The disk is full.*dataset.data_dir"):
+        load(tmp_path)
+    assert not (tmp_path / "SlimOrca.jsonl").exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs the device that is always full")
+def test_a_disk_that_fills_up_during_the_download_is_said(hub: FakeHub, tmp_path: Path, load: Load) -> None:
+    hub_file(hub)
+    (tmp_path / "SlimOrca.jsonl.01234567.part").symlink_to("/dev/full")
+    with pytest.raises(ValueError, match=r"Cannot write .*The disk is full.*continues where it stopped"):
+        load(tmp_path)
+    assert not (tmp_path / "SlimOrca.jsonl").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_said(hub: FakeHub, tmp_path: Path, load: Load) -> None:
+    hub_file(hub)
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="Cannot write .*file"):
+        load(tmp_path / "file" / "data")
+
+
+def test_no_network_is_said(tmp_path: Path, load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+    with pytest.raises(ValueError, match=r"Cannot reach http://127.0.0.1:9.*SlimOrca.jsonl by hand"):
+        load(tmp_path)
+
+
+def test_a_repository_without_jsonl_is_said(hub: FakeHub, tmp_path: Path, load: Load) -> None:
+    hub.files = {"README.md": b"card"}
+    with pytest.raises(ValueError, match="holds no .jsonl file, only README.md"):
+        load(tmp_path)
+
+
+def test_several_processes_download_once(hub: FakeHub, tmp_path: Path) -> None:
+    content = hub_file(hub, count=3000)
+    code = (
+        "from pathlib import Path; from dataset.files.download import fetch_hub_file; "
+        f"fetch_hub_file('Open-Orca/SlimOrca', {HUB_NAME!r}, Path({str(tmp_path / 'SlimOrca.jsonl')!r}))"
+    )
+    processes = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE) for _ in range(3)]
+    for process in processes:
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors.decode()
+    assert (tmp_path / "SlimOrca.jsonl").read_bytes() == content
+    assert hub.sent == len(content)
+    assert [path.name for path in tmp_path.iterdir()] == ["SlimOrca.jsonl"]

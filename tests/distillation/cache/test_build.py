@@ -1,0 +1,196 @@
+"""The program that makes a cache: goes on after whatever ended it, to the same bytes; refuses what does not fit."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import src.distillation.cache.build
+import src.distillation.cache.rows
+from src.distillation.teachers.direct import DirectTeacher
+from tests.distillation.cache_samples import (
+    batch_of,
+    cached,
+    direct,
+    divergence,
+    manifest_of,
+    relative,
+    write_all,
+    write_cache,
+)
+from tests.distillation.corpus_samples import contents
+from tests.distillation.teacher_samples import write_llama
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = write_all(tmp_path_factory.mktemp("program"))
+    write_cache(root)
+    return root
+
+
+def write_fails(root: Path, capsys: pytest.CaptureFixture[str], *flags: str) -> str:
+    """The message that the program leaves with, which is one of ours."""
+    with pytest.raises(SystemExit) as left:
+        write_cache(root, *flags)
+    assert left.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_every_row_of_both_splits_is_there(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = sum(facts.rows for facts in manifest_of(root).splits.values())
+    write_cache(root, "--verify")
+    assert f"{rows} of the corpus's {rows} rows, 0 of them new" in capsys.readouterr().out
+    for split in ("train", "val"):
+        batch = batch_of(root, [0, 1], split)
+        assert relative(divergence(cached(root).signal(batch)), divergence(direct(root).signal(batch))) < 1e-3
+
+
+def test_a_killed_run_goes_on_to_the_same_bytes(root: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", SLOW, str(ROOT), "--data-path", root / "packed", "--output-dir", tmp_path]
+    command += ["--teacher-model", root / "teacher", "--topk", "16", "--batch-size", "3", "--shard-size", "8"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "cache.json").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    (tmp_path / "shard-00007.parquet.tmp").write_bytes(b"half")
+    before, expected = contents(tmp_path), contents(root / "cache")
+    assert before["shard-00000.parquet"] == expected["shard-00000.parquet"]
+    assert len(before) < len(expected)
+    write_cache(root, "--output-dir", str(tmp_path))
+    assert contents(tmp_path) == expected
+
+
+SLOW = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+from src.distillation.cache import build as cache_corpus
+from src.distillation.teachers import direct as direct_teacher
+answer = direct_teacher.DirectTeacher.signal
+def slow(self, batch):
+    time.sleep(0.3)
+    return answer(self, batch)
+direct_teacher.DirectTeacher.signal = slow
+cache_corpus.main(sys.argv[2:])
+"""
+
+
+def test_ctrl_c_keeps_what_was_finished(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answer, asked = DirectTeacher.signal, []
+
+    def interrupted(self: DirectTeacher, batch: Any) -> Any:
+        asked.append(1)
+        if len(asked) == 5:
+            raise KeyboardInterrupt
+        return answer(self, batch)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as left:
+        patch.setattr(DirectTeacher, "signal", interrupted)
+        write_cache(root, "--output-dir", str(tmp_path))
+    assert left.value.code == 130 and "Run the same command again to go on" in capsys.readouterr().err
+    assert sorted(contents(tmp_path)) == ["cache.json", "shard-00000.parquet"]
+    write_cache(root, "--output-dir", str(tmp_path))
+    assert contents(tmp_path) == contents(root / "cache")
+
+
+def test_a_full_disk_is_said_and_survived(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(src.distillation.cache.rows.os, "fsync", full)
+        message = write_fails(root, capsys, "--output-dir", str(tmp_path))
+    assert "shard-00000.parquet.tmp: No space left on device. The disk is full. Make room" in message
+    write_cache(root, "--output-dir", str(tmp_path))
+    assert contents(tmp_path) == contents(root / "cache")
+
+
+def test_a_part_first_and_the_rest_later_is_the_whole(root: Path, tmp_path: Path) -> None:
+    write_cache(root, "--output-dir", str(tmp_path), "--max-sequences", "8")
+    assert sorted(contents(tmp_path)) == ["cache.json", "shard-00000.parquet"]
+    write_cache(root, "--output-dir", str(tmp_path), "--split", "train")
+    batch = batch_of(root, [0, 9])
+    assert cached(root, cache_dir=tmp_path).signal(batch).valid.any()
+    with pytest.raises(ValueError, match="does not hold row"):
+        cached(root, cache_dir=tmp_path).signal(batch_of(root, [0], "val"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--topk", "8"], "teacher_topk=16, expected 8"),
+        (["--kind", "sampled"], "teacher_kind=topk, expected sampled"),
+        (["--temperature", "2"], "temperatures 1, expected 1, 2"),
+        (["--value-dtype", "u8"], "values as fp16, expected u8"),
+        (["--no-resume"], "holds a cache already"),
+    ],
+)
+def test_a_cache_of_something_else_is_not_gone_on_with(
+    root: Path, capsys: pytest.CaptureFixture[str], flags: list[str], words: str
+) -> None:
+    before = contents(root / "cache")
+    message = write_fails(root, capsys, *flags)
+    assert words in message and str(root / "cache") in message
+    assert contents(root / "cache") == before
+
+
+def test_another_teacher_tokenizer_or_corpus_is_refused(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_llama(tmp_path / "other", seed=3)
+    assert "answers of another teacher" in write_fails(root, capsys, "--teacher-model", str(tmp_path / "other"))
+    other = write_all(tmp_path / "b")
+    manifest = (other / "packed" / "manifest.json").read_text()
+    sha = manifest_of(other).tokenizer.sha256
+    (other / "packed" / "manifest.json").write_text(manifest.replace(sha, "0" * 64))
+    message = write_fails(root, capsys, "--data-path", str(other / "packed"))
+    assert "rows of another corpus" in message and "ids of the tokenizer tokenizer" in message
+    assert "rows of another corpus" in write_fails(root, capsys, "--verify", "--data-path", str(other / "packed"))
+    assert "There is no manifest.json" in write_fails(root, capsys, "--data-path", str(tmp_path / "none"))
+
+
+def test_a_damaged_shard_is_not_built_on(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_cache(root, "--output-dir", str(tmp_path))
+    file = tmp_path / "shard-00001.parquet"
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    message = write_fails(root, capsys, "--output-dir", str(tmp_path))
+    assert f"{file} cannot be used: SHA-256" in message and "Remove it if it is there" in message
+
+
+def test_the_door_needs_a_teacher_and_explains_itself() -> None:
+    def run(*flags: str) -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, ROOT / "scripts/cache_teacher_logits.py", *flags]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+    shown = run("--help")
+    assert shown.returncode == 0 and "--teacher-url" in shown.stdout and "--no-resume" in shown.stdout
+    needed = ("--data-path", "a", "--output-dir", "b")
+    assert "one of --teacher-model and --teacher-url is needed" in run(*needed).stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--workers", "2"], "--workers need --teacher-url"),
+        (["--teacher-url", "http://a", "--device", "cpu"], "--device and --dtype are for a model in this process"),
+    ],
+)
+def test_a_flag_of_the_other_kind_of_teacher_is_refused(
+    root: Path, capsys: pytest.CaptureFixture[str], flags: list[str], words: str
+) -> None:
+    assert words in write_fails(root, capsys, *flags)

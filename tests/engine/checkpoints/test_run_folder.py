@@ -1,0 +1,103 @@
+"""Where a run lives: its name, its config on disk, and the checkpoint that it goes on from."""
+
+import os
+import re
+from pathlib import Path
+from unittest import mock
+
+import pytest
+from omegaconf import OmegaConf
+
+from engine.checkpoints import run_folder
+from engine.config.check import check
+from engine.checkpoints.run_folder import RunFolder, latest_checkpoint, newest_run
+from engine.config.schema import PretrainConfig
+from tests.tiny import ARCH, CPU, RUN, TRM, flags, logged, pretrain, write_sudoku
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def opened(runtime=CPU, **changes) -> RunFolder:
+    data = {**RUN, "arch": {"name": TRM, **ARCH}, "data_paths": ["data/maze"]} | changes
+    config = check(PretrainConfig, data)
+    return RunFolder.open(config, config.default_project_name(), "trm", runtime)
+
+
+def test_the_config_is_on_disk_before_anything_heavy_and_complete():
+    folder = opened(run_name="first", lr=0.5)
+    assert folder.path == Path("checkpoints/Maze-ACT-torch/first")
+    written = OmegaConf.to_container(OmegaConf.load(folder.path / "config.yaml"))
+    assert written["lr"] == 0.5 and written["arch"]["hidden_size"] == 32 and written["run_name"] == "first"
+    again = check(PretrainConfig, written)
+    assert again.checkpoint_path == str(folder.path) and again.lr == 0.5, "it can be read back as a config"
+
+
+def test_a_run_without_a_name_gets_one_of_its_own():
+    names = {opened().name for _ in range(3)}
+    assert len(names) == 3 and all(re.fullmatch(r"trm-[a-z]+-[a-z]+", name) for name in names)
+
+
+def test_all_ranks_share_the_name_that_the_first_one_chose():
+    class Second(type(CPU)):
+        def broadcast_(self, tensors):
+            (letters,) = tensors
+            letters[:7] = letters.new_tensor(list(b"trm-two"))
+
+    folder = opened(Second(device=CPU.device, rank=1, world_size=2, use_compile=False))
+    assert folder.name == "trm-two" and not folder.path.exists(), "only the main rank writes"
+
+
+def test_names_and_paths_that_were_given_are_taken():
+    assert opened(project_name="p", run_name="r").path == Path("checkpoints/p/r")
+    given = opened(checkpoint_path="elsewhere/q", run_name="ignored-by-the-path")
+    assert (given.path, given.name) == (Path("elsewhere/q"), "q")
+
+
+def test_a_folder_with_checkpoints_asks_for_resume():
+    path = opened(run_name="r").path
+    opened(run_name="r", lr=0.25)
+    assert "lr: 0.25" in (path / "config.yaml").read_text(), "without checkpoints there is nothing to lose"
+    (path / "step_3").mkdir()
+    with pytest.raises(ValueError, match="holds checkpoints already. Go on with resume=true, or choose another"):
+        opened(run_name="r", lr=0.75)
+    opened(run_name="r", lr=0.75, resume=True)
+    assert "lr: 0.25" in (path / "config.yaml").read_text(), "until the checkpoint has been seen to fit"
+
+
+def test_evaluation_makes_no_folder():
+    assert not opened(run_name="r", eval_only=True, load_checkpoint="x").path.exists()
+    assert not Path("checkpoints").exists()
+
+
+def test_resume_without_a_name_takes_the_newest_run_that_has_a_checkpoint(capsys):
+    for age, name in enumerate(("newest", "older", "oldest"), start=1):
+        path = opened(run_name=name).path
+        (path / "step_1").mkdir()
+        os.utime(path, (1e9 - age, 1e9 - age))
+    os.utime(opened(run_name="empty").path, (2e9, 2e9))
+    assert opened(resume=True).name == "newest"
+    assert "taking the newest run, checkpoints/Maze-ACT-torch/newest" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="no run with a checkpoint in nowhere. Give run_name=..., or start without"):
+        newest_run(Path("nowhere"))
+
+
+def test_a_resume_before_the_first_checkpoint_starts_anew_with_a_notice():
+    data, run_dir = write_sudoku(Path("data").resolve()), Path("run").resolve()
+    ended = pretrain(flags(data, run_dir, epochs=3, resume=True))
+    assert ended.code == 0 and logged(run_dir)[0]["step"] == 1
+    assert f"resume: no checkpoint in {run_dir} yet, starting from the beginning" in ended.err
+
+
+def test_all_ranks_resume_from_the_checkpoint_that_the_first_one_found(tmp_path):
+    class Second(type(CPU)):
+        def broadcast_(self, tensors):
+            (letters,) = tensors
+            letters[:6] = letters.new_tensor(list(b"step_4"))
+
+    second = Second(device=CPU.device, rank=1, world_size=2, use_compile=False)
+    with mock.patch.object(run_folder, "load_checkpoint") as load:
+        latest_checkpoint(tmp_path, second)
+    load.assert_called_once_with(tmp_path / "step_4", with_trainer=True)

@@ -1,0 +1,219 @@
+"""The runtime chooses what the machine has, obeys the environment, and its collectives agree over two ranks."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.runtime import devices as runtime_module
+from engine.runtime.devices import Runtime, start_runtime
+
+ROOT = Path(__file__).resolve().parents[3]
+
+TWO_RANKS = """
+import json, sys
+import torch
+import engine.runtime.devices
+from engine.runtime.devices import start_runtime
+
+engine.runtime.devices.BUCKET_BYTES = 24  # several buckets, and tensors larger than one
+runtime = start_runtime(device="cpu", seed=7)
+mine = runtime.rank + 1
+
+sums = [
+    torch.full((3, 2), float(mine)),
+    torch.arange(6, dtype=torch.float32).reshape(2, 3).t() * mine,  # not contiguous
+    torch.tensor(mine, dtype=torch.int64),
+    torch.full((5,), float(mine), dtype=torch.float64),
+    torch.full((2,), float(mine), dtype=torch.bfloat16),
+    torch.ones(1, requires_grad=True) if mine == 1 else torch.full((1,), 4.0, requires_grad=True),
+]
+runtime.all_reduce_sum_(sums)
+
+shared = [torch.tensor([mine, 2 * mine]), torch.tensor(mine == 1), torch.full((4,), 0.5 * mine)]
+runtime.broadcast_(shared)
+
+answer = {
+    "sums": [tensor.tolist() for tensor in sums],
+    "shared": [tensor.tolist() for tensor in shared],
+    "rows": runtime.all_gather_rows(torch.tensor([[mine, mine * 10], [-mine, 0]])).tolist(),
+    "any": [runtime.any_rank(runtime.rank == 1), runtime.any_rank(False)],
+    "draw": torch.rand(1).item(),
+    "is_main": runtime.is_main,
+    "world_size": runtime.world_size,
+}
+runtime.barrier()
+runtime.close()
+with open(f"{sys.argv[1]}/{runtime.rank}.json", "w") as file:
+    json.dump(answer, file)
+"""
+
+
+@pytest.fixture(autouse=True)
+def no_outside_ranks(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "DISABLE_COMPILE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def no_accelerator(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+
+
+def test_two_ranks_agree_on_sums_rows_and_flags(tmp_path):
+    script = tmp_path / "two_ranks.py"
+    script.write_text(TWO_RANKS)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, str(script), str(tmp_path)], check=True, env=environment, timeout=120)
+
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+
+    assert first["sums"] == [
+        [[3.0, 3.0]] * 3,
+        [[0.0, 9.0], [3.0, 12.0], [6.0, 15.0]],
+        3,
+        [3.0] * 5,
+        [3.0, 3.0],
+        [5.0],
+    ]
+    assert first["shared"] == [[1, 2], True, [0.5] * 4]
+    assert first["rows"] == [[1, 10], [-1, 0], [2, 20], [-2, 0]]
+    assert first["any"] == [True, False]
+    assert (first["is_main"], second["is_main"]) == (True, False)
+    assert first["world_size"] == 2
+    for key in ("sums", "shared", "rows", "any", "draw"):
+        assert first[key] == second[key], f"the ranks disagree on {key}"
+
+
+def test_buckets_hold_one_type_and_stay_bounded(monkeypatch):
+    monkeypatch.setattr(runtime_module, "BUCKET_BYTES", 32)
+    sizes = {torch.float32: [4, 2, 9, 1, 1], torch.int64: [3, 1]}
+    tensors = [torch.zeros(size, dtype=dtype) for dtype, counts in sizes.items() for size in counts]
+
+    buckets = list(runtime_module._buckets(tensors))
+
+    assert [[len(tensor) for tensor in bucket] for bucket in buckets] == [[4, 2], [9], [1, 1], [3, 1]]
+    assert all(len({tensor.dtype for tensor in bucket}) == 1 for bucket in buckets)
+
+
+def test_one_process_needs_no_process_group(no_accelerator):
+    runtime = start_runtime()
+    values = [torch.ones(2)]
+
+    runtime.all_reduce_sum_(values)
+    runtime.broadcast_(values)
+    runtime.barrier()
+    runtime.synchronize()
+
+    assert runtime.device == torch.device("cpu")
+    assert (runtime.rank, runtime.world_size, runtime.is_main) == (0, 1, True)
+    assert values[0].tolist() == [1.0, 1.0]
+    assert runtime.all_gather_rows(values[0]).tolist() == [1.0, 1.0]
+    assert runtime.any_rank(True) and not runtime.any_rank(False)
+    assert not torch.distributed.is_initialized()
+    runtime.close()
+
+
+def test_seed_repeats_the_same_draws():
+    start_runtime(device="cpu", seed=3)
+    first = torch.rand(4)
+    start_runtime(device="cpu", seed=3)
+    again = torch.rand(4)
+    start_runtime(device="cpu", seed=4)
+    other = torch.rand(4)
+
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_absent_device_says_what_is_there(no_accelerator):
+    with pytest.raises(ValueError, match="device=cuda was asked for.*This machine has: cpu.*device=cpu"):
+        start_runtime(device="cuda")
+    with pytest.raises(ValueError, match="device=mps was asked for.*This machine has: cpu"):
+        start_runtime(device="mps")
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:x", "cpu:0", ""])
+def test_unknown_device_lists_the_known_ones(name):
+    with pytest.raises(ValueError, match="expected auto, cuda, cuda:<number>, mps or cpu"):
+        start_runtime(device=name)
+
+
+@pytest.mark.parametrize(
+    ("asked", "world_size", "local_rank", "expected"),
+    [("auto", 1, 0, "cuda:0"), ("cuda", 2, 1, "cuda:1"), ("cuda:1", 1, 0, "cuda:1"), ("cpu", 1, 0, "cpu")],
+)
+def test_ranks_take_their_own_gpu(monkeypatch, asked, world_size, local_rank, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+
+    assert runtime_module._choose_device(asked, world_size, local_rank) == torch.device(expected)
+
+
+def test_more_ranks_than_gpus_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+
+    with pytest.raises(ValueError, match="GPU number 2 was asked for, but there are 2"):
+        runtime_module._choose_device("auto", 3, 2)
+    with pytest.raises(ValueError, match="names one GPU for WORLD_SIZE=2"):
+        runtime_module._choose_device("cuda:0", 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "disable", "expected"),
+    [
+        ("auto", "cuda", None, True),
+        ("auto", "cpu", None, False),
+        ("auto", "mps", None, False),
+        (True, "cpu", None, True),
+        ("true", "cpu", "0", True),
+        ("false", "cuda", None, False),
+        (True, "cuda", "1", False),
+        ("auto", "cuda", "1", False),
+    ],
+)
+def test_compile_follows_the_choice_unless_disabled(monkeypatch, asked, device, disable, expected):
+    if disable is not None:
+        monkeypatch.setenv("DISABLE_COMPILE", disable)
+
+    assert runtime_module._choose_compile(asked, torch.device(device)) is expected
+
+
+def test_unknown_compile_choice_is_refused():
+    with pytest.raises(ValueError, match="compile='yes' is unknown; expected auto, true or false"):
+        start_runtime(device="cpu", compile="yes")
+
+
+def test_half_given_ranks_name_what_is_missing(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(ValueError, match="LOCAL_RANK, MASTER_ADDR, MASTER_PORT is not in the environment.*torchrun"):
+        start_runtime(device="cpu")
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    with pytest.raises(ValueError, match="must be whole numbers.*'two'"):
+        start_runtime(device="cpu")
+
+
+def test_batches_keep_their_types():
+    runtime = Runtime(device=torch.device("cpu"), rank=0, world_size=1, use_compile=False)
+    batch = {
+        "inputs": torch.tensor([[1, 2]], dtype=torch.int32),
+        "mask": torch.tensor([True, False]),
+        "weight": torch.tensor([0.5]),
+    }
+
+    moved = runtime.to_device(batch)
+
+    assert {name: tensor.dtype for name, tensor in moved.items()} == {
+        "inputs": torch.int32,
+        "mask": torch.bool,
+        "weight": torch.float32,
+    }
+    assert all(torch.equal(moved[name], batch[name]) for name in batch)

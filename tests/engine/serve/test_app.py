@@ -1,0 +1,215 @@
+"""The server: what OpenAI's client gets, what is refused and how, and that nobody can block the others."""
+
+import http.client
+import json
+import shutil
+import socket
+import threading
+import time
+
+import pytest
+
+from engine.generate.loaded_model import open_speaker
+from engine.generate.reply import ReplySettings
+from engine.generate.sampling import Sampling
+from engine.serve import app as room
+from engine.serve.app import Bounds, serve
+from tests.chat_runs import chat_flags, write_chat_data
+from tests.tiny import pretrain
+
+QUESTION = [{"role": "user", "content": "My name is Ada and I have 3 cats."}]
+
+
+@pytest.fixture(scope="module")
+def speaker(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("serve")
+    data = write_chat_data(folder / "data")
+    ended = pretrain(chat_flags(data, folder / "ada", {"halt_max_steps": 3}, epochs=8, eval_interval=8, ema=False))
+    assert ended.code == 0, ended.err
+    return open_speaker(str(folder / "ada"), device="cpu")
+
+
+@pytest.fixture
+def started(speaker):
+    """Starts servers, and ends them."""
+    running = []
+
+    def start(**bounds):
+        usual = ReplySettings(sampling=Sampling(temperature=0.0), max_tokens=12)
+        server = serve(speaker, usual, "127.0.0.1", 0, Bounds(**bounds))
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        running.append(server)
+        return server.server_address[1]
+
+    yield start
+    for server in running:
+        server.shutdown()
+        server.server_close()
+
+
+def ask(port, body, path="/v1/chat/completions", **headers):
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    connection.request("POST", path, content, {"Content-Type": "application/json"} | headers)
+    answer = connection.getresponse()
+    return answer.status, json.loads(answer.read())
+
+
+def client(port):
+    openai = pytest.importorskip("openai")
+    return openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
+
+
+def test_openais_client_gets_answers_whole_and_streamed(started):
+    port = started()
+    api = client(port)
+    (model,) = api.models.list().data
+    assert model.id == "ada"
+    asked = {"model": "ada", "messages": QUESTION, "temperature": 0, "max_tokens": 10}
+    whole = api.chat.completions.create(**asked, logprobs=True, top_logprobs=3)
+    (choice,) = whole.choices
+    assert choice.finish_reason in ("stop", "length") and choice.message.role == "assistant"
+    tokens = choice.logprobs.content
+    assert whole.usage.completion_tokens == len(tokens) <= 10
+    assert all(len(token.top_logprobs) == 3 and token.depth == 3 for token in tokens)
+    assert b"".join(bytes(token.bytes) for token in tokens).decode() == choice.message.content
+
+    pieces = list(api.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
+    text = "".join(piece.choices[0].delta.content or "" for piece in pieces if piece.choices)
+    assert text == choice.message.content and pieces[-1].usage == whole.usage
+    assert pieces[-2].choices[0].finish_reason == choice.finish_reason
+
+
+def test_the_conversation_and_the_seed_decide_the_answer(started):
+    port = started()
+    varied = {"messages": QUESTION, "temperature": 2.0, "max_tokens": 12}
+    first, again, other = (ask(port, varied | {"seed": seed})[1] for seed in (1, 1, 2))
+    said = [answer["choices"][0]["message"]["content"] for answer in (first, again, other)]
+    assert said[0] == said[1] != said[2]
+    longer = [*QUESTION, {"role": "assistant", "content": "Hello Ada!"}, {"role": "user", "content": "How many cats?"}]
+    _, answer = ask(port, {"messages": [{"role": "system", "content": "short"}, *longer]})
+    assert answer["usage"]["prompt_tokens"] > first["usage"]["prompt_tokens"] + 10
+    _, shallow = ask(port, {"messages": QUESTION, "depth": 1, "logprobs": True})
+    assert {token["depth"] for token in shallow["choices"][0]["logprobs"]["content"]} == {1}
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "told"),
+    [
+        (b"{", 400, "Invalid JSON"),
+        ({}, 400, "messages: Field required"),
+        ({"messages": []}, 400, "messages"),
+        ({"messages": QUESTION, "n": 2}, 400, "n: Input should be 1"),
+        ({"messages": QUESTION, "tools": []}, 400, "tools: Extra inputs are not permitted"),
+        ({"messages": QUESTION, "frequency_penalty": 1}, 400, "frequency_penalty"),
+        ({"messages": QUESTION, "temperature": -1}, 400, "temperature"),
+        ({"messages": QUESTION, "model": "gpt-9"}, 404, "no model 'gpt-9' here, only 'ada'"),
+        ({"messages": [{"role": "assistant", "content": "x"}]}, 400, "The last message must be the user's"),
+        ({"messages": [{"role": "user", "content": "word " * 300}]}, 400, "more than the window of 96"),
+        ({"messages": [{"role": "user", "content": " "}]}, 400, "The message is empty"),
+        ({"messages": QUESTION, "stop": ["x"] * 17}, 400, "stop: expected at most 16 texts"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_cannot_be_answered_is_refused_in_words(started, body, status, told, stream):
+    port = started()
+    found, answer = ask(port, body | {"stream": stream} if isinstance(body, dict) else body)
+    assert found == status and told in answer["error"]["message"]
+
+
+def test_requests_are_bounded(started):
+    port = started(body_bytes=1000)
+    assert ask(port, {"messages": QUESTION, "user": "x" * 2000})[0] == 413
+    assert ask(port, {"messages": QUESTION}, **{"Content-Type": "text/plain"})[0] == 415
+    assert ask(port, {"messages": QUESTION}, path="/v1/other")[0] == 404
+    assert ask(port, {"messages": QUESTION}, Host="evil.example")[0] == 421
+    assert ask(port, {"messages": QUESTION}, Host=f"localhost:{port}")[0] == 200
+
+
+def test_too_many_answers_at_once_are_told_to_come_again(started, monkeypatch):
+    port = started(answers_at_once=1)
+    began, may_end = threading.Event(), threading.Event()
+    honest = room.reply
+
+    def slow(*given, **options):
+        began.set()
+        may_end.wait(20)
+        return honest(*given, **options)
+
+    monkeypatch.setattr(room, "reply", slow)
+    first = threading.Thread(target=ask, args=(port, {"messages": QUESTION}))
+    first.start()
+    assert began.wait(20)
+    status, answer = ask(port, {"messages": QUESTION})
+    assert status == 429 and "1 answers are being given" in answer["error"]["message"]
+    may_end.set()
+    first.join(20)
+    assert ask(port, {"messages": QUESTION})[0] == 200
+
+
+def test_a_client_that_never_reads_or_never_ends_its_request_blocks_nobody(started):
+    port = started(seconds_of_silence=1.0)
+    idle = [socket.create_connection(("127.0.0.1", port)) for _ in range(3)]
+    idle[0].sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n")
+    idle[0].sendall(b"Content-Length: 100\r\n\r\n{")
+    started_at = time.monotonic()
+    assert ask(port, {"messages": QUESTION})[0] == 200
+    assert time.monotonic() - started_at < 10
+    idle[0].settimeout(10)
+    assert idle[0].recv(10) == b""  # thrown out after its second of silence
+    for connection in idle:
+        connection.close()
+
+
+def test_somebody_who_goes_away_is_answered_no_longer(started, monkeypatch):
+    port = started(answers_at_once=1)
+    connection = socket.create_connection(("127.0.0.1", port))
+    body = json.dumps({"messages": QUESTION, "depth": 200, "max_tokens": 60, "temperature": 3}).encode()
+    connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n")
+    connection.sendall(b"Content-Length: %d\r\n\r\n%s" % (len(body), body))
+    time.sleep(0.3)
+    connection.close()
+    deadline = time.monotonic() + 20
+    while ask(port, {"messages": QUESTION, "max_tokens": 1})[0] == 429:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_the_page_is_served_and_may_load_nothing_from_elsewhere(started):
+    port = started()
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection.request("GET", "/")
+    answer = connection.getresponse()
+    page = answer.read().decode()
+    assert answer.status == 200 and "<title>" in page and "innerHTML" not in page
+    assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+    assert "http://" not in page and "https://" not in page
+
+
+def test_the_page_chats_and_shows_depth_and_alternatives(started):
+    sync_api = pytest.importorskip("playwright.sync_api")
+    browser_path = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser_path is None:
+        pytest.skip("no Chromium here")
+    port = started()
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
+        page = browser.new_page()
+        faults = []
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.goto(f"http://127.0.0.1:{port}/")
+        page.wait_for_selector("h1:has-text('ada')")
+        page.fill("#message", "My name is Ada and I have <b>3</b> cats.")
+        page.keyboard.press("Enter")
+        page.wait_for_selector(".assistant[data-done]")
+        page.hover(".assistant span:nth-child(1)")
+        told = page.inner_text("#token")
+        assert "3 supervision steps" in told and told.count("%") == 6
+        assert page.inner_text(".user") == "My name is Ada and I have <b>3</b> cats."
+        assert page.get_attribute(".assistant span:nth-child(1)", "data-depth") == "3"
+        page.fill("#message", "How many cats do I have?")
+        page.click("#send")
+        page.wait_for_selector(".assistant[data-done] >> nth=1")
+        page.click("#reset")
+        assert page.inner_text("#chat") == "" and faults == []
+        browser.close()

@@ -1,0 +1,236 @@
+"""Trying puzzles harder: deeper, and several times with noise, of which the surest try answers."""
+
+import numpy as np
+import pytest
+import torch
+
+from dataset.common import IGNORE_LABEL_ID
+from engine.config.check import check
+from engine.config.registry import load_model_class
+from engine.config.schema import ConfigError, PretrainConfig
+from engine.tasks.protocol import RecursiveTask
+from engine.tasks.rollouts import Effort, roll_out, surest_rollout
+from engine.train.evaluate import evaluate
+from models.losses.puzzles import ACTLossHead
+from tests.tiny import ARCH, CPU, RUN, TRM, flags, logged, pretrain, write_sudoku
+
+ROWS, LENGTH, VOCAB = 8, 6, 7
+EFFORT = Effort(rollouts=4, noise=1.0, seed=9)
+ARCHS = {
+    "trm": {},
+    "trm_singlez": {},
+    "trm_hier6": {},
+    "hrm": {"H_layers": 1},
+    "transformers_baseline": {"H_layers": 1, "halt_max_steps": 1},
+}
+CLASSES = {
+    "trm": TRM,
+    "trm_singlez": "recursive_reasoning.trm_singlez@TinyRecursiveReasoningModel_ACTV1",
+    "trm_hier6": "recursive_reasoning.trm_hier6@TinyRecursiveReasoningModel_ACTV1",
+    "hrm": "recursive_reasoning.hrm@HierarchicalReasoningModel_ACTV1",
+    "transformers_baseline": "recursive_reasoning.transformers_baseline@Model_ACTV2",
+}
+
+
+def make_head(arch: str = "trm", **options) -> ACTLossHead:
+    """Random weights, also of the halting head, so that rollouts differ in what they say and in how sure they are."""
+    torch.manual_seed(3)
+    size = {"seq_len": LENGTH, "vocab_size": VOCAB, "num_puzzle_identifiers": 4}
+    head = ACTLossHead(load_model_class(CLASSES[arch])(ARCH | size | ARCHS[arch] | options))
+    torch.nn.init.normal_(head.model.inner.q_head.weight)
+    return head.eval()
+
+
+def make_batch() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    names = {"inputs": (ROWS, LENGTH), "labels": (ROWS, LENGTH), "puzzle_identifiers": (ROWS,)}
+    return {name: torch.randint(0, 4, shape, generator=generator, dtype=torch.int32) for name, shape in names.items()}
+
+
+@torch.no_grad()
+def tries(head: ACTLossHead, batch: dict[str, torch.Tensor], effort: Effort = EFFORT) -> list[dict[str, torch.Tensor]]:
+    return [roll_out(head.model, batch, effort, number)[1] for number in range(effort.rollouts)]
+
+
+@torch.no_grad()
+def chosen(head: ACTLossHead, batch: dict[str, torch.Tensor], effort: Effort = EFFORT):
+    return surest_rollout(head, batch, {"preds", "logits", "q_halt_logits", "inputs"}, effort)
+
+
+def test_each_row_is_answered_by_its_surest_rollout():
+    head, batch = make_head(), make_batch()
+    attempts = tries(head, batch)
+    sureness = torch.stack([attempt["q_halt_logits"] for attempt in attempts])
+    winners = sureness.argmax(0)
+    assert len(set(winners.tolist())) > 1 and 0 in winners, "or the test would not see the choice"
+    _, outputs = chosen(head, batch)
+    for row, winner in enumerate(winners.tolist()):
+        assert torch.equal(outputs["logits"][row], attempts[winner]["logits"][row])
+        assert torch.equal(outputs["preds"][row], attempts[winner]["logits"][row].argmax(-1))
+        assert outputs["q_halt_logits"][row] == sureness[winner, row]
+    assert torch.equal(outputs["inputs"], batch["inputs"])
+
+
+def test_metrics_tell_what_was_chosen_and_what_could_have_been():
+    """The labels are what rollout 0, 1, 2, ... said of row 0, 1, 2, ..., so each row is solved by some rollout."""
+    head, batch, effort = make_head(), make_batch(), Effort(rollouts=4, noise=1.0, seed=1)
+    answers = torch.stack([attempt["logits"].argmax(-1) for attempt in tries(head, batch, effort)])
+    winners = torch.stack([attempt["q_halt_logits"] for attempt in tries(head, batch, effort)]).argmax(0)
+    batch["labels"] = torch.stack([answers[row % 4, row] for row in range(ROWS)]).int()
+    solved = [[torch.equal(answers[n, row].int(), batch["labels"][row]) for n in range(4)] for row in range(ROWS)]
+    sums, outputs = chosen(head, batch, effort)
+    counts = {name: int(sums[name]) for name in ("count", "exact_accuracy", "pass_plain", "pass_any")}
+    right = sum(row[winner] for row, winner in zip(solved, winners, strict=True))
+    assert counts == {
+        **{"count": ROWS, "pass_any": ROWS},
+        **{"exact_accuracy": right, "pass_plain": sum(row[0] for row in solved)},
+    }
+    assert 0 < right < ROWS and right != counts["pass_plain"], "or the test could not tell them apart"
+    assert int(sums["steps"]) == 3 * ROWS
+    loss = sum(head.loss_fn(outputs["logits"], batch["labels"]).mean(-1))
+    torch.testing.assert_close(sums["lm_loss"], loss)
+
+    batch["labels"][2:] = IGNORE_LABEL_ID
+    sums, _ = chosen(head, batch, effort)
+    assert (int(sums["count"]), int(sums["pass_any"])) == (2, 2), "rows without labels, such as padding, do not count"
+
+
+def test_the_first_rollout_is_the_usual_evaluation_bit_for_bit():
+    batch = make_batch()
+    usual = RecursiveTask(make_head(), CPU, seed=0)
+    with torch.no_grad():
+        _, outputs = usual.eval_batch(batch, {"logits", "q_halt_logits"})
+    first = tries(make_head(), batch)[0]
+    assert all(torch.equal(outputs[name], first[name]) for name in outputs)
+
+
+def test_a_rollout_depends_on_seed_and_number_but_not_on_the_rows_around_it():
+    head, batch = make_head(), make_batch()
+    state = torch.get_rng_state(), np.random.get_state()[1].tolist()
+    whole, again, other = chosen(head, batch), chosen(head, batch), chosen(head, batch, Effort(None, 4, 1.0, seed=6))
+    assert torch.equal(whole[1]["logits"], again[1]["logits"])
+    assert not torch.equal(whole[1]["logits"], other[1]["logits"])
+    logits = [attempt["logits"] for attempt in tries(head, batch)]
+    assert all(not torch.equal(one, two) for i, one in enumerate(logits) for two in logits[:i])
+
+    parts = [
+        chosen(head, {name: value[rows] for name, value in batch.items()}) for rows in ([0], [5, 1, 4], [2, 3, 6, 7])
+    ]  # as other batches or ranks would hold them
+    order = torch.tensor([0, 5, 1, 4, 2, 3, 6, 7])
+    for name, value in whole[1].items():
+        split = torch.cat([outputs[name] for _, outputs in parts])
+        torch.testing.assert_close(split, value[order], rtol=0, atol=1e-5)
+    assert torch.equal(torch.get_rng_state(), state[0]) and np.random.get_state()[1].tolist() == state[1]
+
+
+def test_fresh_noise_comes_before_every_supervision_step():
+    head, batch = make_head(), make_batch()
+    before: list[torch.Tensor] = []
+    after: list[torch.Tensor] = []
+    step = head.model.inner.step
+
+    def spying(z, x, around):
+        before.append(z.z_L)
+        z, answers = step(z, x, around)
+        after.append(z.z_L)
+        return z, answers
+
+    head.model.inner.step = spying
+    tries(head, batch, Effort(None, 2, 0.5, 5))
+    start = before[0]  # of the first rollout, which is that of all
+    plain, noisy = (
+        [one - other for one, other in zip(before[i : i + 3], [start, *after[i : i + 2]], strict=True)] for i in (0, 3)
+    )
+    assert all(not noise.any() for noise in plain)
+    assert all(0.45 < noise.std() < 0.55 for noise in noisy)
+    for values in (torch.stack(noisy), noisy[0], noisy[0].transpose(0, 1)):  # steps, puzzles, positions
+        likeness = torch.corrcoef(values.flatten(1)).fill_diagonal_(0)
+        assert (likeness.abs() < 0.8).all(), "each has noise of its own"
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_architecture_can_be_tried_several_times(arch, dtype):
+    head, batch = make_head(arch, forward_dtype=dtype), make_batch()
+    plain, noisy = (attempt["logits"] for attempt in tries(head, batch, Effort(None, 2, 1.0)))
+    assert torch.isfinite(noisy.float()).all() and not torch.equal(plain, noisy)
+    assert noisy.dtype == plain.dtype == getattr(torch, dtype)
+
+
+def test_deeper_evaluation_is_shown_and_leaves_training_as_it_was():
+    batch = make_batch()
+    results = {}
+    for steps in (None, 1, 7):
+        task = RecursiveTask(make_head(), CPU, seed=0, effort=Effort(halt_max_steps=steps))
+        with torch.no_grad():
+            results[steps], _ = task.eval_batch(batch, ())
+        for step in (1, 2, 3):
+            task.train_step(("all", batch, ROWS), step)
+            task.commit()
+        assert (task.carries[0].steps == 3).all() and task.carries[0].halted.all(), "training stays at its own depth"
+    assert {steps: int(sums["steps"]) // ROWS for steps, sums in results.items()} == {None: 3, 1: 1, 7: 7}
+    assert len({float(sums["lm_loss"]) for sums in results.values()}) == 3
+
+
+def test_evaluators_see_the_chosen_rollouts():
+    class Judge:
+        required_outputs = {"preds", "q_halt_logits"}
+
+        def begin_eval(self):
+            self.seen = []
+
+        def update_batch(self, batch, preds):
+            self.seen.append(preds)
+
+        def result(self, save_path, rank, world_size, group):
+            return {"rows": float(sum(len(preds["preds"]) for preds in self.seen))}
+
+    head, batch, judge = make_head(), make_batch(), Judge()
+    task = RecursiveTask(head, CPU, seed=0, effort=EFFORT)
+    report = evaluate(task, [("all", batch, ROWS)], ["all"], CPU, evaluators=[judge])
+    _, outputs = chosen(head, batch)
+    assert report["Judge"] == {"rows": ROWS}
+    assert all(torch.equal(judge.seen[0][name], outputs[name]) for name in judge.required_outputs)
+    assert {"pass_plain", "pass_any", "exact_accuracy"} <= report["all"].keys()
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"rollouts": 4}, "eval: rollouts=4 without noise would be 4 times the same. Set eval.noise"),
+        ({"noise": 0.3}, "eval: noise=0.3 needs several rollouts, because the first one has none. Set eval.rollouts"),
+        ({"rollouts": 0}, "eval.rollouts: input should be greater than or equal to 1, found 0"),
+        ({"noise": -1.0, "rollouts": 2}, "eval.noise: input should be greater than or equal to 0, found -1.0"),
+        ({"noise": float("inf"), "rollouts": 2}, "eval.noise: input should be a finite number"),
+        ({"halt_max_steps": 0}, "eval.halt_max_steps: input should be greater than or equal to 1, found 0"),
+        ({"validation_split": 1}, "eval.validation_split: input should be less than 1, found 1"),
+        ({"rolouts": 3}, "eval.rolouts: unknown key, did you mean rollouts?"),
+    ],
+)
+def test_options_that_would_do_nothing_or_harm_are_refused(options, told):
+    run = RUN | {"arch": {"name": TRM} | ARCH, "data_paths": ["unused"]}
+    with pytest.raises(ConfigError) as error:
+        check(PretrainConfig, run | {"eval": options})
+    assert told in str(error.value)
+
+
+def test_a_run_trains_the_same_however_hard_it_is_evaluated(tmp_path):
+    data = write_sudoku(tmp_path / "data")
+    usual, hard = tmp_path / "usual", tmp_path / "hard"
+    options = {"eval.rollouts": 3, "eval.noise": 0.5, "eval.halt_max_steps": 5}
+    assert pretrain(flags(data, usual, epochs=6)).code == 0
+    ended = pretrain(flags(data, hard, epochs=6, **options))
+    assert ended.code == 0, ended.err
+    lines = [[{k: v for k, v in line.items() if not k.startswith("all/")} for line in logged(x)] for x in (usual, hard)]
+    assert lines[0] == lines[1]
+    report = ended.report["all"]
+    assert report["steps"] == 5.0 and report["pass_any"] >= max(report["exact_accuracy"], report["pass_plain"])
+
+    judge = {"load_checkpoint": str(hard / "latest"), "eval_only": True}
+    other_batches = pretrain(flags(data, tmp_path / "none", global_batch_size=5, **options, **judge)).report["all"]
+    del report["q_halt_loss"], other_batches["q_halt_loss"]  # to which padding adds, as in the reference
+    assert other_batches == pytest.approx(report, rel=1e-5, abs=1e-6)
+    plain = pretrain(flags(data, tmp_path / "none", **judge, **{"eval.halt_max_steps": 5})).report["all"]
+    assert plain["exact_accuracy"] == report["pass_plain"] and "pass_any" not in plain
+    shown = pretrain(flags(data, tmp_path / "none", **judge)).report["all"]
+    assert shown["steps"] == 3.0
