@@ -129,7 +129,7 @@ def circles(imports: list[Import], modules: set[str]) -> Iterator[str]:
 
 def broken_words(path: str, source: str) -> Iterator[str]:
     may_edit_path = DOOR.fullmatch(path) and "/" in path
-    may_name_optimizers = module_name(path) in (*OPTIMIZER_ROOMS, *COMPOSERS)
+    may_name_optimizers = within(module_name(path), (*OPTIMIZER_ROOMS, *COMPOSERS))
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, (ast.alias, ast.Attribute)) and not may_name_optimizers:
             name = node.name if isinstance(node, ast.alias) else node.attr

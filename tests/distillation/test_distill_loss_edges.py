@@ -4,12 +4,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.models.losses.test_chunked import LargestTensor
 from torch import Tensor
 
 from src.distillation.student import losses
 from src.distillation.student.losses import DistillScores, Divergence, distill_loss
 from src.distillation.teachers.signal import NO_MASS, UNUSED, TeacherSignal, log_norms_of
+from tests.models.losses.test_chunked import LargestTensor
 
 TOKENS, WIDTH, VOCAB, K = 8, 4, 64, 3
 TEMPERATURES = [0.5, 1.0, 2.0, 4.0]
