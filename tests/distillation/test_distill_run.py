@@ -268,9 +268,9 @@ def test_what_cannot_be_built_is_refused(world, changes, told):
 
 
 def test_two_runs_do_not_write_into_one_folder(world):
-    from src.distillation.run.folder import alone_in
+    from dataset.files.locks import exclusive_lock
 
-    with alone_in(world / "busy"):
+    with exclusive_lock(world / "busy"):
         assert "Another run is writing into" in fails(train(world, "busy"))
     done(train(world, "busy", max_steps=1))
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import src.distillation.corpus.shards
-from src.distillation.corpus.disk import alone_in
+from dataset.files.locks import exclusive_lock
 from src.distillation.corpus.manifest import load_manifest
 from tests.distillation.corpus_samples import (
     contents,
@@ -202,5 +202,5 @@ def test_ctrl_c_leaves_with_130_and_no_half_shard(tmp_path: Path) -> None:
 
 
 def test_two_runs_do_not_write_into_one_folder(corpus: Path) -> None:
-    with alone_in(corpus / "packed"):
+    with exclusive_lock(corpus / "packed"):
         assert "Another run is writing" in preprocess_fails(corpus, "--skip-existing")

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from dataset.files.locks import exclusive_lock
 from src.distillation.cache.format import (
     CACHE_FILE,
     UNFINISHED,
@@ -23,7 +24,7 @@ from src.distillation.cache.format import (
     remove_leftovers,
 )
 from src.distillation.cache.rows import Row, bytes_per_position, encode, read_group, write_rows
-from src.distillation.corpus.disk import alone_in, disk_errors, import_parquet
+from src.distillation.corpus.disk import disk_errors, import_parquet
 from src.distillation.corpus.manifest import file_sha256
 from src.distillation.teachers.signal import TeacherSignal
 
@@ -114,7 +115,9 @@ class CacheWriter:
 
     def __init__(self, folder: Path, facts: CacheFacts, shard_rows: int | None = None) -> None:
         self._lock = ExitStack()
-        self._lock.enter_context(alone_in(folder))
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        self._lock.enter_context(exclusive_lock(folder))
         try:
             self.cache = self._start(folder, facts)
         except ValueError:

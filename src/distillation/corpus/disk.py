@@ -1,8 +1,6 @@
-"""What every room that reads or writes shards needs: pyarrow or how to get it, a lock, errors of the disk in words."""
+"""What every room that reads or writes shards needs: pyarrow or how to get it, errors of the disk in words."""
 
 import errno
-import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,27 +26,3 @@ def disk_errors(path: Path) -> Iterator[None]:
             f"Cannot write {path}: {error.strerror or error}. {full}Make room or choose another folder, and run again; "
             "what was finished is kept."
         ) from error
-
-
-@contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Two runs would remove each other's unfinished files; on Windows, which cannot lock so, nothing is done."""
-    with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    if sys.platform == "win32":
-        yield
-        return
-    import fcntl
-
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(descriptor)
-        raise ValueError(
-            f"Another run is writing into {folder}. Wait for its end, or choose another folder."
-        ) from error
-    try:
-        yield
-    finally:
-        os.close(descriptor)  # gives the lock back

@@ -12,7 +12,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from dataset.files.flags import add_workers_flag, run_door
-from src.distillation.corpus.disk import alone_in, disk_errors, import_parquet
+from dataset.files.locks import exclusive_lock
+from src.distillation.corpus.disk import disk_errors, import_parquet
 from src.distillation.corpus.documents import POOL_PAYS_BYTES, SUFFIXES, EncoderPool, find_jsonl, read_lines
 from src.distillation.corpus.manifest import (
     MANIFEST_FILE,
@@ -108,7 +109,9 @@ def preprocess(args: argparse.Namespace) -> str:
     import_parquet()
     tokenizer = open_tokenizer(args.tokenizer)
     facts = tokenizer_facts(args.tokenizer, tokenizer)
-    with alone_in(args.output):
+    with disk_errors(args.output):
+        args.output.mkdir(parents=True, exist_ok=True)
+    with exclusive_lock(args.output):
         manifest = _start(args, facts)
         root = args.input if args.input.is_dir() else args.input.parent
         todo = [item for item in _with_hashes(files, root) if not _is_done(item, manifest, args.output)]

@@ -1,11 +1,7 @@
-"""The folder of a distillation: who may write into it, what becomes of a former run in it, where a resume begins."""
+"""The folder of a distillation: what becomes of a former run in it, where a resume begins."""
 
 import errno
-import os
 import shutil
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from engine.checkpoints.load import TRAINER_FILE, latest_step, resolve_checkpoint
@@ -15,27 +11,6 @@ FORMER_FOLDER = "former"
 LATEST = "latest"
 # What one run writes; provenance.jsonl is the history of the folder and stays.
 PARTS = ("step_*", "latest", "best", LATEST_FILE, "metrics*.jsonl", "train.log", "config.yaml", "wandb_id")
-
-
-@contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Two runs would overwrite each other's checkpoints; on Windows, which cannot lock so, nothing is done."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if sys.platform == "win32":
-        yield
-        return
-    import fcntl
-
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(descriptor)
-        raise ValueError(f"Another run is writing into {folder}. Wait for its end, or give --output-dir.") from error
-    try:
-        yield
-    finally:
-        os.close(descriptor)  # gives the lock back
 
 
 def checkpoint_to_resume(asked: str | None, folder: Path) -> Path | None:

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from dataset.files.locks import exclusive_lock
 from engine.build.puzzles import compile_step
 from engine.checkpoints.load import Checkpoint, load_checkpoint, load_weights
 from engine.checkpoints.run_folder import to_yaml
@@ -19,7 +20,7 @@ from engine.train.loop import Plan, Run, TrainState, fit, restore
 from src.distillation.config.schema import DistillConfig
 from src.distillation.corpus.corpora import WITHOUT_EVALUATION, batches_used, standing_at
 from src.distillation.run import build
-from src.distillation.run.folder import alone_in, checkpoint_to_resume, make_room, point_at_latest
+from src.distillation.run.folder import checkpoint_to_resume, make_room, point_at_latest
 from src.distillation.run.log import LoggingTracker, RunLog, choose_wandb_mode, uses_wandb
 from src.distillation.run.provenance import META_KEY, check_changes, facts_of, record_start
 from src.distillation.student.arch import student_arch
@@ -64,7 +65,7 @@ def train(config: DistillConfig) -> dict[str, Any]:
             )
         arch = checked_arch(config, runtime)
         corpora = build.open_corpora(config)
-        stack.enter_context(alone_in(folder))
+        stack.enter_context(exclusive_lock(folder))
         resumed = resumed_checkpoint(config, folder)
         facts = facts_of(config, corpora.fingerprint, corpora.tokenizer.sha256, None)
         former = None if resumed is None else former_facts(resumed)
