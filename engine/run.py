@@ -77,7 +77,6 @@ def resolved(hydra_config: Any) -> tuple[dict[str, Any], str]:
 
 def _pretrain(data: dict[str, Any], arch_label: str) -> None:
     config = check(PretrainConfig, data)
-    assert isinstance(config, PretrainConfig)
     runtime = start_runtime(config.device, config.compile, config.seed)
     try:
         folder = RunFolder.open(config, config.default_project_name(), arch_label, runtime)
@@ -98,7 +97,6 @@ def pretrain_instruct(hydra_config: Any) -> None:
 
 def _pretrain_instruct(data: dict[str, Any], arch_label: str) -> None:
     config = check(InstructConfig, data)
-    assert isinstance(config, InstructConfig)
     options = f"dataset.test_ratio={config.dataset.test_ratio}, dataset.subset_size={config.dataset.subset_size}"
     _pretrain_text(config, arch_label, lambda runtime: build_text.build_text(config, runtime), options)
 
@@ -110,7 +108,6 @@ def _pretrain_chat(data: dict[str, Any], arch_label: str) -> None:
     arch = dict(data["arch"])
     seq_len = arch.pop("seq_len", None)
     config = check(ChatConfig, {"seq_len": seq_len} | data | {"arch": arch})
-    assert isinstance(config, ChatConfig)
     if config.seq_len is None:
         config = config.model_copy(update={"seq_len": build_chat.data_row_length(config.data_paths)})
     _pretrain_text(config, arch_label, lambda runtime: build_chat.build_chat(config, runtime), "no `test` split")
@@ -202,63 +199,6 @@ def serve_chat(**settings: Any) -> None:
     from engine.generate import chat
 
     guarded(lambda: chat.serve_checkpoint(**settings))
-
-
-def bench_train(
-    overrides: Sequence[str], *, positions: int, vocab_size: int, steps: int, depth: int, compare: bool
-) -> dict[str, Any]:
-    """Time training steps under these overrides: of puzzles, or of text if the architecture is one for text."""
-    from lab.bench import text as bench_text
-    from lab.bench import train as bench
-
-    overrides = ["evaluators=[]", *overrides]
-    data = composed("cfg_pretrain", overrides)
-    if str(data["arch"]["loss"]["name"]).endswith("TextLossHead"):
-        data = composed("cfg_pretrain_instruct", [*overrides[1:], f"dataset.seq_len={positions}"])
-        text_config = check(InstructConfig, data)
-        assert isinstance(text_config, InstructConfig)
-        return bench_text.bench_text(text_config, vocab_size=vocab_size, depth=depth, steps=steps, compare=compare)
-    config = check(PretrainConfig, data)
-    assert isinstance(config, PretrainConfig)
-    return bench.bench_train(config, positions=positions, vocab_size=vocab_size, steps=steps)
-
-
-def bench_load(overrides: Sequence[str]) -> dict[str, Any]:
-    """Time the loading of the corpus that `cfg_pretrain_instruct` and these overrides name."""
-    from lab.bench import text as bench_text
-
-    config = check(InstructConfig, composed("cfg_pretrain_instruct", overrides))
-    assert isinstance(config, InstructConfig)
-    return bench_text.bench_load(config)
-
-
-def bench_generate(overrides: Sequence[str], **sizes: Any) -> dict[str, Any]:
-    """Time decoding with the architecture of `cfg_pretrain_instruct` and these overrides."""
-    from lab.bench import generate as bench
-
-    config = check(InstructConfig, composed("cfg_pretrain_instruct", overrides))
-    assert isinstance(config, InstructConfig)
-    return bench.bench_generate(config, **sizes)
-
-
-def study_text(*, variants: Sequence[str] | None, tflop: float, **settings: Any) -> None:
-    """Train variants of text recursion for equal compute and write the page about them."""
-    from lab import study
-
-    def carry_out() -> None:
-        unknown = sorted(set(variants or ()) - study.VARIANTS.keys())
-        if unknown:
-            raise ValueError(f"Unknown variants: {', '.join(unknown)}. Known are: {', '.join(study.VARIANTS)}.")
-        study.study(composed, variants=variants or list(study.VARIANTS), flops=tflop * 1e12, **settings)
-
-    guarded(carry_out)
-
-
-def bigram_baseline(checkpoint: str, overrides: list[str]) -> None:
-    """Print the held-out loss of a checkpoint beside that of bigrams."""
-    from lab import ngram
-
-    guarded(lambda: ngram.compare_with_bigram(checkpoint, overrides))
 
 
 def calibrate_exit(checkpoint: str, **settings: Any) -> None:

@@ -58,7 +58,6 @@ def config_of(checkpoint: str | None, overrides: Sequence[str], folder: str) -> 
     small = ("dataset.sample_size=1000", "dataset.seq_len=64", "global_batch_size=8")
     data = ("dataset.source=sample", f"dataset.data_dir={folder}", *small)
     config = check(InstructConfig, composed("cfg_pretrain_instruct", [*data, *overrides]))
-    assert isinstance(config, InstructConfig)
     return config
 
 
@@ -84,7 +83,6 @@ def _probe_learning(config: InstructConfig, runtime: Runtime, train_steps: int) 
         small["arch"][key] = [] if value == "[]" else value
     small |= dict(word.split("=") for word in QUICK)
     checked = check(InstructConfig, small)
-    assert isinstance(checked, InstructConfig)
     return [shuffled_answers(checked, runtime, build_text.load_text(checked, progress=False), train_steps)]
 
 

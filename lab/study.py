@@ -14,9 +14,10 @@ from engine.checkpoints.run_folder import RunFolder
 from engine.conduct import parameter_counts, plan_of, train
 from engine.config.check import check
 from engine.config.schema import InstructConfig
+from engine.run import composed
 from engine.runtime.devices import Runtime, start_runtime
 from engine.tasks.text import sampled_depth
-from lab.bench.train import count_flops
+from lab.bench.measure import count_flops
 from models.config import DepthStage
 
 BEGIN, END = "<!-- study: begin -->", "<!-- study: end -->"
@@ -58,25 +59,21 @@ BASE = [
 
 
 def study(
-    compose: Any,
-    *,
-    variants: Sequence[str],
-    seeds: int,
-    flops: float,
-    overrides: Sequence[str],
-    results: Path,
-    page: Path,
+    *, variants: Sequence[str] | None, seeds: int, tflop: float, overrides: Sequence[str], results: Path, page: Path
 ) -> None:
-    """Train what `results` does not hold yet, then write the page anew."""
+    """Train the variants (all by default) that `results` does not hold yet, then write the page from all results."""
+    unknown = sorted(set(variants or ()) - VARIANTS.keys())
+    if unknown:
+        raise ValueError(f"Unknown variants: {', '.join(unknown)}. Known are: {', '.join(VARIANTS)}.")
+    flops = tflop * 1e12
     done = read_results(results)
     for seed in range(seeds):
-        for name in variants:
+        for name in variants or VARIANTS:
             if (name, seed) in {(row["variant"], row["seed"]) for row in done}:
                 continue
             print(f"study: {name}, seed {seed}", file=sys.stderr)
             words = [*BASE, *VARIANTS[name], *overrides, f"seed={seed}"]
-            config = check(InstructConfig, compose("cfg_pretrain_instruct", words))
-            assert isinstance(config, InstructConfig)
+            config = check(InstructConfig, composed("cfg_pretrain_instruct", words))
             row = {"variant": name, "seed": seed, "budget": flops} | train_variant(
                 config, flops, results.parent / "runs"
             )

@@ -14,27 +14,25 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from engine.run import bench_generate, bench_load, bench_train, guarded
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    train = commands.add_parser("train", help="training steps beside bare matrix products; takes Hydra overrides")
+    subparsers = parser.add_subparsers(dest="command", required=True)
+    train = subparsers.add_parser("train", help="training steps beside bare matrix products; takes Hydra overrides")
     train.add_argument("--positions", type=int, default=81, help="positions of a row, puzzle prefix included")
     train.add_argument("--rows", type=int, default=64, help="rows of a batch")
     train.add_argument("--vocab-size", type=int, default=11)
     train.add_argument("--steps", type=int, default=4, help="steps to time; the fastest counts")
     train.add_argument("--depth", type=int, default=1, help="text: supervision steps of an optimizer step")
     train.add_argument("--compare", action="store_true", help="text: also without packing and chunked head")
-    generate = commands.add_parser("generate", help="tokens per second with and without caches; takes Hydra overrides")
+    generate = subparsers.add_parser("generate", help="tokens per second with and without caches; takes Hydra overrides")
     generate.add_argument("--prompt", type=int, default=256, help="tokens of the prompt")
     generate.add_argument("--new-tokens", type=int, default=64)
     generate.add_argument("--depth", type=int, default=4, help="supervision steps of a token")
     generate.add_argument("--batch", type=int, nargs="+", default=[1, 8], help="prompts answered at once")
     generate.add_argument("--vocab-size", type=int, default=32_000)
-    commands.add_parser("load", help="reading and tokenizing a corpus; takes Hydra overrides")
-    distill = commands.add_parser("distill", help="the parts of a distillation step, and a student's decoding")
+    subparsers.add_parser("load", help="reading and tokenizing a corpus; takes Hydra overrides")
+    distill = subparsers.add_parser("distill", help="the parts of a distillation step, and a student's decoding")
     distill.add_argument("--hidden-size", type=int, default=256, help="of teacher and student")
     distill.add_argument("--layers", type=int, default=4, help="of teacher and student")
     distill.add_argument("--vocab-size", type=int, default=32_000)
@@ -47,23 +45,13 @@ def main() -> None:
     strange = [word for word in overrides if word.startswith("-") or "=" not in word]
     if strange:
         parser.error(f"unknown: {' '.join(strange)}; expected the flags above and Hydra overrides such as arch=trm")
-    if args.command == "distill":
-        if overrides:
-            parser.error(f"unknown: {' '.join(overrides)}; distill takes the flags above only")
-        from lab.bench.distill import bench_distill
 
-        keys = ("hidden_size", "layers", "vocab_size", "rows", "positions", "topk", "steps", "device")
-        guarded(lambda: print(json.dumps(bench_distill(**{key: getattr(args, key) for key in keys}))))
-        return
-    if args.command == "load":
-        print(json.dumps(bench_load(overrides)))
-        return
-    if args.command == "generate":
-        sizes = {key: getattr(args, key) for key in ("prompt", "new_tokens", "depth", "vocab_size")}
-        print(json.dumps(bench_generate(overrides, batch_sizes=args.batch, **sizes)))
-        return
-    sizes = {key: getattr(args, key) for key in ("positions", "vocab_size", "steps", "depth", "compare")}
-    print(json.dumps(bench_train([*overrides, f"global_batch_size={args.rows}"], **sizes)))
+    # Late, so that --help needs nothing but the flags.
+    from engine.run import guarded
+    from lab.bench import commands
+
+    measure = getattr(commands, args.command)
+    guarded(lambda: print(json.dumps(measure(args, overrides))))
 
 
 if __name__ == "__main__":

@@ -9,14 +9,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from engine.run import bigram_baseline
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", required=True)
     parser.add_argument("--overrides", nargs="*", default=[], metavar="KEY=VALUE", help="changes to its config")
-    bigram_baseline(**vars(parser.parse_args()))
+    args = parser.parse_args()
+
+    # Late, so that --help needs nothing but the flags.
+    from engine.run import guarded
+    from lab.ngram import compare_with_bigram
+
+    guarded(lambda: compare_with_bigram(args.checkpoint, args.overrides))
 
 
 if __name__ == "__main__":

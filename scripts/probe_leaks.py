@@ -10,8 +10,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from lab.probes import report
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -20,7 +18,12 @@ def main() -> None:
         "--train-steps", type=int, default=200, help="of a small model on shuffled answers; 0 leaves that probe out"
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changes to the config, as in training")
-    sys.exit(report(**vars(parser.parse_intermixed_args())))
+    args = parser.parse_intermixed_args()
+
+    # Late, so that --help needs nothing but the flags.
+    from lab.probes import report
+
+    sys.exit(report(**vars(args)))
 
 
 if __name__ == "__main__":

@@ -11,8 +11,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dataset.files.flags import not_negative, positive
-from engine.run import guarded
-from lab.puzzle_pictures.show_puzzles import show_puzzles
 
 
 def main() -> None:
@@ -26,6 +24,11 @@ def main() -> None:
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
     given = parser.parse_args()
+
+    # Late, so that --help needs nothing but the flags.
+    from engine.run import guarded
+    from lab.puzzle_pictures.show_puzzles import show_puzzles
+
     guarded(lambda: show_puzzles(**vars(given)))
 
 

@@ -9,8 +9,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from engine.run import study_text
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -22,7 +20,13 @@ def main() -> None:
         "--results", type=Path, default=Path("checkpoints/study/results.jsonl"), help="what has been trained"
     )
     parser.add_argument("--page", type=Path, default=Path("docs/text_recursion.md"))
-    study_text(**vars(parser.parse_args()))
+    args = parser.parse_args()
+
+    # Late, so that --help needs nothing but the flags.
+    from engine.run import guarded
+    from lab.study import study
+
+    guarded(lambda: study(**vars(args)))
 
 
 if __name__ == "__main__":

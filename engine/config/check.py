@@ -1,7 +1,7 @@
 """Checks a whole config at the border: the run's own options and those of every class that it names."""
 
 import inspect
-from typing import Any
+from typing import Any, TypeVar
 
 from engine.config.registry import load_model_class
 from engine.config.schema import ConfigError, RunConfig, TextConfig, nearest, parse
@@ -20,10 +20,11 @@ ONLY_TEXT = (
     "prefix_mask",
     "supervise",
 )
+Config = TypeVar("Config", bound=RunConfig)
 GIVEN_TO_EVALUATORS = {"data_path", "eval_metadata"}
 
 
-def check(config_class: type[RunConfig], data: dict[str, Any]) -> RunConfig:
+def check(config_class: type[Config], data: dict[str, Any]) -> Config:
     """The typed config; otherwise ONE error with every problem of the run's options and of the architecture's."""
     config, problems = parse(config_class, data)
     arch = data.get("arch")

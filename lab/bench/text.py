@@ -12,7 +12,7 @@ from engine.build import puzzles as build
 from engine.build import text as build_text
 from engine.config.schema import InstructConfig
 from engine.runtime.devices import Runtime, start_runtime
-from lab.bench.train import best_seconds, count_flops, peak_memory
+from lab.bench.measure import best_seconds, count_flops, peak_memory
 
 # Lengths like those of an instruction corpus: half of the records below 145 tokens, a mean of 250, answers of 45.
 MEDIAN_LENGTH, LOG_SPREAD, MEAN_ANSWER = 145, 1.04, 45

@@ -69,5 +69,4 @@ def puzzle_config(loaded: Checkpoint) -> PretrainConfig:
     if str((arch.get("loss") or {}).get("name", "")).endswith("TextLossHead"):
         raise ValueError(f"{loaded.path} is a model of text, and only puzzles can be drawn. Let it speak instead.")
     config = check(PretrainConfig, {str(key): value for key, value in data.items()})
-    assert isinstance(config, PretrainConfig)
     return config

@@ -1,6 +1,6 @@
 import pytest
 
-from engine.run import composed, study_text
+from engine.run import composed
 from lab.study import VARIANTS, study
 
 TINY = [
@@ -18,13 +18,13 @@ def test_variants_get_equal_compute_and_a_row_each(tmp_path, monkeypatch, capsys
     page.write_text("# Mine\n\nkept\n\n<!-- study: begin -->\nold\n<!-- study: end -->\nkept too\n")
     settings = {
         "seeds": 1,
-        "flops": 2e9,
+        "tflop": 2e-3,
         "overrides": [*TINY, f"dataset.data_dir={tmp_path}", "compile=false", "device=cpu"],
         "results": results,
         "page": page,
     }
     names = ["dense, 2 layers", "TRM H1 L2", "TRM H1 L2, carry, 2 steps", "TRM H2 L2, curriculum"]
-    study(composed, variants=names, **settings)
+    study(variants=names, **settings)
     text = page.read_text()
     assert text.startswith("# Mine\n\nkept") and text.endswith("kept too\n") and "old" not in text
     assert all(f"| {name} |" in text for name in names)
@@ -35,13 +35,13 @@ def test_variants_get_equal_compute_and_a_row_each(tmp_path, monkeypatch, capsys
     steps = {name: int(text.split(f"| {name} |")[1].split("|")[1]) for name in names}
     assert steps["dense, 2 layers"] > steps["TRM H2 L2, curriculum"] > 0  # a dearer step, fewer of them
 
-    study(composed, variants=names, **settings)  # nothing is trained twice
+    study(variants=names, **settings)  # nothing is trained twice
     assert len(results.read_text().splitlines()) == 4
 
 
 def test_an_unknown_variant_is_named(tmp_path):
-    with pytest.raises(SystemExit, match=r"Unknown variants: nope. Known are: dense, 2 layers"):
-        study_text(variants=["nope"], tflop=1.0, seeds=1, overrides=[], results=tmp_path / "r", page=tmp_path / "p")
+    with pytest.raises(ValueError, match="nope.*dense, 2 layers"):
+        study(variants=["nope"], tflop=1.0, seeds=1, overrides=[], results=tmp_path / "r", page=tmp_path / "p")
 
 
 def test_every_variant_is_a_valid_config():

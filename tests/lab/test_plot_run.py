@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lab import plot_run as curves
 from scripts import plot_run
 
 matplotlib = pytest.importorskip("matplotlib")
@@ -43,7 +44,7 @@ def test_default_picture_lands_in_the_run_folder(tmp_path, capsys):
 
 
 def test_panels_show_the_numbers_of_the_file(tmp_path):
-    found = panels(plot_run.draw([plot_run.read_run(write_run(tmp_path / "first"))]))
+    found = panels(curves.draw([curves.read_run(write_run(tmp_path / "first"))]))
 
     assert list(found) == ["Loss", "Exact accuracy", "ACT steps", "Learning rate", "Last values"]
     train, held_out = found["Loss"].lines
@@ -62,7 +63,7 @@ def test_many_noisy_steps_are_averaged_but_stay_visible(tmp_path):
     lines = [json.dumps({"step": step, "train/lm_loss": loss}) for step, loss in enumerate(losses)]
     (run_dir / "metrics.jsonl").write_text("\n".join(lines) + "\n")
 
-    noise, average = panels(plot_run.draw([plot_run.read_run(run_dir)]))["Loss"].lines
+    noise, average = panels(curves.draw([curves.read_run(run_dir)]))["Loss"].lines
 
     assert list(noise.get_ydata()) == losses
     assert max(abs(value - 1) for value in average.get_ydata()[100:]) < 0.05
@@ -77,7 +78,7 @@ def test_steps_without_finished_rows_do_not_count(tmp_path):
         lines.append({"step": step, "train/lm_loss": 1.0, "train/count": finished[0], "train/accuracy": finished[1]})
     (run_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
-    found = panels(plot_run.draw([plot_run.read_run(run_dir)]))
+    found = panels(curves.draw([curves.read_run(run_dir)]))
 
     assert len(found["Loss"].lines[0].get_xdata()) == 200
     noise, average = found["Token accuracy"].lines
@@ -88,7 +89,7 @@ def test_steps_without_finished_rows_do_not_count(tmp_path):
 def test_several_runs_share_the_axes_in_different_colours(tmp_path, capsys):
     run_dirs = [write_run(tmp_path / name) for name in ("first", "second")]
 
-    found = panels(plot_run.draw([plot_run.read_run(run_dir) for run_dir in run_dirs]))
+    found = panels(curves.draw([curves.read_run(run_dir) for run_dir in run_dirs]))
     assert len(found["Loss"].lines) == 4
     assert len({line.get_color() for line in found["Loss"].lines}) == 2
     assert {"first, all", "second, all"} <= {text.get_text() for text in found["Last values"].texts}
@@ -104,7 +105,7 @@ def test_nonfinite_values_are_gaps(tmp_path):
     with (run_dir / "metrics.jsonl").open("a") as file:
         file.write('{"step": 13, "train/lm_loss": null, "nonfinite": {"train/lm_loss": "nan"}}\n')
 
-    axes = panels(plot_run.draw([plot_run.read_run(run_dir)]))["Loss"]
+    axes = panels(curves.draw([curves.read_run(run_dir)]))["Loss"]
     assert math.isnan(axes.lines[0].get_ydata()[-1])
     assert axes.texts[0].get_text() == "train  0.167", "the last finite value is the one to name"
 
@@ -118,7 +119,7 @@ def test_line_that_is_just_being_written_is_left_out(tmp_path):
     run_dir = write_run(tmp_path / "first")
     with (run_dir / "metrics.jsonl").open("a") as file:
         file.write('{"step": 13, "train/lm_lo')
-    assert max(plot_run.read_run(run_dir).curves["train", "lm_loss"]) == 12
+    assert max(curves.read_run(run_dir).curves["train", "lm_loss"]) == 12
 
 
 @pytest.mark.parametrize(
@@ -137,7 +138,7 @@ def test_runs_that_cannot_be_drawn_say_why(tmp_path, capsys, content, said):
     printed = capsys.readouterr()
     assert printed.out == ""
     with pytest.raises(ValueError, match=said):
-        plot_run.read_run(tmp_path)
+        curves.read_run(tmp_path)
     assert printed.err.startswith("Error: ")
 
 
@@ -166,7 +167,7 @@ def test_too_many_runs_are_refused(capsys):
 
 @given(st.lists(st.floats(0, 1), max_size=8).map(sorted))
 def test_labels_never_touch(heights):
-    placed = plot_run.spread(heights, gap=0.1)
+    placed = curves.spread(heights, gap=0.1)
     assert len(placed) == len(heights)
     assert all(upper - lower >= 0.1 - 1e-9 for lower, upper in zip(placed, placed[1:], strict=False))
     assert all(place <= 1 + 1e-9 for place in placed)

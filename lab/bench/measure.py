@@ -1,6 +1,5 @@
-"""Measures this machine on this project's own work: training steps against the matrix products they consist of."""
+"""What the benchmarks count and time: operations, bare matrix products, seconds, peak memory."""
 
-import math
 import resource
 import sys
 import time
@@ -10,13 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from engine.build import puzzles as build
-from engine.config.schema import PretrainConfig
-from engine.runtime.devices import Runtime, start_runtime
+from engine.runtime.devices import Runtime
 
 ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 ATTENTION_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -95,88 +91,6 @@ def best_seconds(action: Callable[[], Any], runtime: Runtime, rounds: int) -> fl
         runtime.synchronize()
         times.append(time.perf_counter() - started)
     return min(times)
-
-
-def bench_train(config: PretrainConfig, *, positions: int, vocab_size: int, steps: int) -> dict[str, Any]:
-    """Forward and backward of one supervision step on random rows, beside the machine's matrix products."""
-    runtime = start_runtime(config.device, config.compile, config.seed)
-    rows = config.global_batch_size
-    facts = _facts_for(config, positions, vocab_size)
-    head = build.build_model(config.arch, facts, rows, runtime).train()
-    seq_len = facts.seq_len
-    generator = torch.Generator().manual_seed(config.seed)
-    tokens = torch.randint(1, vocab_size, (2, rows, seq_len), generator=generator, dtype=torch.int32)
-    batch = runtime.to_device(
-        {"inputs": tokens[0], "labels": tokens[1], "puzzle_identifiers": torch.zeros(rows, dtype=torch.int32)}
-    )
-    carry = head.initial_carry(batch)
-
-    def step() -> Tensor:
-        nonlocal carry
-        carry, loss, *_ = head(return_keys=(), carry=carry, batch=batch)
-        (loss / rows).backward()
-        head.zero_grad(set_to_none=True)
-        if head.model.puzzle_emb is not None:
-            head.model.puzzle_emb.lent.clear()
-        return loss
-
-    print("counting the step's operations", file=sys.stderr)
-    flops = count_flops(step)
-    log = ProductLog()
-    with log:
-        step()
-    if runtime.use_compile:
-        print("compiling", file=sys.stderr)
-        build.compile_step(head)
-        step()
-    if runtime.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    print(f"timing {steps} steps and the bare products, in turns", file=sys.stderr)
-    seconds, rates = [], []
-    for _ in range(steps):
-        seconds.append(best_seconds(step, runtime, rounds=1))
-        rates.append(product_rate(log.products, runtime, rounds=1))
-    best, rate = min(seconds), max(rates)
-    return {
-        "arch": config.arch.name,
-        "device": str(runtime.device),
-        "compile": runtime.use_compile,
-        "rows": rows,
-        "positions": positions,
-        "dtype": config.arch.options.get("forward_dtype"),
-        "seconds_per_step": round(best, 4),
-        "steps_per_s": round(1 / best, 3),
-        "examples_per_s": round(rows / best, 1),
-        "positions_per_s": round(rows * positions / best),
-        "flops_per_step": flops,
-        "achieved_flops_per_s": round(flops / best),
-        "matmul_flops_per_s": round(rate),
-        "ratio": round(flops / best / rate, 3),
-        "peak_memory_bytes": peak_memory(runtime),
-    }
-
-
-def _facts_for(config: PretrainConfig, positions: int, vocab_size: int) -> Any:
-    """Metadata of a data set whose rows fill so many positions, puzzle prefix included."""
-    from dataset.common import PuzzleDatasetMetadata
-
-    options = config.arch.options
-    needed = math.ceil(options.get("puzzle_emb_ndim", 0) / options["hidden_size"])
-    prefix = options.get("puzzle_emb_len") or needed
-    if positions <= prefix:
-        raise ValueError(f"--positions {positions} leaves no room for tokens behind a puzzle prefix of {prefix}.")
-    return PuzzleDatasetMetadata(
-        pad_id=0,
-        ignore_label_id=None,
-        blank_identifier_id=0,
-        vocab_size=vocab_size,
-        seq_len=positions - prefix,
-        num_puzzle_identifiers=1,
-        total_groups=1,
-        mean_puzzle_examples=1,
-        total_puzzles=1,
-        sets=["all"],
-    )
 
 
 def peak_memory(runtime: Runtime) -> int:
