@@ -20,10 +20,10 @@ test:  ## all tests but the slow ones; ARGS="-k name" goes to pytest
 test-slow:  ## the tests that take minutes
 	@python=$$(scripts/setup_env.sh dev) && "$$python" -m pytest -m slow $(ARGS)
 
-lint:  ## ruff and mypy
-	@python=$$(scripts/setup_env.sh dev) && "$$python" -m ruff check . && "$$python" -m mypy
+lint:  ## ruff, mypy and the contracts of who may import whom
+	@python=$$(scripts/setup_env.sh dev) && "$$python" -m ruff check . && "$$python" -m mypy && "$$(dirname "$$python")/lint-imports"
 
-check: lint test  ## what a change must pass: ruff, mypy, tests
+check: lint test  ## what a change must pass: lint and tests
 
 finetune-teacher:  ## tune the teacher on its corpus; ARGS="--max-steps 100" go to the program
 	@python=$$(scripts/setup_env.sh dev) && "$$python" scripts/finetune_teacher.py --config configs/teacher_ft.yaml --ram-disk $(ARGS)

@@ -65,6 +65,12 @@ def test_no_arrow_is_broken() -> None:
     assert violations(ROOT) == []
 
 
+def test_contracts_between_the_packages_are_kept() -> None:
+    linter = Path(sys.executable).with_name("lint-imports")
+    done = subprocess.run([linter, "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
 @pytest.mark.parametrize(("file", "extra"), [("requirements.txt", None), ("requirements-dev.txt", "dev")])
 def test_pyproject_and_requirement_files_name_the_same_packages(file: str, extra: str | None) -> None:
     ours = project()
@@ -167,14 +173,7 @@ def test_sound_tree_passes(tmp_path: Path) -> None:
         ("engine/a.py", "import pretrain\n", "engine/a.py:1 imports pretrain: a door is never imported"),
         ("scripts/a.py", "import plot_run\n", "imports scripts.plot_run: a door"),
         ("dataset/a.py", "from dataset import build_maze_dataset\n", "imports dataset.build_maze_dataset: a door"),
-        ("models/a.py", "def f():\n    import engine.run\n", "models/a.py:2 imports engine.run: models never"),
-        ("models/a.py", "import hydra\n", "models never imports hydra"),
-        ("models/a.py", "from dataset.puzzles.reader import X\n", "models never imports dataset"),
-        ("models/nested/a.py", "from ...engine import run\n", "models never imports engine"),
-        ("dataset/a.py", "from models.act import X\n", "dataset never imports models"),
-        ("evaluators/a.py", "import models\n", "evaluators never imports models"),
         ("evaluators/a.py", "import numpy\n", "evaluators/ has no __init__.py"),
-        ("engine/a.py", "import src.distillation.run.build\n", "engine never imports src"),
         ("engine/config/schema.py", "from . import optim\n", "engine.config.schema never imports engine"),
         ("dataset/common.py", "from dataset.puzzles.reader import X\n", "dataset.common never imports dataset"),
         ("engine/a.py", "from engine.train.optimizers import AdamATan2\n", "engine/a.py:1 names AdamATan2: only engine.build"),
