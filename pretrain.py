@@ -7,7 +7,8 @@ python pretrain.py arch=trm data_paths="[data/arc1concept-aug-1000]" global_batc
 import hydra
 from omegaconf import DictConfig
 
-from engine.run import launch, pretrain
+from engine.entry import launch
+from engine.run import pretrain
 
 
 @hydra.main(config_path="config", config_name="cfg_pretrain", version_base=None)

@@ -7,7 +7,8 @@ python pretrain_instruct.py dataset.data_dir=data/slimorca_full dataset.subset_s
 import hydra
 from omegaconf import DictConfig
 
-from engine.run import launch, pretrain_instruct
+from engine.entry import launch
+from engine.run import pretrain_instruct
 
 
 @hydra.main(config_path="config", config_name="cfg_pretrain_instruct", version_base=None)

@@ -10,11 +10,10 @@ from typing import Any
 from engine.build import text as build_text
 from engine.checkpoints.load import Checkpoint, load_checkpoint, load_weights, resolve_checkpoint
 from engine.config.check import check
+from engine.config.compose import CONFIG_DIR
 from engine.config.schema import ChatConfig, ConfigError, InstructConfig, TextConfig
 from engine.runtime.devices import start_runtime
 from engine.train.evaluate import evaluate
-
-CONFIG_DIR = Path(__file__).parent.parent / "config"
 
 
 def checkpoint_config(checkpoint: Checkpoint, config_name: str, changes: Sequence[str]) -> TextConfig:

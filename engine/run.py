@@ -1,7 +1,5 @@
 """The face of the engine: a door hands over its config, this room composes the run and carries it out."""
 
-import os
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,44 +9,22 @@ from engine.build import text as build_text
 from engine.build.puzzles import PuzzleSource
 from engine.build.text import TextSource
 from engine.checkpoints.run_folder import RunFolder, tell
-from engine.checkpoints.save import CheckpointError
 from engine.conduct import describe, evaluate_only, plan_of, show_report, train
 from engine.config.check import check
-from engine.config.schema import ChatConfig, ConfigError, InstructConfig, PretrainConfig, RunConfig, TextConfig
-from engine.inference import CONFIG_DIR, infer
+from engine.config.compose import resolved
+from engine.config.schema import ChatConfig, InstructConfig, PretrainConfig, RunConfig, TextConfig
+from engine.entry import user_errors
+from engine.inference import infer
 from engine.runtime.devices import Runtime, start_runtime
 from engine.tasks.protocol import Task
 from models.losses.puzzles import ACTLossHead
 from models.losses.text import TextLossHead
 
 
-def launch(main: Callable[[], None]) -> None:
-    """Run a Hydra door: unknown keys get past Hydra, so that our own check can name the nearest known one."""
-    sys.argv[1:] = [_admitted(argument) for argument in sys.argv[1:]]
-    main()
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        # Gloo's threads may still hold tensors of the last collective; freeing them while the interpreter shuts down
-        # aborts the process now and then, after all work is done. So leave without that shutdown.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)
-
-
-def _admitted(argument: str) -> str:
-    """`key=value` becomes `++key=value`, which Hydra accepts for known and unknown keys alike; choices stay."""
-    key, equals, _ = argument.lstrip("+").partition("=")
-    is_choice = (CONFIG_DIR / key.partition("@")[0]).is_dir()
-    if not equals or argument.startswith(("-", "~")) or is_choice or key.startswith("hydra"):
-        return argument
-    return "++" + argument.lstrip("+")
-
-
 def guarded(action: Callable[[], None]) -> None:
     """Faults that a user can mend end in their own words and exit code 1, without a traceback."""
-    try:
+    with user_errors():
         action()
-    except (ValueError, OSError, CheckpointError, FloatingPointError) as error:
-        raise SystemExit(f"error: {error}") from None
 
 
 def pretrain(hydra_config: Any) -> None:
@@ -59,20 +35,6 @@ def pretrain(hydra_config: Any) -> None:
         (_pretrain_chat if data.get("dataset_type") == "chat" else _pretrain)(data, arch_label)
 
     guarded(carry_out)
-
-
-def resolved(hydra_config: Any) -> tuple[dict[str, Any], str]:
-    """Plain values, and the name of the chosen architecture."""
-    from hydra.core.hydra_config import HydraConfig
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    try:
-        data = OmegaConf.to_container(hydra_config, resolve=True)
-    except OmegaConfBaseException as error:
-        raise ConfigError([str(error).replace("\n", " ")]) from None
-    assert isinstance(data, dict)
-    return {str(key): value for key, value in data.items()}, HydraConfig.get().runtime.choices.get("arch", "model")
 
 
 def _pretrain(data: dict[str, Any], arch_label: str) -> None:
@@ -206,14 +168,3 @@ def calibrate_exit(checkpoint: str, **settings: Any) -> None:
     from engine.generate import calibrate
 
     guarded(lambda: calibrate.calibrate_checkpoint(checkpoint, **settings))
-
-
-def composed(config_name: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """What Hydra makes of a config and overrides, as plain values."""
-    from hydra import compose, initialize_config_dir
-    from omegaconf import OmegaConf
-
-    with initialize_config_dir(str(CONFIG_DIR), version_base=None):
-        data = OmegaConf.to_container(compose(config_name, [_admitted(o) for o in overrides]), resolve=True)
-    assert isinstance(data, dict)
-    return {str(key): value for key, value in data.items()}

@@ -15,9 +15,10 @@ from engine.build import puzzles as build
 from engine.build import text as build_text
 from engine.checkpoints.load import load_checkpoint, load_weights
 from engine.config.check import check
+from engine.config.compose import composed
 from engine.config.schema import InstructConfig
+from engine.entry import user_errors
 from engine.inference import instruct_config
-from engine.run import composed, guarded
 from engine.runtime.devices import Runtime, start_runtime
 from engine.tasks.protocol import Sums, add_sums, fetched
 from lab.leaks import Finding, probe_batches, probe_model
@@ -31,7 +32,8 @@ QUICK = ("lr=5e-3", "lr_warmup_steps=10", "lr_min_ratio=0.2", "optimizer=adam_at
 def report(checkpoint: str | None, overrides: Sequence[str], train_steps: int) -> int:
     """Print what every probe found; the exit code of the program."""
     findings: list[Finding] = []
-    guarded(lambda: findings.extend(probe(checkpoint, overrides, train_steps)))
+    with user_errors():
+        findings += probe(checkpoint, overrides, train_steps)
     for finding in findings:
         print(finding)
     return 0 if all(finding.is_clean for finding in findings) else 1

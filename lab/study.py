@@ -13,8 +13,8 @@ from engine.build import text as build_text
 from engine.checkpoints.run_folder import RunFolder
 from engine.conduct import parameter_counts, plan_of, train
 from engine.config.check import check
+from engine.config.compose import composed
 from engine.config.schema import InstructConfig
-from engine.run import composed
 from engine.runtime.devices import Runtime, start_runtime
 from engine.tasks.text import sampled_depth
 from lab.bench.measure import count_flops

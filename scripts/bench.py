@@ -47,11 +47,12 @@ def main() -> None:
         parser.error(f"unknown: {' '.join(strange)}; expected the flags above and Hydra overrides such as arch=trm")
 
     # Late, so that --help needs nothing but the flags.
-    from engine.run import guarded
+    from engine.entry import user_errors
     from lab.bench import commands
 
     measure = getattr(commands, args.command)
-    guarded(lambda: print(json.dumps(measure(args, overrides))))
+    with user_errors():
+        print(json.dumps(measure(args, overrides)))
 
 
 if __name__ == "__main__":

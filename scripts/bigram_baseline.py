@@ -17,10 +17,11 @@ def main() -> None:
     args = parser.parse_args()
 
     # Late, so that --help needs nothing but the flags.
-    from engine.run import guarded
+    from engine.entry import user_errors
     from lab.ngram import compare_with_bigram
 
-    guarded(lambda: compare_with_bigram(args.checkpoint, args.overrides))
+    with user_errors():
+        compare_with_bigram(args.checkpoint, args.overrides)
 
 
 if __name__ == "__main__":

@@ -26,10 +26,11 @@ def main() -> None:
     given = parser.parse_args()
 
     # Late, so that --help needs nothing but the flags.
-    from engine.run import guarded
+    from engine.entry import user_errors
     from lab.puzzle_pictures.show_puzzles import show_puzzles
 
-    guarded(lambda: show_puzzles(**vars(given)))
+    with user_errors():
+        show_puzzles(**vars(given))
 
 
 if __name__ == "__main__":

@@ -23,10 +23,11 @@ def main() -> None:
     args = parser.parse_args()
 
     # Late, so that --help needs nothing but the flags.
-    from engine.run import guarded
+    from engine.entry import user_errors
     from lab.study import study
 
-    guarded(lambda: study(**vars(args)))
+    with user_errors():
+        study(**vars(args))
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from engine.config.compose import composed
 from engine.config.registry import load_model_class
-from engine.run import composed
 from tests.chat_runs import chat_flags, run_door, write_chat_data
 from tests.tiny import ROOT, end, pretrain
 

@@ -12,8 +12,8 @@ from unittest import mock
 import pytest
 
 from engine.config.check import check
+from engine.config.compose import composed
 from engine.config.schema import ConfigError, InstructConfig
-from engine.run import composed
 from engine.tasks.carried_text import CarriedTextTask
 from engine.tasks.text import TextTask
 from tests.text_runs import TRAIN, text_flags, train_text, write_corpus

@@ -28,12 +28,13 @@ from engine.checkpoints.load import (
     sha256_of,
     strip_prefixes,
 )
+from engine.entry import RunError
 
 PLAIN_TYPES = (bool, int, float, str, type(None))  # what torch.load(weights_only=True) reads beside tensors
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(RunError):
     """A checkpoint could not be written; what was on disk before is untouched."""
 
 

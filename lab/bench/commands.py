@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from engine.config.check import check
+from engine.config.compose import composed
 from engine.config.schema import InstructConfig, PretrainConfig
-from engine.run import composed
 
 
 def train(args: Namespace, overrides: Sequence[str]) -> dict[str, Any]:

@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from engine.config.check import check
+from engine.config.compose import CONFIG_DIR, composed
 from engine.config.schema import InstructConfig, PretrainConfig
-from engine.inference import CONFIG_DIR
-from engine.run import composed
 
 RECIPES = sorted((CONFIG_DIR / "recipe").glob("*.yaml"))
 DOORS = {

@@ -1,6 +1,6 @@
 import pytest
 
-from engine.run import composed
+from engine.config.compose import composed
 from lab.study import VARIANTS, study
 
 TINY = [

@@ -15,8 +15,8 @@ import torch
 from dataset.common import IGNORE_LABEL_ID
 from engine.build import text as build_text
 from engine.config.check import check
+from engine.config.compose import composed
 from engine.config.schema import InstructConfig
-from engine.run import composed
 from lab import probes
 from lab.leaks import LIMIT, Finding, influence, made_up_row, may_see, probe_batches, probe_model
 from models import act

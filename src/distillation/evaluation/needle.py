@@ -14,11 +14,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     config, args = or_exit(parser, argv)
 
     # Late, so that --help needs nothing but the options.
-    from engine.run import guarded
+    from engine.entry import show, user_errors
     from src.distillation.evaluation.report import needle_report
-    from src.distillation.run.report import show
 
-    guarded(lambda: show(needle_report(config, args.checkpoint)))
+    with user_errors():
+        show(needle_report(config, args.checkpoint))
 
 
 if __name__ == "__main__":

@@ -19,13 +19,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(f"--rows {args.rows}: at least 1 row is needed to measure anything")
 
     # Late, so that --help needs nothing but the options.
-    from engine.run import guarded
-    from src.distillation.evaluation import judge as judging
-    from src.distillation.run.report import show
+    from engine.entry import show, user_errors
+    from src.distillation.evaluation.judge import judge as evaluate_student
 
-    guarded(
-        lambda: show(
-            judging.judge(
+    with user_errors():
+        show(
+            evaluate_student(
                 config,
                 split=args.split,
                 checkpoint=args.checkpoint,
@@ -33,7 +32,6 @@ def main(argv: Sequence[str] | None = None) -> None:
                 rows=args.rows,
             )
         )
-    )
 
 
 if __name__ == "__main__":

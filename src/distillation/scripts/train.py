@@ -16,11 +16,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     config, args = or_exit(parser, argv)
 
     # Late, so that --help needs nothing but the options.
-    from engine.run import guarded
+    from engine.entry import show, user_errors
     from src.distillation.run import training
-    from src.distillation.run.report import show
 
-    guarded(lambda: show(training.dry_run(config) if args.dry_run else training.train(config)))
+    with user_errors():
+        show(training.dry_run(config) if args.dry_run else training.train(config))
 
 
 if __name__ == "__main__":

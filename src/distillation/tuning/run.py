@@ -12,7 +12,7 @@ import torch
 from engine.checkpoints.load import Checkpoint, load_checkpoint, load_weights, resolve_checkpoint, step_of
 from engine.checkpoints.run_folder import tell, to_yaml
 from engine.checkpoints.save import CheckpointStore
-from engine.run import guarded
+from engine.entry import show, user_errors
 from engine.runtime.devices import Runtime, start_runtime
 from engine.runtime.signals import StopSignal
 from engine.train.evaluate import evaluate, flat
@@ -23,7 +23,6 @@ from src.distillation.config.flags import read_config
 from src.distillation.corpus.manifest import TokenizerFacts, load_manifest
 from src.distillation.corpus.tokenizer import open_tokenizer, tokenizer_facts
 from src.distillation.run.ram_disk import corpus_in_memory
-from src.distillation.run.report import show
 from src.distillation.student.optimizer import student_optimizer
 from src.distillation.teachers.packed_attention import check_packable, head_of
 from src.distillation.tuning.checkpoint import check_output_dir, checkpoint_to_resume, losses_so_far
@@ -37,12 +36,8 @@ DESCRIPTION = "Tune a teacher on the corpus that it will teach, with a LoRA adap
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    def carry_out() -> None:
-        result = finetune(read_config(TeacherFtConfig, argv, DESCRIPTION))
-        if result is not None:
-            show(result)
-
-    guarded(carry_out)
+    with user_errors():
+        show(finetune(read_config(TeacherFtConfig, argv, DESCRIPTION)))
 
 
 def finetune(config: TeacherFtConfig) -> dict[str, Any] | None:

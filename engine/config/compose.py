@@ -1,0 +1,44 @@
+"""Hydra's part: a config and its overrides as plain values."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from engine.config.schema import ConfigError
+
+CONFIG_DIR = Path(__file__).resolve().parents[2] / "config"
+
+
+def composed(config_name: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """What Hydra makes of a config and overrides."""
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    with initialize_config_dir(str(CONFIG_DIR), version_base=None):
+        data = OmegaConf.to_container(compose(config_name, [as_addition(o) for o in overrides]), resolve=True)
+    assert isinstance(data, dict)
+    return {str(key): value for key, value in data.items()}
+
+
+def resolved(hydra_config: Any) -> tuple[dict[str, Any], str]:
+    """The values that a `hydra.main` function was given, and the name of the chosen architecture."""
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        data = OmegaConf.to_container(hydra_config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError([str(error).replace("\n", " ")]) from None
+    assert isinstance(data, dict)
+    return {str(key): value for key, value in data.items()}, HydraConfig.get().runtime.choices.get("arch", "model")
+
+
+def as_addition(argument: str) -> str:
+    """`key=value` as `++key=value`, which Hydra accepts for keys that the YAML declares and for others alike, so that
+    our own check can name the nearest known key; choices such as `arch=trm` stay."""
+    key, equals, _ = argument.lstrip("+").partition("=")
+    is_choice = (CONFIG_DIR / key.partition("@")[0]).is_dir()
+    if not equals or argument.startswith(("-", "~")) or is_choice or key.startswith("hydra"):
+        return argument
+    return "++" + argument.lstrip("+")

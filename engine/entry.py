@@ -1,0 +1,48 @@
+"""What every entry point needs: its start, its result on stdout, and an end in words when the user can mend the fault."""
+
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from engine.config.compose import as_addition
+
+
+class RunError(RuntimeError):
+    """A run that could not go on, for a reason that the user can mend."""
+
+
+def launch(main: Callable[[], None]) -> None:
+    """Start an entry point that Hydra decorates."""
+    sys.argv[1:] = [as_addition(argument) for argument in sys.argv[1:]]
+    main()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # Gloo's threads may still hold tensors of the last collective; freeing them while the interpreter shuts down
+        # aborts the process now and then, after all work is done. So leave without that shutdown.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Faults that a user can mend end the program in their own words and with exit code 1, without a traceback."""
+    try:
+        yield
+    except (ValueError, OSError, RunError, FloatingPointError) as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+def show(result: dict[str, Any] | None) -> None:
+    """The result of a program: one JSON object on stdout, null for numbers that JSON does not know."""
+    if result is not None:
+        print(json.dumps(finite(result), allow_nan=False))
+
+
+def finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
