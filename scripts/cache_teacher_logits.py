@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run by path, Python sees only this folder
 
-from src.distillation.cache.build import main
+from src.distillation.run.cache_corpus import main
 
 if __name__ == "__main__":
     main()

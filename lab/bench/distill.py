@@ -24,11 +24,11 @@ from src.distillation.run.build import build_student, student_optimizers
 from src.distillation.student.arch import student_arch
 from src.distillation.student.head import DistillHead
 from src.distillation.student.losses import distill_loss
+from src.distillation.targets.signal import Teacher
 from src.distillation.teachers.cached import CachedTeacher
 from src.distillation.teachers.direct import DirectTeacher
 from src.distillation.teachers.packed_attention import packed_hidden
 from src.distillation.teachers.recording import RecordingTeacher
-from src.distillation.teachers.signal import Teacher
 
 DECODED_AT = (64, 2048)  # positions at which a token is timed
 TIMED_TOKENS = 16  # at each of them

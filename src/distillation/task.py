@@ -16,7 +16,7 @@ from src.distillation.cache.format import CacheError
 from src.distillation.corpus.reader import NO_ROW
 from src.distillation.student.head import DistillHead
 from src.distillation.student.saddle import PlateauController
-from src.distillation.teachers.signal import Teacher, TeacherSignal
+from src.distillation.targets.signal import Teacher, TeacherSignal
 
 FIRST_LOSS_SLACK = 0.5  # nats by which the loss of a fresh student may differ from that of an even guess
 LARGEST_LOSS = 700.0  # whose exponential is a float

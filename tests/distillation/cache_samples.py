@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from dataset.common import Batch
-from src.distillation.cache.build import main
 from src.distillation.corpus.manifest import Manifest, load_manifest
 from src.distillation.corpus.reader import PackedDataset, PackedDatasetConfig
+from src.distillation.run.cache_corpus import main
+from src.distillation.targets.signal import UNUSED, Teacher, TeacherSignal
 from src.distillation.teachers.open import TeacherSpec, open_teacher
-from src.distillation.teachers.signal import UNUSED, Teacher, TeacherSignal
 from tests.distillation.teacher_samples import write_corpus, write_llama
 
 VOCAB_SIZE = 259

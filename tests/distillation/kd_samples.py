@@ -14,8 +14,8 @@ from src.distillation.student.head import DistillHead
 from src.distillation.student.losses import Divergence
 from src.distillation.student.optimizer import student_optimizer
 from src.distillation.student.transfer import init_from_teacher
+from src.distillation.targets.signal import TeacherSignal
 from src.distillation.teachers.direct import DirectTeacher
-from src.distillation.teachers.signal import TeacherSignal
 
 VOCAB, LENGTH, TOPICS, WIDTH = 48, 48, 4, 64
 TEXTS, HELD_OUT, ROWS = 192, 128, 16

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from src.distillation.student import losses
 from src.distillation.student.losses import DistillScores, Divergence, distill_loss
-from src.distillation.teachers.signal import NO_MASS, UNUSED, TeacherFacts, TeacherSignal, log_norms_of
+from src.distillation.targets.signal import NO_MASS, UNUSED, TeacherFacts, TeacherSignal, log_norms_of
 
 TOKENS, WIDTH, VOCAB = 7, 5, 11
 

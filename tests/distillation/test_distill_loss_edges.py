@@ -8,7 +8,7 @@ from torch import Tensor
 
 from src.distillation.student import losses
 from src.distillation.student.losses import DistillScores, Divergence, distill_loss
-from src.distillation.teachers.signal import NO_MASS, UNUSED, TeacherSignal, log_norms_of
+from src.distillation.targets.signal import NO_MASS, UNUSED, TeacherSignal, log_norms_of
 from tests.models.losses.test_chunked import LargestTensor
 
 TOKENS, WIDTH, VOCAB, K = 8, 4, 64, 3

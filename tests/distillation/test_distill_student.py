@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from src.distillation.config.schema import DistillConfig, check_config
 from src.distillation.run import build
 from src.distillation.student.arch import student_arch
+from src.distillation.targets.signal import TeacherSignal
 from src.distillation.task import DistillTask
-from src.distillation.teachers.signal import TeacherSignal
 from tests.chat_runs import run_door
 from tests.distillation.run_samples import OPTIONS, RETNET, TRM, done, end_of, measured, places, train, write_world
 from tests.tiny import CPU

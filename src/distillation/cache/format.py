@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from src.distillation.corpus.disk import disk_errors
 from src.distillation.corpus.manifest import TokenizerFacts
-from src.distillation.teachers.signal import Kind, TeacherFacts
+from src.distillation.targets.signal import Kind, TeacherFacts
 
 CACHE_FILE = "cache.json"
 UNFINISHED = ".tmp"

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from src.distillation.cache.format import CacheFacts
 from src.distillation.corpus.disk import disk_errors, import_parquet
-from src.distillation.teachers.signal import NO_MASS, UNUSED, TeacherSignal
+from src.distillation.targets.signal import NO_MASS, UNUSED, TeacherSignal
 
 ROW_GROUP_BYTES = 1 << 20  # what is read at a time to get one row
 LARGEST_CELL = 1 << 30  # parquet counts the bytes of a page in 32 bits

@@ -26,7 +26,7 @@ from src.distillation.cache.format import (
 from src.distillation.cache.rows import Row, bytes_per_position, encode, read_group, write_rows
 from src.distillation.corpus.disk import disk_errors, import_parquet
 from src.distillation.corpus.manifest import file_sha256
-from src.distillation.teachers.signal import TeacherSignal
+from src.distillation.targets.signal import TeacherSignal
 
 SHARD_BYTES = 64 << 20  # about, before compression
 MAX_SHARD_ROWS = 512

@@ -29,8 +29,8 @@ from src.distillation.student.losses import Divergence
 from src.distillation.student.optimizer import student_optimizer
 from src.distillation.student.saddle import PlateauController
 from src.distillation.student.schedule import StudentSchedule
+from src.distillation.targets.signal import Teacher
 from src.distillation.teachers.open import TeacherSpec, open_teacher
-from src.distillation.teachers.signal import Teacher
 
 HELD_OUT = "val"
 DIVERGENCE_BETAS = {"forward_kl": 0.0, "reverse_kl": 1.0}

@@ -13,7 +13,7 @@ from models.layers import weights_cast_once
 from models.losses.chunked import TokenScores
 from models.losses.text import HaltingTargets, Sums, Supervised, Supervision, TextLossHead
 from src.distillation.student.losses import DistillScores, Divergence, distill_loss
-from src.distillation.teachers.signal import TeacherSignal
+from src.distillation.targets.signal import TeacherSignal
 
 
 class DistillHead(TextLossHead):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from models.losses.chunked import CHUNK_ELEMENTS
-from src.distillation.teachers.signal import UNUSED, TeacherSignal
+from src.distillation.targets.signal import UNUSED, TeacherSignal
 
 Tail = Literal["bucket", "renorm", "drop"]
 LEAST_REST = 1e-6  # mass outside of the told ids; less than that is rounding

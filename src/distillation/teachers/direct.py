@@ -11,7 +11,8 @@ from torch import Tensor
 
 from dataset.common import Batch
 from src.distillation.corpus.manifest import TokenizerFacts
-from src.distillation.teachers.answers import Answers, blank_signal, drawn, likeliest, offsets_of, put_answers
+from src.distillation.targets.signal import Kind, TeacherFacts, TeacherSignal, log_norms_of, predicted_places
+from src.distillation.targets.topk import Answers, blank_signal, drawn, likeliest, offsets_of, put_answers
 from src.distillation.teachers.causal_lm import load_causal_lm
 from src.distillation.teachers.files import (
     adapter_files,
@@ -21,7 +22,6 @@ from src.distillation.teachers.files import (
     weights_fingerprint,
 )
 from src.distillation.teachers.packed_attention import check_packable, head_of, packed_hidden
-from src.distillation.teachers.signal import Kind, TeacherFacts, TeacherSignal, log_norms_of, predicted_places
 
 CHUNK_ELEMENTS = 2**24  # of float32: 64 MiB, some 130 positions of a vocabulary of 128,000
 

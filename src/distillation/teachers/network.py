@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import torch
 
 from dataset.common import Batch
-from src.distillation.teachers.answers import blank_signal
+from src.distillation.targets.signal import NO_MASS, UNUSED, TeacherFacts, TeacherSignal, predicted_places
+from src.distillation.targets.topk import blank_signal
 from src.distillation.teachers.completion_client import CompletionClient, ServerError
-from src.distillation.teachers.signal import NO_MASS, UNUSED, TeacherFacts, TeacherSignal, predicted_places
 
 BYTES_PER_ENTRY = 512  # that an answer may have for each id it tells of
 BYTES_BESIDE = 1 << 20  # and besides

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from src.distillation.corpus.manifest import TokenizerFacts
+from src.distillation.targets.signal import Kind, Teacher
 from src.distillation.teachers.cached import CachedTeacher
 from src.distillation.teachers.direct import DType, open_direct_teacher
 from src.distillation.teachers.network import NetworkTeacher
 from src.distillation.teachers.recording import RecordingTeacher
-from src.distillation.teachers.signal import Kind, Teacher
 
 Mode = Literal["direct", "cached", "network"]
 OnMissing = Literal["error", "direct"]

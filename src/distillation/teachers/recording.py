@@ -6,7 +6,7 @@ from dataset.common import Batch
 from src.distillation.cache.format import CACHE_FILE, ValueDType, cache_facts, load_cache
 from src.distillation.cache.store import CacheWriter
 from src.distillation.corpus.manifest import TokenizerFacts
-from src.distillation.teachers.signal import Teacher, TeacherFacts, TeacherSignal
+from src.distillation.targets.signal import Teacher, TeacherFacts, TeacherSignal
 
 
 class RecordingTeacher:

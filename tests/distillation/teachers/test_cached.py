@@ -12,10 +12,10 @@ import torch
 import src.distillation.cache.store
 from dataset.common import Batch
 from src.distillation.cache.format import CacheError
+from src.distillation.targets.signal import Teacher, TeacherSignal
 from src.distillation.teachers.direct import DirectTeacher
 from src.distillation.teachers.open import TeacherSpec
 from src.distillation.teachers.recording import RecordingTeacher
-from src.distillation.teachers.signal import Teacher, TeacherSignal
 from tests.distillation.cache_samples import (
     batch_of,
     cached,

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from dataset.common import Batch
-from src.distillation.teachers.answers import drawn
+from src.distillation.targets.signal import NO_MASS, UNUSED
+from src.distillation.targets.topk import drawn
 from src.distillation.teachers.direct import DirectTeacher
 from src.distillation.teachers.open import TeacherSpec
-from src.distillation.teachers.signal import NO_MASS, UNUSED
 from tests.distillation.cache_samples import (
     VOCAB_SIZE,
     batch_of,

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from dataset.common import Batch
+from src.distillation.targets.signal import Teacher
 from src.distillation.teachers import completion_client
 from src.distillation.teachers.open import TeacherSpec
-from src.distillation.teachers.signal import Teacher
 from tests.distillation.cache_samples import (
     batch_of,
     cached,

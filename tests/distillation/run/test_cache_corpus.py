@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-import src.distillation.cache.build
 import src.distillation.cache.rows
+import src.distillation.run.cache_corpus
 from src.distillation.teachers.direct import DirectTeacher
 from tests.distillation.cache_samples import (
     batch_of,
@@ -75,7 +75,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(root: Path, tmp_path: Path) -> N
 SLOW = """
 import sys, time
 sys.path.insert(0, sys.argv[1])
-from src.distillation.cache import build as cache_corpus
+from src.distillation.run import cache_corpus
 from src.distillation.teachers import direct as direct_teacher
 answer = direct_teacher.DirectTeacher.signal
 def slow(self, batch):

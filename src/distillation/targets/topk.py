@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from src.distillation.teachers.signal import NO_MASS, UNUSED, TeacherFacts, TeacherSignal
+from src.distillation.targets.signal import NO_MASS, UNUSED, TeacherFacts, TeacherSignal
 
 
 @dataclass(frozen=True)
