@@ -24,11 +24,12 @@ from dataset.chat.messages import Conversation
 from dataset.chat.reader import FORMAT_VERSION, ChatFacts, folder_sha256
 from dataset.chat.source import check_files, read_records
 from dataset.chat.template import TEMPLATE
-from dataset.chat.writer import Spool, chat_metadata, write_conversations
+from dataset.chat.writer import chat_metadata, write_conversations
 from dataset.files.flags import add_common_flags, add_workers_flag, positive, run_door
 from dataset.files.jsonl import SPLITS
 from dataset.files.writer import TOKENIZER_FOLDER, dataset_folder, write_names
 from dataset.puzzles.format import BLANK_NAME
+from dataset.text.token_store import SpooledDocuments
 from dataset.tokenization.special_tokens import open_chat_tokenizer
 
 MIN_LENGTH = 8  # what a question and an answer of one token each take with all that marks them
@@ -97,7 +98,7 @@ def build(args: argparse.Namespace) -> str:
         # A row of max_length positions takes one token more: the last one is only ever a label.
         plan = ChatPlan(folder / TOKENIZER_FOLDER, rule, args.max_length + 1, args.loss_on, args.long)
         with ExitStack() as files:
-            spools = {split: files.enter_context(closing(Spool(folder))) for split in SPLITS}
+            spools = {split: files.enter_context(closing(SpooledDocuments(folder))) for split in SPLITS}
             reports = encode_into(spools, plan, args)
             check_kept(args, reports)
             for split in kept_splits(reports):
@@ -125,7 +126,9 @@ def training_texts(args: argparse.Namespace, rule: SplitRule) -> Iterator[str]:
             yield from (turn.text for turn in conversation.turns)
 
 
-def encode_into(spools: dict[str, Spool], plan: ChatPlan, args: argparse.Namespace) -> dict[str, SplitReport]:
+def encode_into(
+    spools: dict[str, SpooledDocuments], plan: ChatPlan, args: argparse.Namespace
+) -> dict[str, SplitReport]:
     reports = {split: SplitReport() for split in SPLITS}
     for chunk in encode_conversations(plan, conversations(args, "encoding"), args.num_workers):
         for split, documents in chunk.documents.items():

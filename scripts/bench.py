@@ -25,7 +25,9 @@ def main() -> None:
     train.add_argument("--steps", type=int, default=4, help="steps to time; the fastest counts")
     train.add_argument("--depth", type=int, default=1, help="text: supervision steps of an optimizer step")
     train.add_argument("--compare", action="store_true", help="text: also without packing and chunked head")
-    generate = subparsers.add_parser("generate", help="tokens per second with and without caches; takes Hydra overrides")
+    generate = subparsers.add_parser(
+        "generate", help="tokens per second with and without caches; takes Hydra overrides"
+    )
     generate.add_argument("--prompt", type=int, default=256, help="tokens of the prompt")
     generate.add_argument("--new-tokens", type=int, default=64)
     generate.add_argument("--depth", type=int, default=4, help="supervision steps of a token")

@@ -23,7 +23,7 @@ COMPOSERS = ("engine.build", "src.distillation.run.build")
 CONCRETE = ("models.recursive_reasoning", "dataset")
 SHARED = (
     *("dataset.common", "dataset.text.conversation", "dataset.tokenization.sentencepiece", "dataset.puzzles.arc_grids"),
-    *("dataset.files", "dataset.chat.samples", "dataset.text.packing"),
+    *("dataset.files", "dataset.chat.samples", "dataset.text.packing", "dataset.text.encoder_pool"),
     *("dataset.puzzles.samples", "dataset.tokenization.tokenizer_json"),
 )
 OPTIMIZERS = ("AdamATan2", "AdamW", "SparseSignSGD", "network_optimizer")

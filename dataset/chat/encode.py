@@ -1,26 +1,24 @@
 """From conversations to documents of one split or the other, in several processes where that pays."""
 
-import os
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dataset.chat.messages import Conversation
 from dataset.chat.template import ChatEncoder
 from dataset.files.jsonl import hash_fraction
 from dataset.text.conversation import EncodedConversation, has_answer
-from dataset.text.encode import EncodedDocuments
+from dataset.text.encoder_pool import EncoderPool, chunked
+from dataset.text.token_store import EncodedDocuments, join_documents
 from dataset.tokenization.special_tokens import load_chat_tokenizer
 
-CHUNK_CONVERSATIONS = 512
 CHUNK_CHARACTERS = 1 << 19  # bounds what waits for the processes
+CONVERSATION_CHARACTERS = 1 << 10  # what a conversation counts beside its text
 ALONE_CHUNKS = 8  # a smaller corpus is encoded before processes have started
 
 
@@ -110,7 +108,7 @@ class ChunkEncoder:
                 report.tokens += sum(len(piece.ids) for piece in pieces)
                 report.trained_tokens += sum(int(piece.is_trained.sum()) for piece in pieces)
                 report.longest = max(report.longest, *(len(piece.ids) for piece in pieces))
-        return ChatChunk({split: _join(pieces) for split, pieces in kept.items()}, reports)
+        return ChatChunk({split: join_documents(pieces) for split, pieces in kept.items()}, reports)
 
     def _encode(self, conversation: Conversation, report: SplitReport) -> list[EncodedConversation]:
         turns = conversation.turns
@@ -129,36 +127,12 @@ def encode_conversations(
     plan: ChatPlan, conversations: Iterable[Conversation], num_workers: int
 ) -> Iterator[ChatChunk]:
     """Encode chunk after chunk, in order; the result is the same with any number of processes."""
-    chunks = _chunks(conversations)
-    encoder = ChunkEncoder(plan)
-    yield from map(encoder.encode, chunks if num_workers == 1 else islice(chunks, ALONE_CHUNKS))
-    following = next(chunks, None)
-    if following is None:
-        return
-    with ProcessPoolExecutor(num_workers, initializer=_start_process, initargs=(plan,)) as pool:
-        waiting: deque[Future[ChatChunk]] = deque()
-        try:
-            for chunk in chain([following], chunks):
-                waiting.append(pool.submit(_encode_in_process, chunk))
-                if len(waiting) > 2 * num_workers:  # so few that the text of a file is never all in memory
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+    with EncoderPool(partial(ChunkEncoder, plan), num_workers, ALONE_CHUNKS) as pool:
+        yield from pool.encode(chunked(conversations, _size, CHUNK_CHARACTERS))
 
 
-def _chunks(conversations: Iterable[Conversation]) -> Iterator[list[Conversation]]:
-    chunk: list[Conversation] = []
-    characters = 0
-    for conversation in conversations:
-        chunk.append(conversation)
-        characters += sum(len(turn.text) for turn in conversation.turns)
-        if len(chunk) == CHUNK_CONVERSATIONS or characters >= CHUNK_CHARACTERS:
-            yield chunk
-            chunk, characters = [], 0
-    if chunk:
-        yield chunk
+def _size(conversation: Conversation) -> int:
+    return CONVERSATION_CHARACTERS + sum(len(turn.text) for turn in conversation.turns)
 
 
 def _learnable(encoded: EncodedConversation) -> EncodedConversation | None:
@@ -170,21 +144,3 @@ def _learnable(encoded: EncodedConversation) -> EncodedConversation | None:
     is_trained = encoded.is_trained[:used].copy()
     is_trained[0] = False  # the first token is an input only
     return EncodedConversation(encoded.ids[:used], is_trained, encoded.is_truncated)
-
-
-def _join(pieces: list[EncodedConversation]) -> EncodedDocuments:
-    lengths: NDArray[np.int64] = np.array([len(piece.ids) for piece in pieces], dtype=np.int64)
-    ids = np.concatenate([piece.ids for piece in pieces])
-    return EncodedDocuments(ids, np.concatenate([piece.is_trained for piece in pieces]), lengths)
-
-
-_process_encoder: list[ChunkEncoder] = []  # the one of this worker process
-
-
-def _start_process(plan: ChatPlan) -> None:
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are as many as the cores already
-    _process_encoder.append(ChunkEncoder(plan))
-
-
-def _encode_in_process(conversations: list[Conversation]) -> ChatChunk:
-    return _process_encoder[0].encode(conversations)

@@ -1,9 +1,7 @@
 """Lays documents out in rows and writes them in the on-disk format, in little memory whatever their number."""
 
 import shutil
-from functools import cached_property
 from pathlib import Path
-from tempfile import TemporaryFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,51 +10,13 @@ from dataset.chat.reader import PLACES_FILE, ChatFacts, ChatMetadata
 from dataset.common import IGNORE_LABEL_ID
 from dataset.files.writer import BOARD_SET, write_split
 from dataset.puzzles.format import PuzzleSet
-from dataset.text.encode import EncodedDocuments
 from dataset.text.packing import RowPlanner, Rows, fill_batch
+from dataset.text.token_store import SpooledDocuments
 
 BLOCK_POSITIONS = 1 << 18  # of rows that are made at a time
 
 
-class Spool:
-    """Documents in a temporary file, in the order of their coming; read only when all are there.
-
-    See dataset.packing.Documents.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._file = TemporaryFile(dir=folder)  # noqa: SIM115 - vanishes with `close`
-        self._lengths: list[NDArray[np.int64]] = []
-        self.num_tokens = 0
-        self.num_trained_tokens = 0
-
-    def extend(self, documents: EncodedDocuments) -> None:
-        self._file.write((documents.ids.astype("<u4") << 1 | documents.is_trained).tobytes())
-        self._lengths.append(documents.lengths)
-        self.num_tokens += len(documents.ids)
-        self.num_trained_tokens += int(documents.is_trained.sum())
-
-    def close(self) -> None:
-        self._file.close()
-
-    @cached_property
-    def _offsets(self) -> NDArray[np.int64]:
-        return np.concatenate([np.zeros(1, dtype=np.int64), *self._lengths]).cumsum()
-
-    def __len__(self) -> int:
-        return len(self._offsets) - 1
-
-    def lengths(self) -> NDArray[np.int64]:
-        return np.diff(self._offsets) - 1
-
-    def document(self, index: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-        start, stop = self._offsets[index : index + 2].tolist()
-        self._file.seek(4 * start)
-        found = np.frombuffer(self._file.read(4 * (stop - start)), dtype="<u4")
-        return (found >> 1).astype(np.int32), (found & 1).astype(np.bool_)
-
-
-def write_conversations(folder: Path, split: str, spool: Spool, metadata: ChatMetadata) -> int:
+def write_conversations(folder: Path, split: str, spool: SpooledDocuments, metadata: ChatMetadata) -> int:
     """Write the rows of a split and say how many; several documents share one if `metadata.chat.is_packed`."""
     seq_len, pad_id = metadata.seq_len, metadata.pad_id
     rows = RowPlanner(spool.lengths(), seq_len, metadata.chat.is_packed).in_order()

@@ -7,7 +7,8 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from dataset.common import LoaderItem
-from dataset.text.packing import Documents, RowPlanner, Rows, fill_batch
+from dataset.text.packing import RowPlanner, Rows, fill_batch
+from dataset.text.token_store import Documents
 
 
 @dataclass(frozen=True)

@@ -2,18 +2,16 @@
 
 import json
 import os
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
 from dataset.text.conversation import ConversationEncoder, EncodedConversation, Turn, has_answer, parse_record
+from dataset.text.encoder_pool import EncoderPool, chunked
+from dataset.text.token_store import EncodedDocuments, join_documents
 from dataset.tokenization.sentencepiece import Tokenizer, load_tokenizer
 
 CHUNK_LINES = 1024
@@ -63,15 +61,6 @@ class UsedLines:
 
 
 @dataclass(frozen=True)
-class EncodedDocuments:
-    """Documents one after another."""
-
-    ids: NDArray[np.int32]
-    is_trained: NDArray[np.bool_]
-    lengths: NDArray[np.int64]
-
-
-@dataclass(frozen=True)
 class EncodedChunk:
     documents: dict[str, EncodedDocuments]  # by split
     report: LoadReport
@@ -109,7 +98,7 @@ class ChunkEncoder:
                 kept.setdefault(split, []).append(conversation)
                 report.kept[split] += 1
                 report.truncated += conversation.is_truncated
-        return EncodedChunk({split: _join(documents) for split, documents in kept.items()}, report, len(lines))
+        return EncodedChunk({split: join_documents(documents) for split, documents in kept.items()}, report, len(lines))
 
     def _parse(self, number: int, text: bytes, report: LoadReport) -> list[Turn]:
         """The turns of a line; none if there is nothing to learn from it."""
@@ -133,42 +122,10 @@ class ChunkEncoder:
 
 
 def encode_lines(plan: EncodingPlan, used: UsedLines) -> Iterator[EncodedChunk]:
-    """Encode chunk after chunk, in order."""
-    chunks = iter(lambda: list(islice(used.lines, CHUNK_LINES)), [])
-    num_processes = min(_num_cores(), MAX_PROCESSES)
-    if num_processes == 1 or used.count < POOL_PAYS_LINES:
-        yield from map(ChunkEncoder(plan).encode, chunks)
-        return
-    with ProcessPoolExecutor(num_processes, initializer=_start_process, initargs=(plan,)) as pool:
-        waiting: deque[Future[EncodedChunk]] = deque()
-        try:
-            for chunk in chunks:
-                waiting.append(pool.submit(_encode_in_process, chunk))
-                if len(waiting) > 2 * num_processes:  # so few that the text of a corpus is never all in memory
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _join(documents: list[EncodedConversation]) -> EncodedDocuments:
-    return EncodedDocuments(
-        ids=np.concatenate([document.ids for document in documents]),
-        is_trained=np.concatenate([document.is_trained for document in documents]),
-        lengths=np.array([len(document.ids) for document in documents], dtype=np.int64),
-    )
-
-
-_process_encoder: list[ChunkEncoder] = []  # the one of this worker process
-
-
-def _start_process(plan: EncodingPlan) -> None:
-    _process_encoder.append(ChunkEncoder(plan))
-
-
-def _encode_in_process(lines: list[Line]) -> EncodedChunk:
-    return _process_encoder[0].encode(lines)
+    """Encode chunk after chunk, in order; a small corpus in this process."""
+    num_processes = min(_num_cores(), MAX_PROCESSES) if used.count >= POOL_PAYS_LINES else 1
+    with EncoderPool(partial(ChunkEncoder, plan), num_processes) as pool:
+        yield from pool.encode(chunked(used.lines, lambda line: 1, CHUNK_LINES))
 
 
 def _num_cores() -> int:

@@ -1,95 +1,15 @@
-"""Tokenized documents in one flat buffer, and the rows of whole documents that batches are made of."""
+"""Packs whole documents into rows of one length, and makes batches of rows."""
 
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from dataset.common import IGNORE_LABEL_ID, Batch
+from dataset.text.token_store import Documents
 
 NO_DOCUMENT = -1  # the document id of padding
-
-
-class Documents(Protocol):
-    """Tokenized documents, wherever they are kept."""
-
-    @property
-    def num_tokens(self) -> int: ...
-
-    @property
-    def num_trained_tokens(self) -> int: ...
-
-    def __len__(self) -> int: ...
-
-    def lengths(self) -> NDArray[np.int64]:
-        """The positions that each document takes in a row: its last token is only ever a label."""
-        ...
-
-    def document(self, index: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-        """Token ids, and which of them are trained."""
-        ...
-
-
-@dataclass(frozen=True)
-class DocumentStore:
-    """Documents one after another: about 2 bytes a token, as tensors, which loader workers share and do not copy."""
-
-    tokens: torch.Tensor  # uint16 where the vocabulary allows, else int32
-    trained_bits: torch.Tensor  # uint8: a bit for every token
-    offsets: torch.Tensor  # int64: where each document begins, and the end
-    num_trained_tokens: int
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    @property
-    def num_tokens(self) -> int:
-        return len(self.tokens)
-
-    def lengths(self) -> NDArray[np.int64]:
-        """The positions that each document takes in a row: its last token is only ever a label."""
-        return np.diff(self.offsets.numpy()) - 1
-
-    def document(self, index: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-        """Token ids, and which of them are trained."""
-        start, stop = self.offsets.numpy()[index : index + 2].tolist()
-        bits = np.unpackbits(self.trained_bits.numpy()[start // 8 : (stop + 7) // 8])
-        first = start % 8
-        return self.tokens.numpy()[start:stop].astype(np.int32), bits[first : first + stop - start].view(np.bool_)
-
-
-class DocumentStoreBuilder:
-    """Collects documents; its buffers grow in place."""
-
-    def __init__(self, vocab_size: int) -> None:
-        self._dtype = np.uint16 if vocab_size <= 1 << 16 else np.int32
-        self._tokens, self._bits = bytearray(), bytearray()
-        self._waiting = np.zeros(0, dtype=np.bool_)  # trained flags that do not fill a byte yet
-        self._lengths: list[NDArray[np.int64]] = []
-        self._num_trained = 0
-
-    def extend(self, ids: NDArray[Any], is_trained: NDArray[np.bool_], lengths: NDArray[np.int64]) -> None:
-        """Append documents: their tokens, which of these are trained, and how many belong to each document."""
-        self._tokens += ids.astype(self._dtype, copy=False).tobytes()
-        flags = np.concatenate([self._waiting, is_trained])
-        self._num_trained += int(is_trained.sum())
-        whole = len(flags) - len(flags) % 8
-        self._bits += np.packbits(flags[:whole]).tobytes()
-        self._waiting = flags[whole:]
-        self._lengths.append(lengths)
-
-    def build(self) -> DocumentStore:
-        """The builder is used up by this."""
-        self._bits += np.packbits(self._waiting).tobytes()
-        offsets = np.concatenate([np.zeros(1, dtype=np.int64), *self._lengths]).cumsum()
-        return DocumentStore(
-            tokens=torch.from_numpy(np.frombuffer(self._tokens, dtype=self._dtype)),
-            trained_bits=torch.from_numpy(np.frombuffer(self._bits, dtype=np.uint8)),
-            offsets=torch.from_numpy(offsets),
-            num_trained_tokens=self._num_trained,
-        )
 
 
 @dataclass(frozen=True)

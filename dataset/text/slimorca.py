@@ -16,8 +16,8 @@ from dataset.files.download import HubFile, find_hub_file
 from dataset.files.jsonl import SPLITS, UNUSED, LineSplit, numbered_lines, read_blocks
 from dataset.text.conversation import parse_record
 from dataset.text.encode import EncodingPlan, Line, LoadReport, UsedLines, encode_lines
-from dataset.text.packing import DocumentStore, DocumentStoreBuilder
 from dataset.text.sample_corpus import make_sample_records, sample_tokenizer
+from dataset.text.token_store import DocumentStore, DocumentStoreBuilder
 from dataset.tokenization.sentencepiece import Tokenizer, find_tokenizer
 
 HUB_REPO = "Open-Orca/SlimOrca"
@@ -177,7 +177,7 @@ def _tokenize(
     with tqdm(total=lines.count, desc="tokenizing", unit=" records", disable=not progress) as bar:
         for chunk in encode_lines(plan, lines):
             for split, documents in chunk.documents.items():
-                builders[split].extend(documents.ids, documents.is_trained, documents.lengths)
+                builders[split].extend(documents)
             report.add(chunk.report)
             bar.update(chunk.num_lines)
     corpus = InstructCorpus(tokenizer, builders["train"].build(), builders["test"].build(), report)

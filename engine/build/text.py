@@ -13,8 +13,9 @@ from torch import Tensor
 
 from dataset.common import Batch, LoaderItem, PuzzleDatasetMetadata
 from dataset.text.cursor import InstructDataset, InstructDatasetConfig
-from dataset.text.packing import Documents, DocumentStore, DocumentStoreBuilder, fill_batch
+from dataset.text.packing import fill_batch
 from dataset.text.slimorca import InstructCorpus, SlimOrcaConfig, load_corpus, read_texts
+from dataset.text.token_store import Documents, DocumentStore, DocumentStoreBuilder, EncodedDocuments
 from dataset.tokenization.sentencepiece import Tokenizer, find_tokenizer, load_tokenizer
 from dataset.tokenization.tokenizer_json import JSON_FILE, open_json_tokenizer
 from engine.build.puzzles import build_recursive_model, check_batch_shares, loader
@@ -149,7 +150,7 @@ def made_up_text(
     ends = np.repeat(np.cumsum(sizes), sizes)
     store = DocumentStoreBuilder(vocab_size)
     tokens = rng.integers(3, vocab_size, size=int(sizes.sum()), dtype=np.int32)
-    store.extend(tokens, ends - np.arange(len(tokens)) <= answer, sizes)
+    store.extend(EncodedDocuments(tokens, ends - np.arange(len(tokens)) <= answer, sizes))
     metadata = text_metadata(config.dataset.seq_len, vocab_size, pad_id=0)
     return text_reader(config, metadata, store.build(), runtime, is_test=False)
 

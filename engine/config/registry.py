@@ -61,7 +61,9 @@ def _class_names(path: Path) -> list[str]:
     """Public classes at the top of a file, and the other names it gives them; of a package, those it hands on."""
     nodes = ast.parse(path.read_text(encoding="utf-8")).body
     if path.name == "__init__.py":
-        return [alias.asname for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names if alias.asname]
+        return [
+            alias.asname for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names if alias.asname
+        ]
     names: list[str] = []
     for node in nodes:
         if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):

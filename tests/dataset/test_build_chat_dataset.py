@@ -169,7 +169,7 @@ def test_report_says_what_became_of_everything(tmp_path: Path, capsys: pytest.Ca
 
 
 def test_number_of_processes_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chat_encoding, "CHUNK_CONVERSATIONS", 4)
+    monkeypatch.setattr(chat_encoding, "CHUNK_CHARACTERS", 4 * chat_encoding.CONVERSATION_CHARACTERS)
     monkeypatch.setattr(chat_encoding, "ALONE_CHUNKS", 2)
     one = build(tmp_path / "one", make_chats(60), "--pack")
     two = build(tmp_path / "two", make_chats(60), "--pack", "--num-workers", "2")

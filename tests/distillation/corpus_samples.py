@@ -56,7 +56,9 @@ def preprocess_folder(root: Path, *flags: str) -> Manifest:
         write_tokenizer(root / "tokenizer")
     common = ["--input", str(root / "raw"), "--output", str(root / "packed"), "--tokenizer", str(root / "tokenizer")]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(src.distillation.corpus.documents, "CHUNK_BYTES", 500)  # so that a small corpus has several shards
+        patch.setattr(
+            src.distillation.corpus.documents, "CHUNK_BYTES", 500
+        )  # so that a small corpus has several shards
         main([*common, "--recursive", "--max-seq-length", "64", "--num-workers", "1", *flags])
     return load_manifest(root / "packed")
 

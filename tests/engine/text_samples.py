@@ -12,7 +12,7 @@ import torch
 
 from dataset.common import Batch
 from dataset.text.cursor import InstructDataset, InstructDatasetConfig
-from dataset.text.packing import DocumentStore, DocumentStoreBuilder
+from dataset.text.token_store import DocumentStore, DocumentStoreBuilder, EncodedDocuments
 from engine.config.registry import load_model_class
 from engine.runtime.devices import Runtime
 from models.losses.text import TextLossHead
@@ -38,7 +38,7 @@ def make_store(count: int, seed: int = 0) -> DocumentStore:
     for number in range(count):
         prompt, answer = rng.integers(1, 6), rng.integers(1, 6)
         ids = np.concatenate([divmod(number, BASE), rng.integers(BASE, VOCAB, size=prompt + answer)]).astype(np.int32)
-        builder.extend(ids, np.arange(len(ids)) >= 2 + prompt, np.array([len(ids)]))
+        builder.extend(EncodedDocuments(ids, np.arange(len(ids)) >= 2 + prompt, np.array([len(ids)])))
     return builder.build()
 
 

@@ -3,14 +3,11 @@
 import gzip
 import hashlib
 import json
-import os
-import signal
 import zlib
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +16,8 @@ from numpy.typing import NDArray
 
 from dataset.files.jsonl import numbered_lines, read_blocks
 from dataset.text.conversation import ConversationEncoder, Turn, parse_record
-from dataset.tokenization.sentencepiece import Tokenizer, is_unicode
+from dataset.text.encoder_pool import EncoderPool, chunked
+from dataset.tokenization.sentencepiece import is_unicode
 from src.distillation.corpus.tokenizer import open_tokenizer
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
@@ -28,11 +26,11 @@ CHUNK_BYTES = 1 << 19  # of text that a process is given at a time
 MAX_LINE_BYTES = 1 << 28
 POOL_PAYS_BYTES = 8 << 20  # starting processes costs seconds where they are spawned, not forked
 
-Line = tuple[int, bytes]  # line number from 1, text
+Line = tuple[Path, int, bytes]  # file, line number from 1, text
 
 
 @dataclass
-class EncodedDocuments:
+class CorpusDocuments:
     """Documents one after another, each from its first token to its end-of-text token."""
 
     ids: NDArray[np.int32]
@@ -56,27 +54,28 @@ def find_jsonl(root: Path, recursive: bool) -> list[Path]:
     return chosen
 
 
-def read_lines(path: Path, on_bytes: Callable[[int], Any]) -> Iterator[Line]:
-    """The lines that are not blank; `on_bytes` is told how much of the file itself was read."""
+def read_chunks(path: Path, on_bytes: Callable[[int], Any]) -> Iterator[list[Line]]:
+    """The lines that are not blank, in chunks; `on_bytes` is told how much of the file itself was read."""
     blocks = _unzipped(path, on_bytes) if path.suffix == ".gz" else read_blocks(path, on_bytes)
-    return (line for line in numbered_lines(blocks) if line[1].strip())
+    lines = ((path, number, line) for number, line in numbered_lines(blocks) if line.strip())
+    return chunked(lines, lambda line: len(line[2]), CHUNK_BYTES)
 
 
 class DocumentEncoder:
     """Tokenizes records: a text between the marks of its beginning and end, or a conversation in the template."""
 
-    def __init__(self, tokenizer: Tokenizer, val_fraction: float) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer_name: str, val_fraction: float) -> None:
+        self._tokenizer = tokenizer = open_tokenizer(tokenizer_name)
         self._conversations = ConversationEncoder(tokenizer)
         self._begin = [np.array([tokenizer.bos_id], dtype=np.int32)] if tokenizer.bos_id is not None else []
         self._end = [np.array([tokenizer.eos_id], dtype=np.int32)]
         self._val_fraction = val_fraction
 
-    def encode(self, source: str, lines: list[Line]) -> EncodedDocuments:
+    def encode(self, lines: list[Line]) -> CorpusDocuments:
         skipped: Counter[str] = Counter()
         numbers, texts, is_val = [], [], []
         conversations: list[list[Turn] | None] = []
-        for number, line in lines:
+        for source, number, line in lines:
             content = self._parse(source, number, line)
             if isinstance(content, str):
                 if not content.strip():
@@ -94,7 +93,7 @@ class DocumentEncoder:
         kept = [index for index, document in enumerate(documents) if document is not None]
         skipped["without an answer"] += len(documents) - len(kept)
         found = [document for document in documents if document is not None]
-        return EncodedDocuments(
+        return CorpusDocuments(
             ids=np.concatenate([np.zeros(0, dtype=np.int32), *found]),
             lengths=np.array([len(document) for document in found], dtype=np.int64),
             lines=np.array(numbers, dtype=np.int64)[kept],
@@ -115,7 +114,7 @@ class DocumentEncoder:
                 documents.append(None if conversation is None else conversation.ids)
         return documents
 
-    def _parse(self, source: str, number: int, line: bytes) -> str | list[Turn]:
+    def _parse(self, source: Path, number: int, line: bytes) -> str | list[Turn]:
         try:
             if len(line) > MAX_LINE_BYTES:
                 raise ValueError(f"{len(line)} bytes, expected at most {MAX_LINE_BYTES}")
@@ -142,55 +141,11 @@ def is_held_out(text: str, fraction: float) -> bool:
     return int.from_bytes(digest, "big") < fraction * 2.0**64
 
 
-class EncoderPool:
-    """A DocumentEncoder in this process, or one in each of several."""
-
-    def __init__(self, tokenizer_name: str, tokenizer: Tokenizer, val_fraction: float, num_workers: int) -> None:
-        self._num_workers = num_workers
-        self._here = DocumentEncoder(tokenizer, val_fraction) if num_workers == 1 else None
-        self._pool = (
-            None
-            if self._here
-            else ProcessPoolExecutor(num_workers, initializer=_start_process, initargs=(tokenizer_name, val_fraction))
-        )
-
-    def __enter__(self) -> "EncoderPool":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-
-    def encode(self, source: str, lines: Iterable[Line]) -> Iterator[EncodedDocuments]:
-        chunks = _chunks(lines)
-        if self._here is not None:
-            yield from (self._here.encode(source, chunk) for chunk in chunks)
-            return
-        assert self._pool is not None
-        waiting: deque[Future[EncodedDocuments]] = deque()
-        try:
-            for chunk in chunks:
-                waiting.append(self._pool.submit(_encode_in_process, source, chunk))
-                if len(waiting) > 2 * self._num_workers:  # so few that the text of a corpus is never all in memory
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        except BrokenProcessPool as error:
-            raise ValueError(
-                f"A process that tokenized {source} died, most likely for want of memory. Lower --num-workers."
-            ) from error
+DocumentPool = EncoderPool[list[Line], CorpusDocuments]
 
 
-def _chunks(lines: Iterable[Line]) -> Iterator[list[Line]]:
-    chunk, size = [], 0
-    for line in lines:
-        chunk.append(line)
-        size += len(line[1])
-        if size >= CHUNK_BYTES:
-            yield chunk
-            chunk, size = [], 0
-    if chunk:
-        yield chunk
+def open_pool(tokenizer_name: str, val_fraction: float, num_workers: int) -> DocumentPool:
+    return EncoderPool(partial(DocumentEncoder, tokenizer_name, val_fraction), num_workers)
 
 
 def _unzipped(path: Path, on_bytes: Callable[[int], Any]) -> Iterator[bytes]:
@@ -203,16 +158,3 @@ def _unzipped(path: Path, on_bytes: Callable[[int], Any]) -> Iterator[bytes]:
                 yield block
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise ValueError(f"{path} is no gzip file or is cut off or damaged: {error}. Fetch it again.") from error
-
-
-_process_encoder: list[DocumentEncoder] = []  # the one of this worker process
-
-
-def _start_process(tokenizer_name: str, val_fraction: float) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that can tidy up
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    _process_encoder.append(DocumentEncoder(open_tokenizer(tokenizer_name), val_fraction))
-
-
-def _encode_in_process(source: str, lines: list[Line]) -> EncodedDocuments:
-    return _process_encoder[0].encode(source, lines)

@@ -14,7 +14,14 @@ from tqdm import tqdm
 from dataset.files.flags import add_workers_flag, run_door
 from dataset.files.locks import exclusive_lock
 from src.distillation.corpus.disk import disk_errors, import_parquet
-from src.distillation.corpus.documents import POOL_PAYS_BYTES, SUFFIXES, EncoderPool, find_jsonl, read_lines
+from src.distillation.corpus.documents import (
+    POOL_PAYS_BYTES,
+    SUFFIXES,
+    DocumentPool,
+    find_jsonl,
+    open_pool,
+    read_chunks,
+)
 from src.distillation.corpus.manifest import (
     MANIFEST_FILE,
     SPLITS,
@@ -107,8 +114,7 @@ def preprocess(args: argparse.Namespace) -> str:
     started = time.monotonic()
     files = find_jsonl(args.input, args.recursive)
     import_parquet()
-    tokenizer = open_tokenizer(args.tokenizer)
-    facts = tokenizer_facts(args.tokenizer, tokenizer)
+    facts = tokenizer_facts(args.tokenizer, open_tokenizer(args.tokenizer))
     with disk_errors(args.output):
         args.output.mkdir(parents=True, exist_ok=True)
     with exclusive_lock(args.output):
@@ -121,7 +127,7 @@ def preprocess(args: argparse.Namespace) -> str:
         remove_unnamed_shards(args.output)
         try:
             with (
-                EncoderPool(args.tokenizer, tokenizer, args.val_fraction, num_workers) as pool,
+                open_pool(args.tokenizer, args.val_fraction, num_workers) as pool,
                 tqdm(total=num_bytes, desc="tokenizing", unit="B", unit_scale=True) as bar,
             ):
                 for item in todo:
@@ -137,13 +143,13 @@ def preprocess(args: argparse.Namespace) -> str:
     return _summary(args.output, manifest, len(todo), new_tokens, time.monotonic() - started)
 
 
-def _pack_file(item: Todo, manifest: Manifest, pool: EncoderPool, bar: tqdm, args: argparse.Namespace) -> Manifest:
+def _pack_file(item: Todo, manifest: Manifest, pool: DocumentPool, bar: tqdm, args: argparse.Namespace) -> Manifest:
     """Write all of one file, and only then say so in the manifest."""
     length, pad_id = manifest.max_seq_length, manifest.tokenizer.pad_id
     limit = rows_per_shard(args.shard_size, length)
     writers = {split: ShardWriter(args.output, item.folder, item.path, split, limit, length) for split in SPLITS}
     num_documents, num_tokens, skipped, next_row_id = 0, 0, Counter[str](), manifest.next_row_id
-    for documents in pool.encode(str(item.file), read_lines(item.file, bar.update)):
+    for documents in pool.encode(read_chunks(item.file, bar.update)):
         for split, mask in zip(SPLITS, (~documents.is_val, documents.is_val), strict=True):
             next_row_id = writers[split].add(cut_into_pieces(documents, mask, length), next_row_id, pad_id)
         num_documents += len(documents.lengths)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from dataset.common import IGNORE_LABEL_ID
 from dataset.text.packing import RowPlanner
 from src.distillation.corpus.disk import disk_errors, import_parquet
-from src.distillation.corpus.documents import EncodedDocuments
+from src.distillation.corpus.documents import CorpusDocuments
 from src.distillation.corpus.manifest import MANIFEST_FILE, Shard, Split, file_sha256, load_manifest
 
 BYTES_PER_TOKEN = 4.3  # of a shard, measured with a vocabulary of 32000: half are ids, half are labels
@@ -44,7 +44,7 @@ class PackedTable:
     document_pieces: NDArray[np.int32]
 
 
-def cut_into_pieces(documents: EncodedDocuments, mask: NDArray[np.bool_], max_length: int) -> Pieces:
+def cut_into_pieces(documents: CorpusDocuments, mask: NDArray[np.bool_], max_length: int) -> Pieces:
     """The chosen documents; no piece is a single token, which would teach nothing, if the row has room for two."""
     chosen = documents.lengths[mask]
     per_document = -(-chosen // max_length)

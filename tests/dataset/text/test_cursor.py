@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from dataset.common import LoaderItem
 from dataset.text.cursor import InstructDataset, InstructDatasetConfig
-from dataset.text.packing import DocumentStore, DocumentStoreBuilder
+from dataset.text.token_store import DocumentStore, DocumentStoreBuilder, EncodedDocuments
 
 SEQ_LEN, VOCAB_SIZE = 12, 400
 
@@ -22,7 +22,7 @@ def make_store(count: int) -> DocumentStore:
         ids = np.full(3 + index % 5, index, dtype=np.int32)
         is_trained = np.zeros(len(ids), dtype=np.bool_)
         ids[0], is_trained[-1] = 0, True
-        builder.extend(ids, is_trained, np.array([len(ids)]))
+        builder.extend(EncodedDocuments(ids, is_trained, np.array([len(ids)])))
     return builder.build()
 
 

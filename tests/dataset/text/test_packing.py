@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataset.common import IGNORE_LABEL_ID, Batch
-from dataset.text.packing import NO_DOCUMENT, DocumentStore, DocumentStoreBuilder, RowPlanner, best_fit, fill_batch
+from dataset.text.packing import NO_DOCUMENT, RowPlanner, best_fit, fill_batch
+from dataset.text.token_store import DocumentStore, DocumentStoreBuilder, EncodedDocuments
 
 SEQ_LEN, PAD = 16, 7
 Document = tuple[list[int], list[bool]]
@@ -26,7 +27,7 @@ def make_store(members: list[Document], vocab_size: int = 400, chunk: int = 3) -
     for start in range(0, len(members), chunk):
         ids, flags = zip(*members[start : start + chunk], strict=True)
         lengths = np.array([len(document) for document in ids], dtype=np.int64)
-        builder.extend(np.concatenate(ids).astype(np.int32), np.concatenate(flags), lengths)
+        builder.extend(EncodedDocuments(np.concatenate(ids).astype(np.int32), np.concatenate(flags), lengths))
     return builder.build()
 
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 import dataset.files.download
 import dataset.text.encode
 from dataset.files.jsonl import UNUSED, LineSplit, numbered_lines
-from dataset.text.packing import DocumentStore
 from dataset.text.slimorca import InstructCorpus, SlimOrcaConfig, load_corpus
+from dataset.text.token_store import DocumentStore
 from tests.dataset.instruct_samples import FakeHub, make_lines, make_record
 
 Writer = Callable[[list[str]], Path]

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import src.distillation.corpus.preprocess
-from src.distillation.corpus.documents import EncodedDocuments, is_held_out
+from src.distillation.corpus.documents import CorpusDocuments, is_held_out
 from src.distillation.corpus.shards import cut_into_pieces, pack
 from tests.distillation.corpus_samples import (
     preprocess_folder,
@@ -30,7 +30,7 @@ from tests.distillation.corpus_samples import (
 @given(st.lists(st.integers(1, 70), min_size=1, max_size=30), st.integers(2, 24))
 def test_no_token_is_lost_or_doubled_whatever_the_lengths(lengths: list[int], max_length: int) -> None:
     total = sum(lengths)
-    documents = EncodedDocuments(
+    documents = CorpusDocuments(
         ids=np.arange(1, total + 1, dtype=np.int32),  # every token another id
         lengths=np.array(lengths, dtype=np.int64),
         lines=np.arange(len(lengths), dtype=np.int64),

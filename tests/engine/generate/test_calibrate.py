@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dataset.text.packing import DocumentStoreBuilder
+from dataset.text.token_store import DocumentStoreBuilder, EncodedDocuments
 from engine.build.text import HeldOut
 from engine.generate import calibrate
 from engine.generate.decode import ExitRule
@@ -21,7 +21,7 @@ def copying(count: int, seed: int) -> HeldOut:
     for _ in range(count):
         word = rng.integers(BASE, VOCAB, size=3)
         ids = np.concatenate([word, [1], word]).astype(np.int32)
-        builder.extend(ids, np.arange(len(ids)) >= 4, np.array([len(ids)]))
+        builder.extend(EncodedDocuments(ids, np.arange(len(ids)) >= 4, np.array([len(ids)])))
     return HeldOut(builder.build(), pad_id=0)
 
 
