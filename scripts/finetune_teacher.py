@@ -1,14 +1,28 @@
-"""Tune a teacher on the corpus that it will teach.
+"""Tune a teacher on the corpus that it will teach, with a LoRA adapter or as a whole.
 
 python scripts/finetune_teacher.py --config configs/teacher_ft.yaml --ram-disk
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run by path, Python sees only this folder
 
-from src.distillation.tuning.run import main
+from engine.config.flags import FlagParser
+from src.distillation.tuning.config import TeacherFtConfig
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    config, _ = FlagParser(TeacherFtConfig, str(__doc__)).read(argv)
+
+    # Late, so that --help needs nothing but the options.
+    from engine.entry import show, user_errors
+    from src.distillation.tuning.run import finetune
+
+    with user_errors():
+        show(finetune(config))
+
 
 if __name__ == "__main__":
     main()

@@ -18,7 +18,7 @@ from models.kv_cache import cast_for_reading
 from models.layers import weights_cast_once
 from models.losses.text import Supervision
 from models.retnet.model import RetentionMemory
-from src.distillation.config.schema import DistillConfig
+from src.distillation.config import DistillConfig
 from src.distillation.corpus.manifest import TokenizerFacts
 from src.distillation.run.build import build_student, student_optimizers
 from src.distillation.student.arch import student_arch

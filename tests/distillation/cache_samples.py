@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from dataset.common import Batch
+from scripts.cache_teacher_logits import main
+from src.distillation.config import TeacherOptions
 from src.distillation.corpus.manifest import Manifest, load_manifest
 from src.distillation.corpus.reader import PackedDataset, PackedDatasetConfig
-from src.distillation.run.cache_corpus import main
 from src.distillation.targets.signal import UNUSED, Teacher, TeacherSignal
-from src.distillation.teachers.open import TeacherSpec, open_teacher
+from src.distillation.teachers.open import open_teacher
 from tests.distillation.teacher_samples import write_corpus, write_llama
 
 VOCAB_SIZE = 259
@@ -29,20 +30,31 @@ def manifest_of(root: Path) -> Manifest:
     return load_manifest(root / "packed")
 
 
-def open_spec(root: Path, spec: TeacherSpec, **changes: Any) -> Teacher:
+def options(mode: str, **given: Any) -> TeacherOptions:
+    """Of a teacher, under short names."""
+    own_names = {"k": "teacher_topk", "record": "cache_logits"}
+    own_names |= {name: name for name in ("cache_dir", "seed", "on_missing")}
+    values = {own_names.get(name, f"teacher_{name}"): value for name, value in given.items()}
+    texts = {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+    return TeacherOptions.model_validate({"teacher_mode": mode, "teacher_model": None, "seed": 0} | texts)
+
+
+def open_with(root: Path, mode: str, **changes: Any) -> Teacher:
     manifest = manifest_of(root)
     facts = manifest.tokenizer.model_copy(update=changes.pop("tokenizer", {}))
-    return open_teacher(spec, facts, changes.pop("corpus", manifest.fingerprint), changes.pop("vocab_size", VOCAB_SIZE))
+    corpus, vocab_size = changes.pop("corpus", manifest.fingerprint), changes.pop("vocab_size", VOCAB_SIZE)
+    beside = {name: changes.pop(name) for name in ("temperatures", "api_key") if name in changes}
+    return open_teacher(options(mode, **changes), facts, corpus, vocab_size, **beside)
 
 
 def direct(root: Path, **changes: Any) -> Teacher:
-    given: dict[str, Any] = {"model": str(root / "teacher"), "k": 16}
-    return open_spec(root, TeacherSpec(mode="direct", **(given | changes)))
+    given: dict[str, Any] = {"model": root / "teacher", "k": 16}
+    return open_with(root, "direct", **(given | changes))
 
 
 def cached(root: Path, **changes: Any) -> Teacher:
     given: dict[str, Any] = {"cache_dir": root / "cache", "k": 16}
-    return open_spec(root, TeacherSpec(mode="cached", **(given | changes)))
+    return open_with(root, "cached", **(given | changes))
 
 
 def write_cache(root: Path, *flags: str) -> None:

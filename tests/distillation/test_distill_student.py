@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from src.distillation.config.schema import DistillConfig, check_config
+from engine.config.flags import merged
+from src.distillation.config import DistillConfig
 from src.distillation.run import build
 from src.distillation.student.arch import student_arch
 from src.distillation.targets.signal import TeacherSignal
@@ -46,7 +47,7 @@ class Asked:
 
 def config_of(world: Path, name: str, **changes) -> DistillConfig:
     paths = {key: str(value) for key, value in places(world, "unused").items()}
-    return check_config(OPTIONS | paths | STUDENTS[name] | changes)
+    return merged(DistillConfig, OPTIONS | paths | STUDENTS[name] | changes)
 
 
 def task_of(world: Path, config: DistillConfig) -> tuple[DistillTask, Asked, build.Corpora]:

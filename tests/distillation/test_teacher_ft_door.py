@@ -10,9 +10,10 @@ import pytest
 import torch
 import yaml
 
+from scripts.finetune_teacher import main
 from src.distillation.teachers.causal_lm import load_causal_lm
 from src.distillation.tuning.corpus import open_corpus
-from src.distillation.tuning.run import finetune, main
+from src.distillation.tuning.run import finetune
 from tests.distillation.teacher_samples import options, write_corpus, write_llama
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dataset.common import LoaderItem
-from src.distillation.config.schema import DistillConfig
+from src.distillation.config import DistillConfig
 from src.distillation.corpus.manifest import Manifest, Split, TokenizerFacts, load_manifest
 from src.distillation.corpus.tokenizer import open_tokenizer, tokenizer_facts
 

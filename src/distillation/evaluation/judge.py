@@ -8,7 +8,7 @@ from engine.checkpoints.load import Checkpoint, latest_step, load_checkpoint, lo
 from engine.inference import nested
 from engine.runtime.devices import start_runtime
 from engine.train.evaluate import evaluate
-from src.distillation.config.schema import DistillConfig
+from src.distillation.config import DistillConfig
 from src.distillation.corpus.manifest import Split
 from src.distillation.run import build
 from src.distillation.run.provenance import META_KEY

@@ -5,13 +5,14 @@ python -m src.distillation.evaluation.needle --config configs/train_direct.yaml 
 
 from collections.abc import Sequence
 
-from src.distillation.config.train_flags import or_exit, parser_of_run
+from engine.config.flags import FlagParser
+from src.distillation.config import DistillConfig
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = parser_of_run(str(__doc__))
+    parser = FlagParser(DistillConfig, str(__doc__))
     parser.add_argument("--checkpoint", help="default: the latest of output_dir, else a fresh student")
-    config, args = or_exit(parser, argv)
+    config, args = parser.read(argv)
 
     # Late, so that --help needs nothing but the options.
     from engine.entry import show, user_errors

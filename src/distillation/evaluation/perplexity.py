@@ -5,16 +5,17 @@ python -m src.distillation.evaluation.perplexity --config configs/train_direct.y
 
 from collections.abc import Sequence
 
-from src.distillation.config.train_flags import or_exit, parser_of_run
+from engine.config.flags import FlagParser
+from src.distillation.config import DistillConfig
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = parser_of_run(str(__doc__))
+    parser = FlagParser(DistillConfig, str(__doc__))
     parser.add_argument("--split", choices=["train", "val"], default="val", help="val: what is held out")
     parser.add_argument("--checkpoint", help="default: the latest of output_dir, else a fresh student")
     parser.add_argument("--with-teacher", action="store_true", help="also divergence and agreement with the teacher")
     parser.add_argument("--rows", type=int, help="how many rows are read at most; default: all")
-    config, args = or_exit(parser, argv)
+    config, args = parser.read(argv)
     if args.rows is not None and args.rows < 1:
         parser.error(f"--rows {args.rows}: at least 1 row is needed to measure anything")
 

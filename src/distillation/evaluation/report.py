@@ -6,7 +6,7 @@ from typing import Any
 
 from engine.checkpoints.load import load_weights
 from engine.runtime.devices import start_runtime
-from src.distillation.config.schema import DistillConfig
+from src.distillation.config import DistillConfig
 from src.distillation.evaluation.judge import of_checkpoint, wanted_checkpoint
 from src.distillation.run import build
 from src.distillation.student.arch import student_arch

@@ -19,7 +19,7 @@ from engine.train.optimizers import OptimizerSet
 from models.act import ActModel
 from models.retnet.config import FIRST_LOGIT_STD
 from models.retnet.model import RetNet
-from src.distillation.config.schema import DistillConfig
+from src.distillation.config import DistillConfig
 from src.distillation.corpus.corpora import WITHOUT_EVALUATION, endless, held_out_of, same_tokenizer
 from src.distillation.corpus.manifest import Split, TokenizerFacts, load_manifest
 from src.distillation.corpus.reader import PackedDataset, PackedDatasetConfig
@@ -30,7 +30,7 @@ from src.distillation.student.optimizer import student_optimizer
 from src.distillation.student.saddle import PlateauController
 from src.distillation.student.schedule import StudentSchedule
 from src.distillation.targets.signal import Teacher
-from src.distillation.teachers.open import TeacherSpec, open_teacher
+from src.distillation.teachers.open import open_teacher
 
 HELD_OUT = "val"
 DIVERGENCE_BETAS = {"forward_kl": 0.0, "reverse_kl": 1.0}
@@ -104,32 +104,13 @@ def build_student(
     return DistillHead(model, config.distill_alpha, divergence).to(runtime.device)
 
 
-def teacher_spec(config: DistillConfig, runtime: Runtime) -> TeacherSpec:
-    return TeacherSpec(
-        mode=config.teacher_mode,
-        model=config.teacher_model,
-        adapter_path=config.teacher_adapter_path,
-        device=str(runtime.device) if config.teacher_device == "auto" else config.teacher_device,
-        dtype=config.teacher_dtype,
-        kind=config.teacher_kind,
-        k=config.teacher_topk,
-        temperatures=(1.0,) if config.tail == "renorm" else (config.teacher_temperature,),
-        cache_dir=config.cache_dir,
-        record=config.cache_logits,
-        on_missing=config.on_missing,
-        url=config.teacher_url,
-        timeout=config.teacher_timeout,
-        max_retries=config.teacher_max_retries,
-        concurrency=config.teacher_concurrency,
-        seed=config.seed,
-    )
-
-
 def teacher_of(config: DistillConfig, corpora: Corpora, runtime: Runtime) -> Teacher | None:
     if config.pretrain_ce_only:
         return None
+    if config.teacher_device == "auto":
+        config = config.model_copy(update={"teacher_device": str(runtime.device)})
     tokenizer = corpora.tokenizer
-    return open_teacher(teacher_spec(config, runtime), tokenizer, corpora.fingerprint, tokenizer.vocab_size)
+    return open_teacher(config, tokenizer, corpora.fingerprint, tokenizer.vocab_size)
 
 
 def knows_held_out(config: DistillConfig, corpora: Corpora) -> bool:

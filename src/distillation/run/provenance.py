@@ -2,12 +2,13 @@
 
 import json
 import subprocess
+from collections.abc import Iterable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from engine.config.schema import ConfigError
-from src.distillation.config.schema import DistillConfig, differences
+from src.distillation.config import DistillConfig
 
 PROVENANCE_FILE = "provenance.jsonl"
 META_KEY = "distill"  # in the meta.json of a checkpoint
@@ -19,6 +20,12 @@ INCIDENTAL = (
     *("output_dir", "run_name", "resume_from", "log_interval", "use_wandb", "wandb_project", "wandb_mode"),
     *("num_workers", "save_interval", "keep_last_n", "verify_data"),
 )
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], but: Iterable[str] = ()) -> dict[str, list[Any]]:
+    """Option -> [what it was, what it is], for those that differ."""
+    keys = sorted((old.keys() | new.keys()) - set(but))
+    return {key: [old.get(key), new.get(key)] for key in keys if old.get(key) != new.get(key)}
 
 
 def facts_of(config: DistillConfig, corpus: str, tokenizer: str, teacher: str | None) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from engine.config.schema import ConfigError
 from engine.runtime.devices import Runtime, start_runtime
 from engine.runtime.signals import StopSignal
 from engine.train.loop import Plan, Run, TrainState, fit, restore
-from src.distillation.config.schema import DistillConfig
+from src.distillation.config import DistillConfig
 from src.distillation.corpus.corpora import WITHOUT_EVALUATION, batches_used, standing_at
 from src.distillation.run import build
 from src.distillation.run.folder import checkpoint_to_resume, make_room, point_at_latest
@@ -34,7 +34,7 @@ PROGRAM = "src.distillation.scripts.train"
 def dry_run(config: DistillConfig) -> dict[str, Any]:
     """What a run would do; data and student are opened, the teacher is not, and nothing is written."""
     runtime = start_runtime(config.device, False, config.seed)
-    arch = checked_arch(config, runtime)
+    arch = student_arch(config)
     corpora = build.open_corpora(config)
     head = build.build_student(config, arch, corpora.tokenizer, runtime)
     tokens = config.rows_per_step * config.max_seq_length
@@ -63,7 +63,7 @@ def train(config: DistillConfig) -> dict[str, Any]:
             raise ValueError(
                 f"A distillation runs in one process, found WORLD_SIZE={runtime.world_size}. Start it without torchrun."
             )
-        arch = checked_arch(config, runtime)
+        arch = student_arch(config)
         corpora = build.open_corpora(config)
         stack.enter_context(exclusive_lock(folder))
         resumed = resumed_checkpoint(config, folder)
@@ -109,13 +109,6 @@ def train(config: DistillConfig) -> dict[str, Any]:
         if run.data.eval_items is None and config.eval_interval:
             log.say("note: no documents are held out (--val-fraction of the preprocessing), so nothing is evaluated")
         return carry_out(run, log)
-
-
-def checked_arch(config: DistillConfig, runtime: Runtime) -> dict[str, Any]:
-    """The student's architecture; it and the teacher are refused before anything is read."""
-    if not config.pretrain_ce_only:
-        build.teacher_spec(config, runtime)
-    return student_arch(config)
 
 
 def resumed_checkpoint(config: DistillConfig, folder: Path) -> Checkpoint | None:

@@ -7,13 +7,14 @@ python -m src.distillation.scripts.train --config configs/train_direct.yaml --re
 
 from collections.abc import Sequence
 
-from src.distillation.config.train_flags import or_exit, parser_of_run
+from engine.config.flags import FlagParser
+from src.distillation.config import DistillConfig
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = parser_of_run(str(__doc__))
+    parser = FlagParser(DistillConfig, str(__doc__))
     parser.add_argument("--dry-run", action="store_true", help="check config and data, tell what would be done")
-    config, args = or_exit(parser, argv)
+    config, args = parser.read(argv)
 
     # Late, so that --help needs nothing but the options.
     from engine.entry import show, user_errors

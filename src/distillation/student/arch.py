@@ -8,7 +8,7 @@ from engine.config.registry import load_model_class
 from engine.config.schema import ConfigError, nearest
 from models.act import ActModel
 from models.retnet.config import preset
-from src.distillation.config.schema import DistillConfig
+from src.distillation.config import DistillConfig
 
 RETNET = "retnet"
 

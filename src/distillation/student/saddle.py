@@ -6,10 +6,9 @@ What counts is relative: the loss to itself some steps ago, the gradient norm to
 import math
 import statistics
 from collections import deque
-from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from pydantic import BaseModel
+from src.distillation.config import SaddleOptions
 
 LADDER = ((1.5, 50), (2.0, 50), (2.5, 75), (3.0, 100))  # factor of the learning rate, steps that it lasts
 MOST_RISE = 0.05  # of the averaged loss; more than that is trouble, which a higher rate would make worse
@@ -37,34 +36,6 @@ class Event(NamedTuple):
         return f"plateau controller at step {self.step}: {told[self.kind]} (averaged loss {self.loss:.4f})"
 
 
-@dataclass(frozen=True)
-class SaddleSettings:
-    """The block `saddle_escape` of a config."""
-
-    enabled: bool = True  # whether there is a controller at all; whoever builds it asks
-    interventions_enabled: bool = False  # raise the learning rate; otherwise plateaus are told of and nothing is done
-    patience_steps: int = 150  # the window: steps over which the averaged loss must have improved
-    loss_improvement_threshold: float = 5e-4  # by what part of it
-    grad_norm_threshold: float = 0.55  # what part above its running median a gradient norm may be at a plateau
-    min_loss_threshold: float = 0.0  # below this averaged loss, in nats, nothing is looked for
-    cooldown_steps: int = 250  # rest after each intervention, and after each plateau that is only told of
-
-    def __post_init__(self) -> None:
-        problems = [
-            f"saddle_escape.{name}={getattr(self, name)!r}: expected {wanted}"
-            for name, wanted, is_right in (
-                ("patience_steps", "1 or more", self.patience_steps >= 1),
-                ("loss_improvement_threshold", "a number above 0", self.loss_improvement_threshold > 0),
-                ("grad_norm_threshold", "0 or more", self.grad_norm_threshold >= 0),
-                ("min_loss_threshold", "0 or more", self.min_loss_threshold >= 0),
-                ("cooldown_steps", "0 or more", self.cooldown_steps >= 0),
-            )
-            if not is_right
-        ]
-        if problems:
-            raise ValueError(". ".join(problems) + ". Correct it, or leave it out.")
-
-
 class PlateauController:
     """Looks at every step before its learning rate is asked for.
 
@@ -72,8 +43,8 @@ class PlateauController:
     and the gradient is no larger than usual. Each intervention that did not help is followed by a stronger one.
     """
 
-    def __init__(self, options: SaddleSettings | BaseModel) -> None:
-        self.settings = options if isinstance(options, SaddleSettings) else SaddleSettings(**options.model_dump())
+    def __init__(self, options: SaddleOptions) -> None:
+        self.settings = options
         window = self.settings.patience_steps
         self._weight = 1 / max(1.0, window / SPANS_OF_AVERAGE)  # of a new loss in the average
         self._losses: deque[float] = deque(maxlen=window + 1)  # averaged ones
@@ -128,10 +99,8 @@ class PlateauController:
             return False
         improvement = (before - average) / before
         usual = statistics.median(self._norms)
-        return (
-            -MOST_RISE < improvement < self.settings.loss_improvement_threshold
-            and average >= self.settings.min_loss_threshold
-            and self._norms[-1] <= usual * (1 + self.settings.grad_norm_threshold)
+        return -MOST_RISE < improvement < self.settings.loss_improvement_threshold and self._norms[-1] <= usual * (
+            1 + self.settings.grad_norm_threshold
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from models.act import ActModel
 from models.layers import swiglu_width
 from models.retnet.config import RetNetConfig
 from models.retnet.model import RetNet, RetNetBlock
-from src.distillation.config.run_options import PARTS
+from src.distillation.config import PARTS
 
 KNOWN_TYPES = ("llama", "mistral", "qwen2")  # whose blocks are those of Llama, under its names
 WIDTH_STEP = 256  # of a student's feed-forward layer

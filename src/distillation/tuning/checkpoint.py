@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from engine.checkpoints.load import Checkpoint, latest_step, load_checkpoint
+from engine.config.flags import yaml_options
 from engine.train.loop import Run
 from engine.train.tracking import METRICS_FILE
-from src.distillation.config.flags import yaml_options
 from src.distillation.tuning.config import TeacherFtConfig
 
 OTHER_NAME = re.compile(r"checkpoint-(\d+)")  # what a step folder is called elsewhere

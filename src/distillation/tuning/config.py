@@ -1,23 +1,28 @@
 """What the tuning of a teacher is told: typed options, every unknown one refused with the nearest known name."""
 
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from engine.config.flags import also
 from engine.config.schema import Strict
 
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]  # of a Llama
 
 
-def spelled(*flags: str) -> dict[str, Any]:
-    """Other spellings of an option's flag."""
-    return {"flags": list(flags)}
-
-
 class TeacherFtConfig(Strict):
     """Options of `scripts/finetune_teacher.py`."""
 
-    # What is tuned, on what
+    headings: ClassVar[dict[str, str]] = {
+        "teacher_model": "what is tuned, on what",
+        "method": "how",
+        "max_steps": "length and batches",
+        "optimizer_type": "optimizer and learning rate",
+        "eval_interval": "evaluation and the end",
+        "save_interval": "checkpoints and results",
+        "device": "machine and logging",
+    }
+
     teacher_model: str | None = Field(
         "meta-llama/Llama-3.2-1B", description="folder or Hub name of a causal model; with init_config: none"
     )
@@ -28,7 +33,6 @@ class TeacherFtConfig(Strict):
     data_path: str = Field("data/distillation_preprocessed", description="packed corpus with the splits train and val")
     output_dir: str = Field("teacher_adapters/llama-1b-corrected", description="where checkpoints and results go")
 
-    # How
     method: Literal["lora", "full"] = Field(
         "lora", description="train small matrices beside the weights, or all weights"
     )
@@ -37,15 +41,13 @@ class TeacherFtConfig(Strict):
     lora_dropout: float = Field(0.05, ge=0, lt=1)
     target_modules: list[str] = Field(PROJECTIONS, min_length=1, description="layers that get an adapter, by name")
 
-    # Length
     max_steps: int | None = Field(None, ge=1, description="optimizer steps at most; none: as many as the epochs have")
     epochs: int = Field(1, ge=1)
     physical_batch_size: int = Field(2, ge=1, description="rows that go through the model at once, on each GPU")
     gradient_accumulation_steps: int = Field(8, ge=1, description="of those, before the optimizer steps")
 
-    # Optimization
     optimizer_type: Literal["adamw", "adam_atan2"] = "adamw"
-    learning_rate: float = Field(1e-4, gt=0, json_schema_extra=spelled("--lr"))
+    learning_rate: float = Field(1e-4, gt=0, json_schema_extra=also("lr"))
     min_lr: float = Field(1e-5, ge=0, description="where the cosine ends")
     warmup_steps: int = Field(100, ge=0)
     weight_decay: float = Field(0.01, ge=0)
@@ -53,21 +55,18 @@ class TeacherFtConfig(Strict):
     beta2: float = Field(0.999, ge=0, lt=1)
     max_grad_norm: float = Field(1.0, gt=0)
 
-    # Evaluation and the end
     eval_interval: int = Field(500, ge=0, description="steps from one evaluation to the next; 0: only at the end")
     eval_samples: int | None = Field(None, ge=1, description="rows of val that are scored; none: all of them")
     patience: int | None = Field(3, ge=1, description="evaluations without improvement before it stops; none: never")
     min_improvement: float = Field(0.001, ge=0, lt=1, description="share of the loss that counts as improvement")
 
-    # Checkpoints and results
     save_interval: int = Field(500, ge=0, description="steps from one checkpoint to the next; 0: only with evaluations")
     keep_last_n: int | None = Field(3, ge=1, description="checkpoints to keep beside the best; none: all")
     resume_from: str | None = Field(
-        None, description="checkpoint to go on from, or its run folder", json_schema_extra=spelled("--resume")
+        None, description="checkpoint to resume, or its run directory", json_schema_extra=also("resume")
     )
     save_merged: bool = Field(True, description="also write the whole model, the adapter merged into it")
 
-    # Where
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     dtype: Literal["auto", "bfloat16", "float32"] = Field("auto", description="auto: bfloat16 on CUDA, else float32")
     gradient_checkpointing: bool = Field(True, description="compute activations again instead of keeping them")

@@ -12,14 +12,12 @@ import torch
 from engine.checkpoints.load import Checkpoint, load_checkpoint, load_weights, resolve_checkpoint, step_of
 from engine.checkpoints.run_folder import tell, to_yaml
 from engine.checkpoints.save import CheckpointStore
-from engine.entry import show, user_errors
 from engine.runtime.devices import Runtime, start_runtime
 from engine.runtime.signals import StopSignal
 from engine.train.evaluate import evaluate, flat
 from engine.train.loop import Plan, Run, TrainState, fit, restore
 from engine.train.optimizers import OptimizerSet, Schedule
 from engine.train.tracking import Tracker
-from src.distillation.config.flags import read_config
 from src.distillation.corpus.manifest import TokenizerFacts, load_manifest
 from src.distillation.corpus.tokenizer import open_tokenizer, tokenizer_facts
 from src.distillation.run.ram_disk import corpus_in_memory
@@ -32,12 +30,6 @@ from src.distillation.tuning.lora import TunedTeacher, open_teacher_to_tune, sav
 from src.distillation.tuning.task import TeacherTask, perplexity
 
 WORTHWHILE = 0.10  # a fall of perplexity below which the tuning was hardly worth its time
-DESCRIPTION = "Tune a teacher on the corpus that it will teach, with a LoRA adapter or as a whole."
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    with user_errors():
-        show(finetune(read_config(TeacherFtConfig, argv, DESCRIPTION)))
 
 
 def finetune(config: TeacherFtConfig) -> dict[str, Any] | None:

@@ -14,7 +14,6 @@ from dataset.common import Batch
 from src.distillation.cache.format import CacheError
 from src.distillation.targets.signal import Teacher, TeacherSignal
 from src.distillation.teachers.direct import DirectTeacher
-from src.distillation.teachers.open import TeacherSpec
 from src.distillation.teachers.recording import RecordingTeacher
 from tests.distillation.cache_samples import (
     batch_of,
@@ -22,7 +21,6 @@ from tests.distillation.cache_samples import (
     direct,
     divergence,
     manifest_of,
-    open_spec,
     relative,
     same_signal,
     write_all,
@@ -234,11 +232,8 @@ def test_a_page_that_changes_later_is_noticed(root: Path, whole: Path) -> None:
     ],
 )
 def test_a_cache_of_something_else_is_refused(root: Path, whole: Path, changes: dict[str, Any], words: str) -> None:
-    of_teacher = {name: changes[name] for name in ("k", "kind") if name in changes}
-    others = {name: value for name, value in changes.items() if name not in of_teacher}
-    spec = TeacherSpec(mode="cached", cache_dir=whole, **({"k": 16} | of_teacher))
     with pytest.raises(CacheError, match=rf"{whole}/cache.json holds {words}.*make another cache"):
-        open_spec(root, spec, **others)
+        cached(root, cache_dir=whole, **changes)
 
 
 def test_a_temperature_that_is_not_stored_is_refused(root: Path, whole: Path) -> None:

@@ -11,13 +11,11 @@ from dataset.common import Batch
 from src.distillation.targets.signal import NO_MASS, UNUSED
 from src.distillation.targets.topk import drawn
 from src.distillation.teachers.direct import DirectTeacher
-from src.distillation.teachers.open import TeacherSpec
 from tests.distillation.cache_samples import (
     VOCAB_SIZE,
     batch_of,
     direct,
     divergence,
-    open_spec,
     same_signal,
     whole_distributions,
     write_all,
@@ -132,7 +130,7 @@ def test_a_row_gets_the_same_draws_in_every_batch(root: Path) -> None:
 
 def test_ids_beyond_the_corpus_get_no_probability(root: Path, batch: Batch, capsys: pytest.CaptureFixture[str]) -> None:
     write_llama(root / "padded", initializer_range=0.4, vocab_size=VOCAB_SIZE + 5)
-    teacher = open_spec(root, TeacherSpec("direct", str(root / "padded"), kind="dense"))
+    teacher = direct(root, model=root / "padded", kind="dense")
     assert "has 264 ids, the corpus 259; the 5 ids" in capsys.readouterr().err
     told = teacher.signal(batch)
     assert told.logprobs.shape[-1] == VOCAB_SIZE == teacher.facts.vocab_size
@@ -142,7 +140,7 @@ def test_ids_beyond_the_corpus_get_no_probability(root: Path, batch: Batch, caps
 def test_a_smaller_vocabulary_is_refused(root: Path) -> None:
     write_llama(root / "small", vocab_size=200, pad_token_id=0, bos_token_id=1, eos_token_id=2)
     with pytest.raises(ValueError, match=r"knows 200 ids.*tokenizer of 259.*preprocess"):
-        open_spec(root, TeacherSpec("direct", str(root / "small")))
+        direct(root, model=root / "small", k=64)
     with pytest.raises(ValueError, match=r"teacher_topk=300 is more than the 259 ids.*Lower it"):
         direct(root, k=300)
 
@@ -150,13 +148,13 @@ def test_a_smaller_vocabulary_is_refused(root: Path) -> None:
 def test_rows_longer_than_the_model_knows_are_refused(root: Path, batch: Batch) -> None:
     write_llama(root / "short", max_position_embeddings=32)
     with pytest.raises(ValueError, match=r"knows 32 positions, but rows have 64"):
-        open_spec(root, TeacherSpec("direct", str(root / "short"))).signal(batch)
+        direct(root, model=root / "short").signal(batch)
 
 
 def test_a_model_that_is_nowhere_says_what_to_do(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # the variable is read at import
     with pytest.raises(ValueError, match=r"someone/nothing cannot be loaded.*licence and set HF_TOKEN"):
-        open_spec(root, TeacherSpec("direct", "someone/nothing"))
+        direct(root, model="someone/nothing")
 
 
 def test_code_that_comes_with_a_model_is_not_run(root: Path) -> None:

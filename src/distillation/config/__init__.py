@@ -1,1 +1,0 @@
-"""The options of a distillation, from YAML and flags."""
