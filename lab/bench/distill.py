@@ -16,6 +16,7 @@ from engine.generate.decode import DecodeOptions, Decoding
 from engine.runtime.devices import Runtime, start_runtime
 from models.kv_cache import cast_for_reading
 from models.layers import weights_cast_once
+from models.losses.distill import distill_loss
 from models.losses.text import Supervision
 from models.retnet.model import RetentionMemory
 from src.distillation.config import DistillConfig
@@ -23,7 +24,6 @@ from src.distillation.corpus.manifest import TokenizerFacts
 from src.distillation.run.build import build_student, student_optimizers
 from src.distillation.student.arch import student_arch
 from src.distillation.student.head import DistillHead
-from src.distillation.student.losses import distill_loss
 from src.distillation.targets.signal import Teacher
 from src.distillation.teachers.cached import CachedTeacher
 from src.distillation.teachers.direct import DirectTeacher
@@ -132,7 +132,7 @@ def step_parts(
             with clock.part("teacher_forward"), torch.no_grad():
                 packed_hidden(teacher.model, batch)
         with clock.part("signal"), torch.no_grad():
-            signal = teacher.signal(batch).at(at.places).at_temperature(1.0, teacher.facts)
+            targets = teacher.signal(batch).targets(at.places, teacher.facts.column(1.0))
         with weights_cast_once(core, core.dtype):
             with clock.part("student_forward"):
                 x = core.embed(batch)
@@ -143,9 +143,8 @@ def step_parts(
                     hidden,
                     core.lm_head.weight,
                     at.labels,
-                    signal,
-                    ce_weights=weights,
-                    kd_weights=weights,
+                    targets,
+                    weights,
                     alpha=head.alpha,
                     divergence=head.divergence,
                 )

@@ -1,10 +1,11 @@
-"""Cross-entropy of hidden states against a large vocabulary, without ever holding tokens x vocabulary.
+"""Losses of hidden states against a large vocabulary in one pass over chunks of tokens; never tokens x vocabulary whole.
 
-T supervised tokens, D hidden, V vocabulary. A chunk of logits is made, scored, turned into gradients and forgotten.
+T supervised tokens, S tokens of a chunk, D hidden, V vocabulary. A chunk of logits is made, scored, turned into
+gradients and forgotten.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -19,42 +20,66 @@ class TokenScores(NamedTuple):
     preds: Tensor  # (T,) int64
 
 
-class _ChunkedCrossEntropy(torch.autograd.Function):
+class Scorer(Protocol):
+    """A loss of T tokens that is computed from their logits, chunk by chunk."""
+
+    def slope_(self, logits: Tensor, part: slice) -> Tensor:
+        """Score the tokens `part`; returns the slope (S, V) of the total along their logits, which may be overwritten."""
+
+    def total(self) -> Tensor:
+        """The loss to minimise, after all chunks."""
+
+
+def chunked_loss(hidden: Tensor, head: Tensor, scorer: Scorer) -> Tensor:
+    """The scorer's total, with gradient for hidden states (T, D) and head (V, D)."""
+    loss: Tensor = _ChunkedLoss.apply(hidden, head, scorer)
+    return loss
+
+
+class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, head: Tensor, labels: Tensor, weights: Tensor, is_stablemax: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        # A frozen head gets no gradient: that product is a third of the work here.
+    def forward(ctx: Any, hidden: Tensor, head: Tensor, scorer: Scorer) -> Tensor:
+        # What is frozen gets no gradient: each of both products is a third of the work here.
         wants_hidden, wants_head = ctx.needs_input_grad[:2]
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
         grad_head = torch.zeros_like(head) if wants_head else None
         cast_head = head.to(hidden.dtype)
-        losses = torch.empty(len(labels), dtype=torch.float32, device=hidden.device)
-        preds = torch.empty(len(labels), dtype=torch.int64, device=hidden.device)
+        wide = torch.promote_types(hidden.dtype, torch.float32)
 
-        rows = max(1, CHUNK_ELEMENTS // head.shape[0])
-        for start in range(0, len(labels), rows):
+        rows = max(1, CHUNK_ELEMENTS // len(head))
+        for start in range(0, len(hidden), rows):
             part = slice(start, start + rows)
-            logits = (hidden[part] @ cast_head.T).float()  # (rows, V)
-            preds[part] = logits.argmax(-1)
-            score = _stablemax_ if is_stablemax else _softmax_
-            losses[part], slope = score(logits, labels[part].unsqueeze(-1))
-            if wants_hidden or wants_head:
-                slope = slope.mul_(weights[part].unsqueeze(-1)).to(hidden.dtype)
+            logits = (hidden[part] @ cast_head.T).to(wide)  # (S, V)
+            slope = scorer.slope_(logits, part).to(hidden.dtype)
             if grad_hidden is not None:
                 grad_hidden[part] = slope @ cast_head
             if grad_head is not None:
                 grad_head += slope.T @ hidden[part]
         ctx.save_for_backward(grad_hidden, grad_head)
-        ctx.mark_non_differentiable(losses, preds)
-        return (losses * weights).sum(), losses, preds
+        return scorer.total()
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
-        grad_hidden, grad_head = ctx.saved_tensors
-        if grad_hidden is not None:
-            grad_hidden = grad_hidden * grads[0].to(grad_hidden.dtype)
-        return grad_hidden, None if grad_head is None else grad_head * grads[0], None, None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        along = [None if saved is None else saved * grads[0].to(saved.dtype) for saved in ctx.saved_tensors]
+        return (*along, None)
+
+
+class _CrossEntropy:
+    """The weighted sum of cross-entropies under the softmax or the stablemax law."""
+
+    def __init__(self, labels: Tensor, weights: Tensor, is_stablemax: bool) -> None:
+        self.labels, self.weights = labels, weights
+        self.score = _stablemax_ if is_stablemax else _softmax_
+        self.losses = torch.empty(len(labels), dtype=torch.float32, device=labels.device)
+        self.preds = torch.empty(len(labels), dtype=torch.int64, device=labels.device)
+
+    def slope_(self, logits: Tensor, part: slice) -> Tensor:
+        self.preds[part] = logits.argmax(-1)
+        self.losses[part], slope = self.score(logits, self.labels[part].unsqueeze(-1))
+        return slope.mul_(self.weights[part].unsqueeze(-1))
+
+    def total(self) -> Tensor:
+        return (self.losses * self.weights).sum()
 
 
 def _softmax_(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -82,13 +107,14 @@ def chunked_cross_entropy(
     hidden: Tensor, head: Tensor, labels: Tensor, weights: Tensor, *, is_stablemax: bool
 ) -> tuple[Tensor, TokenScores]:
     """Weighted sum of the losses of T tokens, with gradient for hidden states (T, D) and head (V, D)."""
-    loss, losses, preds = _ChunkedCrossEntropy.apply(hidden, head, labels.long(), weights, is_stablemax)
-    return loss, TokenScores(losses, preds)
+    scorer = _CrossEntropy(labels.long(), weights, is_stablemax)
+    loss = chunked_loss(hidden, head, scorer)
+    return loss, TokenScores(scorer.losses, scorer.preds)
 
 
 def dense_cross_entropy(
     logits: Tensor, labels: Tensor, weights: Tensor, loss_fn: Callable[[Tensor, Tensor], Tensor]
 ) -> tuple[Tensor, TokenScores]:
-    """The same from logits (T, V) that are there: the plain way, as a yardstick."""
+    """The same from logits (T, V) that exist already, in plain operations."""
     losses = loss_fn(logits, labels)
     return (losses * weights).sum(), TokenScores(losses.detach(), logits.detach().argmax(-1))

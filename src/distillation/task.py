@@ -11,12 +11,13 @@ from dataset.common import IGNORE_LABEL_ID, Batch, LoaderItem
 from engine.runtime.devices import Runtime
 from engine.tasks.protocol import Sums, add_sums, hash_seed, split_rows
 from engine.tasks.text import TextTask, sampled_depth
+from models.losses.distill import TeacherTargets
 from models.losses.text import Supervision, area_under_roc
 from src.distillation.cache.format import CacheError
 from src.distillation.corpus.reader import NO_ROW
 from src.distillation.student.head import DistillHead
 from src.distillation.student.saddle import PlateauController
-from src.distillation.targets.signal import Teacher, TeacherSignal
+from src.distillation.targets.signal import Teacher
 
 FIRST_LOSS_SLACK = 0.5  # nats by which the loss of a fresh student may differ from that of an even guess
 LARGEST_LOSS = 700.0  # whose exponential is a float
@@ -40,14 +41,14 @@ class DistillTask(TextTask):
         seed: int,
         total_steps: int,
         micro_batches: int = 1,
-        asks_when_judging: bool = True,
+        knows_held_out: bool = True,
         controller: PlateauController | None = None,
         checks_first_loss: bool = False,
         warn: Callable[[str], None] = lambda line: None,
     ) -> None:
         super().__init__(head, runtime, seed=seed, total_steps=total_steps, micro_batches=micro_batches)
         self.teacher = teacher
-        self.asks_when_judging = asks_when_judging  # the held-out rows may be none that this teacher knows
+        self.knows_held_out = knows_held_out  # whether the teacher may be asked about held-out rows
         self.controller = controller
         self.checks_first_loss = checks_first_loss
         self.warn = warn
@@ -65,32 +66,32 @@ class DistillTask(TextTask):
         totals: Sums = {}
         for part, at in zip(parts, places, strict=True):
             if len(at.places):  # the last batch of an epoch may hold empty rows
-                add_sums(totals, self.head.learn(part, at, self._asked(part, at), total, num_steps))
+                add_sums(totals, self.head.learn(part, at, self._targets(part, at), total, num_steps))
         if self.checks_first_loss:
             self._check_first_loss(totals)
         if self.controller is not None:
             self._observe(totals, step)
         return totals
 
-    def _asked(self, batch: Batch, at: Supervision) -> TeacherSignal | None:
-        """What the teacher says of the supervised tokens, as one row; no gradient reaches it."""
+    def _targets(self, batch: Batch, at: Supervision) -> TeacherTargets | None:
+        """What the teacher says of the supervised tokens, without gradient."""
         if self.teacher is None:
             return None
-        with torch.no_grad():
-            told = self.teacher.signal(batch).at(at.places)
         divergence, facts = self.head.divergence, self.teacher.facts
         needs_norm = divergence.tail != "renorm" or facts.kind == "dense"
-        return told.at_temperature(divergence.temperature if needs_norm else 1.0, facts)
+        column = facts.column(divergence.temperature if needs_norm else 1.0)
+        with torch.no_grad():
+            return self.teacher.signal(batch).targets(at.places, column)
 
-    def _asked_when_judging(self, batch: Batch, at: Supervision) -> TeacherSignal | None:
-        """A cache may know the rows of training alone: that must not end a run, and is told once."""
-        if not self.asks_when_judging:
+    def _held_out_targets(self, batch: Batch, at: Supervision) -> TeacherTargets | None:
+        """A cache may hold the rows of training alone: that is no error, and is reported once."""
+        if not self.knows_held_out:
             return None
         try:
-            return self._asked(batch, at)
+            return self._targets(batch, at)
         except CacheError as error:
             if not self.has_warned:
-                self.warn(f"note: held-out rows are judged without the teacher. {error}")
+                self.warn(f"note: held-out rows are evaluated without the teacher. {error}")
             self.has_warned = True
             return None
 
@@ -129,8 +130,8 @@ class DistillTask(TextTask):
         self.head.model.inner.depth = config.depth_at(1.0)
         batch = self.runtime.to_device(batch)
         at = Supervision.of(batch)
-        signal = self._asked_when_judging(batch, at)
-        sums, preds = self.head.judge(batch, at, signal, config.halt_max_steps)
+        targets = self._held_out_targets(batch, at)
+        sums, preds = self.head.evaluate(batch, at, targets, config.halt_max_steps)
         sums["rows"] = (batch["row_id"] != NO_ROW).sum()
         outputs = dict(batch)
         if "preds" in return_keys:

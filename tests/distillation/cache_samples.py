@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from dataset.common import Batch
+from models.losses.distill import UNUSED
 from scripts.cache_teacher_logits import main
 from src.distillation.config import TeacherOptions
 from src.distillation.corpus.manifest import Manifest, load_manifest
 from src.distillation.corpus.reader import PackedDataset, PackedDatasetConfig
-from src.distillation.targets.signal import UNUSED, Teacher, TeacherSignal
+from src.distillation.targets.signal import Teacher, TeacherSignal
 from src.distillation.teachers.open import open_teacher
 from tests.distillation.teacher_samples import write_corpus, write_llama
 

@@ -1,5 +1,6 @@
 """A law of token sequences, a tiny Llama that has learnt it, and students that learn from it or from a few texts alone."""
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -8,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.train.optimizers import OptimizerSet, Schedule
+from models.losses.distill import Divergence
 from models.losses.text import Supervision
 from models.retnet.model import RetNet
 from src.distillation.student.head import DistillHead
-from src.distillation.student.losses import Divergence
 from src.distillation.student.optimizer import student_optimizer
 from src.distillation.student.transfer import init_from_teacher
 from src.distillation.targets.signal import TeacherSignal
@@ -81,11 +82,12 @@ def teacher_model(steps: int, tied: bool = False) -> Any:
 
 
 @cache
-def told(model: Any, seed: int, count: int, kind: str, k: int, temperature: float) -> TeacherSignal:
-    """What a teacher says of texts."""
+def said(model: Any, seed: int, count: int, kind: str, k: int, temperature: float) -> TeacherSignal:
+    """What a teacher says of texts, for one temperature."""
     temperatures = tuple(sorted({1.0, temperature}))
     teacher = DirectTeacher(model, vocab_size=VOCAB, kind=kind, k=k, temperatures=temperatures)  # type: ignore[arg-type]
-    return teacher.signal(batch_of(texts(count, seed))).at_temperature(temperature, teacher.facts)
+    signal = teacher.signal(batch_of(texts(count, seed)))
+    return replace(signal, log_norms=signal.log_norms[..., [teacher.facts.column(temperature)]])
 
 
 def fresh_student(seed: int, **options: Any) -> RetNet:
@@ -127,20 +129,20 @@ def taught(
         numbers = torch.randint(TEXTS, (ROWS,), generator=order)
         batch = batch_of(ids[numbers])
         at = Supervision.of(batch)
-        signal = (
-            None if k is None else told(teacher, 7, TEXTS, kind, k, temperature).rows(numbers.tolist()).at(at.places)
-        )
-        head.learn(batch, at, signal, torch.tensor(float(len(at.places))), 1)
+        targets = None
+        if k is not None:
+            targets = said(teacher, 7, TEXTS, kind, k, temperature).rows(numbers.tolist()).targets(at.places, 0)
+        head.learn(batch, at, targets, torch.tensor(float(len(at.places))), 1)
         optimizers.step(step)
         optimizers.zero_grad()
-    return judged(student, teacher)
+    return evaluated(student, teacher)
 
 
-def judged(student: RetNet, teacher: Any) -> dict[str, float]:
+def evaluated(student: RetNet, teacher: Any) -> dict[str, float]:
     batch = batch_of(texts(HELD_OUT, seed=8))
     at = Supervision.of(batch)
-    signal = told(teacher, 8, HELD_OUT, "dense", VOCAB, 1.0).at(at.places)
-    sums, _ = DistillHead(student, 0.0, Divergence()).judge(batch, at, signal, 1)
+    targets = said(teacher, 8, HELD_OUT, "dense", VOCAB, 1.0).targets(at.places, 0)
+    sums, _ = DistillHead(student, 0.0, Divergence()).evaluate(batch, at, targets, 1)
     count = float(sums["taught_tokens"])
     return {
         "kl": float(sums["kd_loss"]) / count,

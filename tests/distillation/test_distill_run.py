@@ -228,7 +228,7 @@ def test_a_cache_of_training_rows_alone_judges_held_out_rows_without_the_teacher
     ended = train(world, "half-cached", **cached)
     result = done(ended)
     assert "perplexity" in result["val"] and "kl" not in result["val"]
-    assert ended.err.count("held-out rows are judged without the teacher") == 1
+    assert ended.err.count("held-out rows are evaluated without the teacher") == 1
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from models.losses.distill import NO_MASS, UNUSED
 from src.distillation.cache.format import CacheFacts
 from src.distillation.corpus.disk import disk_errors, import_parquet
-from src.distillation.targets.signal import NO_MASS, UNUSED, TeacherSignal
+from src.distillation.targets.signal import TeacherSignal
 
 ROW_GROUP_BYTES = 1 << 20  # what is read at a time to get one row
 LARGEST_CELL = 1 << 30  # parquet counts the bytes of a page in 32 bits

@@ -17,6 +17,7 @@ from engine.runtime.devices import Runtime
 from engine.train.loop import RunData
 from engine.train.optimizers import OptimizerSet
 from models.act import ActModel
+from models.losses.distill import Divergence
 from models.retnet.config import FIRST_LOGIT_STD
 from models.retnet.model import RetNet
 from src.distillation.config import DistillConfig
@@ -25,7 +26,6 @@ from src.distillation.corpus.manifest import Split, TokenizerFacts, load_manifes
 from src.distillation.corpus.reader import PackedDataset, PackedDatasetConfig
 from src.distillation.evaluation.evaluator import NeedleEvaluator
 from src.distillation.student.head import DistillHead
-from src.distillation.student.losses import Divergence
 from src.distillation.student.optimizer import student_optimizer
 from src.distillation.student.saddle import PlateauController
 from src.distillation.student.schedule import StudentSchedule

@@ -93,7 +93,7 @@ def train(config: DistillConfig) -> dict[str, Any]:
             seed=config.seed,
             total_steps=config.max_steps,
             micro_batches=config.gradient_accumulation_steps,
-            asks_when_judging=build.knows_held_out(config, corpora),
+            knows_held_out=build.knows_held_out(config, corpora),
             controller=controller,
             checks_first_loss=resumed is None and not config.init_from_teacher,
             warn=log.say,

@@ -1,6 +1,6 @@
-"""A student's loss head: every supervision step learns from the text and from what the teacher says of it.
+"""A student's loss head: every supervision step learns from the text and from the teacher targets.
 
-B rows, L positions, T supervised tokens of the batch, K ids that the teacher tells.
+T supervised tokens of the batch, D hidden.
 """
 
 from collections.abc import Sequence
@@ -11,13 +11,12 @@ from torch import Tensor
 from models.act import ActModel, Batch
 from models.layers import weights_cast_once
 from models.losses.chunked import TokenScores
+from models.losses.distill import DistillScores, Divergence, TeacherTargets, distill_loss
 from models.losses.text import HaltingTargets, Sums, Supervised, Supervision, TextLossHead
-from src.distillation.student.losses import DistillScores, Divergence, distill_loss
-from src.distillation.targets.signal import TeacherSignal
 
 
 class DistillHead(TextLossHead):
-    """Mixes cross-entropy and divergence from the teacher; without a signal it is cross-entropy alone.
+    """Mixes cross-entropy and divergence from the teacher; without targets it is cross-entropy alone.
 
     Its weights have the names of any text model's, so that whatever reads those reads a student. The halting head of a
     recursive student learns from the mixed loss of each token.
@@ -28,27 +27,31 @@ class DistillHead(TextLossHead):
         self.alpha = alpha
         self.divergence = divergence
 
-    def learn(self, batch: Batch, at: Supervision, signal: TeacherSignal | None, total: Tensor, num_steps: int) -> Sums:
-        """Forward and backward of `num_steps` supervision steps, each with what is one and the same signal.
+    def learn(
+        self, batch: Batch, at: Supervision, targets: TeacherTargets | None, total: Tensor, num_steps: int
+    ) -> Sums:
+        """Forward and backward of `num_steps` supervision steps, all with the same targets.
 
         `total` is the number of tokens that the loss is a mean over.
         """
-        weights, taught = self._weights(at, signal, total)
+        weights = at.weights("token", total)
         scores: list[DistillScores] = []
 
         def supervised(answers: list[Tensor]) -> Supervised:
-            loss, found, q = self._scored(answers, at, signal, weights, taught)
+            loss, found, q = self._scored(answers, at, targets, weights)
             scores.append(found)
-            return loss, TokenScores(self._mixed(found, signal), found.preds), q
+            return loss, TokenScores(self._mixed(found, targets), found.preds), q
 
         _, halting = self.unroll(batch, weights, num_steps, supervised)
-        return self._sums_of(at, signal, scores) | halting.sums()
+        return self._sums_of(at, targets, scores) | halting.sums()
 
     @torch.no_grad()
-    def judge(self, batch: Batch, at: Supervision, signal: TeacherSignal | None, num_steps: int) -> tuple[Sums, Tensor]:
-        """The same sums without learning, and what the last step says at the supervised places (T,)."""
+    def evaluate(
+        self, batch: Batch, at: Supervision, targets: TeacherTargets | None, num_steps: int
+    ) -> tuple[Sums, Tensor]:
+        """The same sums without learning, and the predictions (T,) of the last step."""
         core = self.model.inner
-        weights, taught = self._weights(at, signal, torch.ones((), device=at.labels.device))
+        weights = at.weights("token", torch.ones((), device=at.labels.device))
         halting = HaltingTargets(self.model.config.halt_delta)
         scores: list[DistillScores] = []
         with weights_cast_once(core, core.dtype):
@@ -56,18 +59,13 @@ class DistillHead(TextLossHead):
             z = core.initial_latents(x)
             for _ in range(num_steps):
                 z, answers = core.step(z, x, around)
-                _, found, q = self._scored(answers[-1:], at, signal, weights, taught)
-                halting.loss_of_step(q, self._mixed(found, signal), weights)
+                _, found, q = self._scored(answers[-1:], at, targets, weights)
+                halting.loss_of_step(q, self._mixed(found, targets), weights)
                 scores.append(found)
-        return self._sums_of(at, signal, scores) | halting.sums(), scores[-1].preds
-
-    def _weights(self, at: Supervision, signal: TeacherSignal | None, total: Tensor) -> tuple[Tensor, Tensor]:
-        """What each token counts; to the teacher's part only those that it says something of."""
-        weights = at.weights("token", total)
-        return weights, weights if signal is None else weights * signal.valid[0]
+        return self._sums_of(at, targets, scores) | halting.sums(), scores[-1].preds
 
     def _scored(
-        self, answers: list[Tensor], at: Supervision, signal: TeacherSignal | None, weights: Tensor, taught: Tensor
+        self, answers: list[Tensor], at: Supervision, targets: TeacherTargets | None, weights: Tensor
     ) -> tuple[Tensor, DistillScores, Tensor]:
         """Mean loss of the answers, scores and halting logits of the last."""
         core = self.model.inner
@@ -78,36 +76,33 @@ class DistillHead(TextLossHead):
                 hidden,
                 core.lm_head.weight,
                 at.labels,
-                signal,
-                ce_weights=weights,
-                kd_weights=taught,
-                alpha=1.0 if signal is None else self.alpha,
+                targets,
+                weights,
+                alpha=self.alpha,
                 divergence=self.divergence,
             )
             total = total + loss / len(answers)
         q: Tensor = core.q_head(hidden.detach())[:, 0].float()
         return total, scores, q
 
-    def _mixed(self, scores: DistillScores, signal: TeacherSignal | None) -> Tensor:
+    def _mixed(self, scores: DistillScores, targets: TeacherTargets | None) -> Tensor:
         """The loss of each token."""
-        if signal is None:
-            return scores.ce
-        return self.alpha * scores.ce + (1 - self.alpha) * scores.kd * signal.valid[0]
+        return scores.ce if targets is None else self.alpha * scores.ce + (1 - self.alpha) * scores.kd
 
-    def _sums_of(self, at: Supervision, signal: TeacherSignal | None, steps: Sequence[DistillScores]) -> Sums:
+    def _sums_of(self, at: Supervision, targets: TeacherTargets | None, steps: Sequence[DistillScores]) -> Sums:
         """Sums over tokens, of the last step and, where there are several, of each (`depth_2/…`)."""
         sums = {
             "count": torch.tensor(len(at.lengths)),
             "tokens": torch.tensor(len(at.places)),
             "steps": torch.tensor(len(steps) * len(at.lengths)),
         }
-        if signal is not None:
-            sums["taught_tokens"] = signal.valid.sum()
+        if targets is not None:
+            sums["taught_tokens"] = targets.valid.sum()
         for number, scores in enumerate(steps, start=1):
             own = {"ce_loss": scores.ce.sum(), "right": (scores.preds == at.labels).sum()}
-            if signal is not None:
-                own["kd_loss"] = (scores.kd * signal.valid[0]).sum()
-                own["agreed"] = (scores.agrees & signal.valid[0]).sum()
+            if targets is not None:
+                own["kd_loss"] = scores.kd.sum()
+                own["agreed"] = scores.agrees.sum()
             if len(steps) > 1:
                 sums |= {f"depth_{number}/{name}": value for name, value in own.items()}
         return sums | own

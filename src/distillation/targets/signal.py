@@ -1,22 +1,19 @@
-"""What a teacher says, in one form for every kind of teacher; it travels in the batch like any other column.
+"""What a teacher says, in one form for every kind of teacher.
 
-B rows, L positions, K ids that are told of a position, V vocabulary. Position t tells of token t + 1.
+B rows, L positions, K ids that are named at a position, V vocabulary. Position t is about token t + 1.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
 
 from dataset.common import Batch
+from models.losses.distill import TeacherTargets
 
 Kind = Literal["topk", "sampled", "dense"]
-UNUSED = -1  # an id slot that tells nothing
-# The log-probability that stands in such a slot: next to nothing, and finite with any temperature on either side.
-NO_MASS = -80.0
-PREFIX = "teacher_"
 
 
 @dataclass(frozen=True)
@@ -25,8 +22,8 @@ class TeacherFacts:
 
     vocab_size: int
     kind: Kind
-    k: int  # ids told of a position: the likeliest (topk) or the drawn ones (sampled); vocab_size where dense
-    temperatures: tuple[float, ...]  # those that `log_norms` covers, 1.0 always among them, ascending
+    k: int  # ids named at a position: the likeliest (topk) or the drawn ones (sampled); vocab_size where dense
+    temperatures: tuple[float, ...]  # those that `log_norms` has a column for, 1.0 always among them, ascending
     fingerprint: str  # of the weights, or of the address and the model's name
 
     def __post_init__(self) -> None:
@@ -35,14 +32,15 @@ class TeacherFacts:
         if 1.0 not in self.temperatures or list(self.temperatures) != sorted(set(self.temperatures)):
             raise ValueError(f"temperatures={self.temperatures}: expected ascending numbers with 1.0 among them.")
 
-    def check_temperature(self, wanted: float) -> None:
-        """A distribution at another temperature cannot be made from a part of the one at 1."""
+    def column(self, wanted: float) -> int:
+        """Which of `log_norms` is of this temperature; another one's cannot be computed from a part of a distribution."""
         if wanted not in self.temperatures:
             known = ", ".join(f"{t:g}" for t in self.temperatures)
             raise ValueError(
                 f"The teacher's signal holds temperatures {known}, but {wanted:g} is asked for. Set teacher_temperature "
-                f"to one of them, or make the signal anew with it (cached: scripts/cache_teacher_logits.py)."
+                "to one of them, or make the cache again with --temperature (scripts/cache_teacher_logits.py)."
             )
+        return self.temperatures.index(wanted)
 
 
 @dataclass(frozen=True)
@@ -60,37 +58,14 @@ class TeacherSignal:
     ids: Tensor | None = None  # (B, L, K) int32, UNUSED in slots without an id; None where dense
     shares: Tensor | None = None
 
-    def columns(self) -> Batch:
-        """As columns of a batch, whose first axis is the row: they stay with their rows wherever these go."""
-        named = {
-            "logprobs": self.logprobs,
-            "log_norms": self.log_norms,
-            "valid": self.valid,
-            "ids": self.ids,
-            "shares": self.shares,
-        }
-        return {PREFIX + name: value for name, value in named.items() if value is not None}
+    def columns(self) -> dict[str, Tensor]:
+        """The tensors that are there, by name; the first axis of each is the row."""
+        return {name: value for name, value in vars(self).items() if value is not None}
 
-    @classmethod
-    def of(cls, batch: Batch) -> "TeacherSignal":
-        """The signal that rides in a batch."""
-        return cls(
-            logprobs=batch[PREFIX + "logprobs"],
-            log_norms=batch[PREFIX + "log_norms"],
-            valid=batch[PREFIX + "valid"],
-            ids=batch.get(PREFIX + "ids"),
-            shares=batch.get(PREFIX + "shares"),
-        )
-
-    def at(self, places: Tensor) -> "TeacherSignal":
-        """The positions `places` (S,) of the flattened batch, as one row: (1, S, ...)."""
-        return self._with_each(lambda value: value.flatten(0, 1)[places][None])
-
-    def at_temperature(self, wanted: float, facts: TeacherFacts) -> "TeacherSignal":
-        """With the log norm of this temperature alone."""
-        facts.check_temperature(wanted)
-        column = facts.temperatures.index(wanted)
-        return replace(self, log_norms=self.log_norms[..., column : column + 1])
+    def targets(self, places: Tensor, column: int) -> TeacherTargets:
+        """At the positions `places` (T,) of the flattened batch, with the log norm of one temperature."""
+        at = {name: value.flatten(0, 1)[places] for name, value in self.columns().items()}
+        return TeacherTargets(log_norm=at.pop("log_norms")[:, column], **at)
 
     def rows(self, numbers: Sequence[int]) -> "TeacherSignal":
         return self._with_each(lambda value: value[list(numbers)])
@@ -99,11 +74,11 @@ class TeacherSignal:
         return self._with_each(lambda value: value.to(device))
 
     def _with_each(self, change: Callable[[Tensor], Tensor]) -> "TeacherSignal":
-        return TeacherSignal.of({name: change(value) for name, value in self.columns().items()})
+        return TeacherSignal(**{name: change(value) for name, value in self.columns().items()})
 
 
 class Teacher(Protocol):
-    """Whatever can say what it thinks of a batch."""
+    """Says what it expects of the next token at every position of a batch."""
 
     @property
     def facts(self) -> TeacherFacts: ...
@@ -112,7 +87,7 @@ class Teacher(Protocol):
         """Of the rows of a batch (`inputs`, `positions`, `documents`, `row_id`), on the batch's device."""
 
     def close(self) -> None:
-        """No more will be asked: finish what is being written, give back what is held."""
+        """Finish what is being written and release what is held; `signal` is not called again."""
 
 
 def predicted_places(documents: Tensor) -> Tensor:

@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from src.distillation.targets.signal import NO_MASS, UNUSED, TeacherFacts, TeacherSignal
+from models.losses.distill import NO_MASS, UNUSED
+from src.distillation.targets.signal import TeacherFacts, TeacherSignal
 
 
 @dataclass(frozen=True)

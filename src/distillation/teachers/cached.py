@@ -62,7 +62,7 @@ class CachedTeacher:
         expected = cache_facts(self.facts, tokenizer, corpus_fingerprint, cache.facts.value_dtype)
         check_same(folder, cache.facts, expected)
         for temperature in temperatures:
-            self.facts.check_temperature(temperature)
+            self.facts.column(temperature)
         self._cache_facts = cache.facts
         self._reader = CacheReader(folder, cache)
 

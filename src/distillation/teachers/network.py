@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import torch
 
 from dataset.common import Batch
-from src.distillation.targets.signal import NO_MASS, UNUSED, TeacherFacts, TeacherSignal, predicted_places
+from models.losses.distill import NO_MASS, UNUSED
+from src.distillation.targets.signal import TeacherFacts, TeacherSignal, predicted_places
 from src.distillation.targets.topk import blank_signal
 from src.distillation.teachers.completion_client import CompletionClient, ServerError
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dataset.common import Batch
-from src.distillation.targets.signal import NO_MASS, UNUSED
+from models.losses.distill import NO_MASS, UNUSED
 from src.distillation.targets.topk import drawn
 from src.distillation.teachers.direct import DirectTeacher
 from tests.distillation.cache_samples import (
@@ -89,8 +89,8 @@ def test_log_norms_make_the_distribution_at_another_temperature(root: Path, batc
         expected = (whole / temperature).log_softmax(-1).gather(-1, told.ids.long().clamp(min=0))
         found = told.logprobs / temperature - told.log_norms[..., column, None]
         assert torch.allclose(found[told.valid], expected[told.valid], atol=1e-4)
-    with pytest.raises(ValueError, match=r"temperatures 0.5, 1, 2, but 3 is asked for"):
-        teacher.facts.check_temperature(3.0)
+    with pytest.raises(ValueError, match="temperatures 0.5, 1, 2"):
+        teacher.facts.column(3.0)
 
 
 def test_drawn_ids_are_unbiased_and_close_to_the_distribution(root: Path, batch: Batch) -> None:

@@ -1,7 +1,5 @@
 """The loss of a student against plain formulas: nothing at equality, chunks change nothing, gradients are those of the formula."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,22 +7,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from src.distillation.student import losses
-from src.distillation.student.losses import DistillScores, Divergence, distill_loss
-from src.distillation.targets.signal import NO_MASS, UNUSED, TeacherFacts, TeacherSignal, log_norms_of
+from models.losses import chunked
+from models.losses.distill import NO_MASS, UNUSED, DistillScores, Divergence, TeacherTargets, distill_loss
+from src.distillation.targets.signal import log_norms_of
 
 TOKENS, WIDTH, VOCAB = 7, 5, 11
 
 
-def told(logits: Tensor, k: int | None, temperature: float = 1.0, valid: Tensor | None = None) -> TeacherSignal:
+def targets_of(logits: Tensor, k: int | None, temperature: float = 1.0, valid: Tensor | None = None) -> TeacherTargets:
     """What a teacher with these logits (T, V) says: its k likeliest ids, or all."""
     logprobs = logits.log_softmax(-1)
-    norms = log_norms_of(logprobs, [temperature])[None]
+    norm = log_norms_of(logprobs, [temperature])[:, 0]
     valid = torch.ones(len(logits), dtype=torch.bool) if valid is None else valid
     if k is None:
-        return TeacherSignal(logprobs[None], norms, valid[None])
+        return TeacherTargets(logprobs, norm, valid)
     best = logprobs.topk(k)
-    return TeacherSignal(best.values[None], norms, valid[None], ids=best.indices[None].int())
+    return TeacherTargets(best.values, norm, valid, ids=best.indices.int())
 
 
 def student(seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
@@ -38,16 +36,15 @@ def teacher_logits(seed: int = 1) -> Tensor:
     return 2 * torch.randn(TOKENS, VOCAB, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def learnt(signal: TeacherSignal | None, alpha: float = 0.0, **divergence: object) -> tuple[Tensor, DistillScores]:
+def learnt(targets: TeacherTargets | None, alpha: float = 0.0, **divergence: object) -> tuple[Tensor, DistillScores]:
     hidden, head, labels = student()
     ones = torch.ones(TOKENS, dtype=torch.float64)
     return distill_loss(
         hidden,
         head,
         labels,
-        signal,
-        ce_weights=ones,
-        kd_weights=ones,
+        targets,
+        ones,
         alpha=alpha,
         divergence=Divergence(**divergence),  # type: ignore[arg-type]
     )
@@ -85,15 +82,14 @@ def test_values_and_gradients_are_those_of_the_plain_formula(
     hidden, head, labels = student()
     logits = teacher_logits()
     valid = torch.tensor([True] * 5 + [False] + [True])
-    ce_weights, kd_weights = torch.rand(2, TOKENS, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
-    signal = told(logits, k, temperature, valid)
+    weights = torch.rand(TOKENS, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    targets = targets_of(logits, k, temperature, valid)
     loss, scores = distill_loss(
         hidden,
         head,
         labels,
-        signal,
-        ce_weights=ce_weights,
-        kd_weights=kd_weights,
+        targets,
+        weights,
         alpha=0.3,
         divergence=Divergence(beta, temperature, tail),  # type: ignore[arg-type]
     )
@@ -107,7 +103,7 @@ def test_values_and_gradients_are_those_of_the_plain_formula(
         log_p, log_q = coarse(log_p, ids, tail), coarse(log_q, ids, tail)
     kd = temperature**2 * plain(log_p, log_q, beta) * valid
     ce = -(own_hidden @ own_head.T).log_softmax(-1).gather(-1, labels[:, None])[:, 0]
-    expected = 0.3 * (ce * ce_weights).sum() + 0.7 * (kd * kd_weights).sum()
+    expected = 0.3 * (ce * weights).sum() + 0.7 * (kd * weights).sum()
     expected.backward()
     torch.testing.assert_close(scores.kd, kd.detach())
     torch.testing.assert_close(scores.ce, ce.detach())
@@ -121,15 +117,14 @@ def test_values_and_gradients_are_those_of_the_plain_formula(
 @pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
 def test_a_student_equal_to_its_teacher_has_nothing_to_learn(k: int | None, temperature: float, beta: float) -> None:
     hidden, head, labels = student(dtype=torch.float32)
-    signal = told((hidden @ head.T).detach(), k, temperature)
+    targets = targets_of((hidden @ head.T).detach(), k, temperature)
     ones = torch.ones(TOKENS)
     loss, scores = distill_loss(
         hidden,
         head,
         labels,
-        signal,
-        ce_weights=ones,
-        kd_weights=ones,
+        targets,
+        ones,
         alpha=0.0,
         divergence=Divergence(beta, temperature),
     )
@@ -145,14 +140,14 @@ def test_knowing_less_of_the_teacher_never_makes_the_difference_larger(
     k: int, scale: float, beta: float, seed: int
 ) -> None:
     logits = scale * teacher_logits(seed)
-    part, whole = (learnt(told(logits, size), beta=beta)[1].kd for size in (k, None))
+    part, whole = (learnt(targets_of(logits, size), beta=beta)[1].kd for size in (k, None))
     assert (part > -1e-4).all() and (part <= whole + 1e-4).all()  # a rest below 1e-6 is left out
 
 
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, scores = learnt(told(teacher_logits(), 4), alpha=0.4)
-    monkeypatch.setattr(losses, "CHUNK_ELEMENTS", 2 * VOCAB)
-    cut, cut_scores = learnt(told(teacher_logits(), 4), alpha=0.4)
+    whole, scores = learnt(targets_of(teacher_logits(), 4), alpha=0.4)
+    monkeypatch.setattr(chunked, "CHUNK_ELEMENTS", 2 * VOCAB)
+    cut, cut_scores = learnt(targets_of(teacher_logits(), 4), alpha=0.4)
     torch.testing.assert_close(whole, cut)
     for one, other in zip(scores, cut_scores, strict=True):
         torch.testing.assert_close(one, other)
@@ -167,31 +162,31 @@ def test_drawn_ids_give_the_divergence_on_average() -> None:
     unused = {"ids": F.pad(ids, (0, 1), value=UNUSED), "logprobs": F.pad(logprobs, (0, 1), value=NO_MASS)}
     shares = F.pad(counts / counts.sum(-1, keepdim=True), (0, 1))
     for temperature in (1.0, 2.0):
-        signal = TeacherSignal(
-            unused["logprobs"][None],
-            log_norms_of(logprobs, [temperature])[None],
-            torch.ones(1, TOKENS, dtype=torch.bool),
-            ids=unused["ids"][None],
-            shares=shares[None],
+        targets = TeacherTargets(
+            unused["logprobs"],
+            log_norms_of(logprobs, [temperature])[:, 0],
+            torch.ones(TOKENS, dtype=torch.bool),
+            ids=unused["ids"],
+            shares=shares,
         )
-        found = learnt(signal, temperature=temperature)[1].kd
-        expected = learnt(told(logits, None, temperature), temperature=temperature)[1].kd
+        found = learnt(targets, temperature=temperature)[1].kd
+        expected = learnt(targets_of(logits, None, temperature), temperature=temperature)[1].kd
         torch.testing.assert_close(found, expected, atol=0.05, rtol=0.02)
     with pytest.raises(ValueError, match="teacher_kind=sampled"):
-        learnt(signal, beta=1.0)
+        learnt(targets, beta=1.0)
 
 
 def test_impossible_ids_unused_slots_and_certainty_stay_finite() -> None:
     logprobs = torch.full((TOKENS, VOCAB), float("-inf"), dtype=torch.float64)
     logprobs[:, 3] = 0.0
-    signals = [told(logprobs, None), told(logprobs, 1)]
+    all_targets = [targets_of(logprobs, None), targets_of(logprobs, 1)]
     best = teacher_logits().log_softmax(-1).topk(3)
     ids, values = best.indices.int(), best.values.clone()
     ids[:, 2], values[:, 2] = UNUSED, float("-inf")
-    signals.append(TeacherSignal(values[None], torch.zeros(1, TOKENS, 1), torch.ones(1, TOKENS) > 0, ids=ids[None]))
+    all_targets.append(TeacherTargets(values, torch.zeros(TOKENS), torch.ones(TOKENS) > 0, ids=ids))
     ids, values = torch.full_like(ids, UNUSED), torch.full_like(values, float("-inf"))
-    signals.append(TeacherSignal(values[None], torch.zeros(1, TOKENS, 1), torch.zeros(1, TOKENS) > 0, ids=ids[None]))
-    for signal in signals:
+    all_targets.append(TeacherTargets(values, torch.zeros(TOKENS), torch.zeros(TOKENS) > 0, ids=ids))
+    for targets in all_targets:
         for beta in (0.0, 0.5, 1.0):
             hidden, head, labels = student()
             ones = torch.ones(TOKENS, dtype=torch.float64)
@@ -199,17 +194,16 @@ def test_impossible_ids_unused_slots_and_certainty_stay_finite() -> None:
                 hidden,
                 head,
                 labels,
-                signal,
-                ce_weights=ones,
-                kd_weights=ones,
+                targets,
+                ones,
                 alpha=0.0,
                 divergence=Divergence(beta),
             )
             loss.backward()
             assert loss.isfinite() and scores.kd.isfinite().all() and hidden.grad.isfinite().all()  # type: ignore[union-attr]
     assert not scores.agrees.any() and loss == 0 and not hidden.grad.any()  # type: ignore[union-attr]
-    two = learnt(signals[2])[1].kd
-    torch.testing.assert_close(two, learnt(told(teacher_logits(), 2))[1].kd)
+    two = learnt(all_targets[2])[1].kd
+    torch.testing.assert_close(two, learnt(targets_of(teacher_logits(), 2))[1].kd)
 
 
 def test_only_the_alignment_with_the_next_token_gives_nothing() -> None:
@@ -222,9 +216,8 @@ def test_only_the_alignment_with_the_next_token_gives_nothing() -> None:
             hidden,
             head,
             labels,
-            told(said, 2),
-            ce_weights=ones,
-            kd_weights=ones,
+            targets_of(said, 2),
+            ones,
             alpha=0.0,
             divergence=Divergence(),
         )[1].kd
@@ -233,17 +226,7 @@ def test_only_the_alignment_with_the_next_token_gives_nothing() -> None:
     assert right.abs().max() < 1e-6 and wrong.min() > 5
 
 
-def test_a_temperature_that_the_signal_lacks_is_named() -> None:
-    facts = TeacherFacts(VOCAB, "topk", 4, (1.0, 2.0, 4.0), "any")
-    logprobs = teacher_logits().log_softmax(-1)
-    norms = log_norms_of(logprobs, facts.temperatures)[None]
-    signal = replace(told(teacher_logits(), 4), log_norms=norms)
-    with pytest.raises(ValueError, match="holds 3 temperatures, expected the one of the divergence, 2"):
-        learnt(signal, temperature=2.0)
-    found = learnt(signal.at_temperature(2.0, facts), temperature=2.0)[1].kd
-    torch.testing.assert_close(found, learnt(told(teacher_logits(), 4, 2.0), temperature=2.0)[1].kd)
-    with pytest.raises(ValueError, match="holds temperatures 1, 2, 4, but 3 is asked for"):
-        signal.at_temperature(3.0, facts)
+def test_an_option_out_of_range_is_named() -> None:
     for wrong in ({"beta": 2.0}, {"temperature": 0.0}, {"tail": "renormalise"}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             Divergence(**wrong)  # type: ignore[arg-type]
