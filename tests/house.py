@@ -22,9 +22,15 @@ NEVER = (*((stone, ROOMS) for stone in GROUND_STONES), *((room, ("tests",)) for 
 COMPOSERS = ("engine.build", "src.distillation.run.build")
 CONCRETE = ("models.recursive_reasoning", "dataset")
 SHARED = (
-    *("dataset.common", "dataset.text.conversation", "dataset.tokenization.sentencepiece", "dataset.puzzles.arc_grids"),
-    *("dataset.files", "dataset.chat.samples", "dataset.text.packing", "dataset.text.encoder_pool"),
-    *("dataset.puzzles.samples", "dataset.tokenization.tokenizer_json"),
+    "dataset.common",
+    "dataset.chat.samples",
+    "dataset.files",
+    "dataset.puzzles.arc_grids",
+    "dataset.puzzles.samples",
+    "dataset.text.conversation",
+    "dataset.text.encoder_pool",
+    "dataset.text.packing",
+    "dataset.tokenization",
 )
 OPTIMIZERS = ("AdamATan2", "AdamW", "SparseSignSGD", "network_optimizer")
 OPTIMIZER_ROOMS = ("engine.train.optimizers", "src.distillation.student.optimizer")

@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from dataset.chat.template import TEMPLATE
 from dataset.common import IGNORE_LABEL_ID, PuzzleDatasetMetadata
+from dataset.files.disk import file_sha256
 from dataset.files.jsonl import SPLITS
 from dataset.files.writer import BOARD_SET, TOKENIZER_FOLDER
 from dataset.puzzles.format import open_split
@@ -158,7 +159,7 @@ def folder_sha256(folder: Path) -> str:
     """The fingerprint of a tokenizer: names and content of its files; hidden ones are the system's."""
     whole = sha256()
     for file in sorted(path for path in folder.glob("*") if path.is_file() and not path.name.startswith(".")):
-        whole.update(f"{file.name} {sha256(file.read_bytes()).hexdigest()} ".encode())
+        whole.update(f"{file.name} {file_sha256(file)} ".encode())
     return whole.hexdigest()
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dataset.tokenization.sentencepiece import Tokenizer, is_unicode
+from dataset.tokenization.protocol import Tokenizer, is_unicode
 
 Role = Literal["system", "user", "assistant"]
 

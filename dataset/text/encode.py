@@ -12,7 +12,8 @@ from typing import Literal
 from dataset.text.conversation import ConversationEncoder, EncodedConversation, Turn, has_answer, parse_record
 from dataset.text.encoder_pool import EncoderPool, chunked
 from dataset.text.token_store import EncodedDocuments, join_documents
-from dataset.tokenization.sentencepiece import Tokenizer, load_tokenizer
+from dataset.tokenization.lookup import load_tokenizer
+from dataset.tokenization.protocol import Tokenizer
 
 CHUNK_LINES = 1024
 POOL_PAYS_LINES = 20_000  # starting processes costs seconds where they are spawned, not forked

@@ -2,12 +2,12 @@
 
 import hashlib
 import io
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
 
+from dataset.files.disk import write_file
 from dataset.text.conversation import MARKERS
 from dataset.text.sample_tasks import TASKS, Exchange
 
@@ -45,11 +45,7 @@ def sample_tokenizer(records: Sequence[Record], folder: Path) -> Path:
     path = folder / f"sample-{digest[:12]}" / "tokenizer.model"
     if path.exists():
         return path
-    model = train_tokenizer(texts, VOCAB_SIZE)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}")
-    unfinished.write_bytes(model)
-    os.replace(unfinished, path)
+    write_file(path, train_tokenizer(texts, VOCAB_SIZE))
     return path
 
 

@@ -18,7 +18,8 @@ from dataset.text.conversation import parse_record
 from dataset.text.encode import EncodingPlan, Line, LoadReport, UsedLines, encode_lines
 from dataset.text.sample_corpus import make_sample_records, sample_tokenizer
 from dataset.text.token_store import DocumentStore, DocumentStoreBuilder
-from dataset.tokenization.sentencepiece import Tokenizer, find_tokenizer
+from dataset.tokenization.lookup import find_tokenizer
+from dataset.tokenization.protocol import Tokenizer
 
 HUB_REPO = "Open-Orca/SlimOrca"
 HUB_NAME = "oo-labeled_correct.gpt4.sharegpt.jsonl"  # what a copy of the repository calls the file

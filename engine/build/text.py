@@ -16,8 +16,7 @@ from dataset.text.cursor import InstructDataset, InstructDatasetConfig
 from dataset.text.packing import fill_batch
 from dataset.text.slimorca import InstructCorpus, SlimOrcaConfig, load_corpus, read_texts
 from dataset.text.token_store import Documents, DocumentStore, DocumentStoreBuilder, EncodedDocuments
-from dataset.tokenization.sentencepiece import Tokenizer, find_tokenizer, load_tokenizer
-from dataset.tokenization.tokenizer_json import JSON_FILE, open_json_tokenizer
+from dataset.tokenization.protocol import Tokenizer
 from engine.build.puzzles import build_recursive_model, check_batch_shares, loader
 from engine.config.registry import load_model_class
 from engine.config.schema import InstructConfig, TextConfig
@@ -38,13 +37,6 @@ class TextSource:
     total_steps: int  # with recursion=carry the expected number, which the data may exceed
     total_rows: int
     iterations: int
-
-
-def open_tokenizer(path: str | None) -> Tokenizer:
-    """The given one, a SentencePiece model or tokenizer.json, else the one that is found where they are looked for."""
-    found = find_tokenizer(path)
-    file = found / JSON_FILE if found.is_dir() and not any(found.glob("*.model")) else found
-    return open_json_tokenizer(file) if file.suffix == ".json" and file.is_file() else load_tokenizer(found)
 
 
 @dataclass(frozen=True)

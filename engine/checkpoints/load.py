@@ -1,7 +1,6 @@
 """The reading side of checkpoints: find one, check that it is whole, load it, and put its weights into a module."""
 
 import glob
-import hashlib
 import json
 import re
 import struct
@@ -12,6 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from dataset.files.disk import file_sha256
 
 MODEL_FILE = "model.safetensors"
 EMA_FILE = "ema.safetensors"
@@ -188,19 +189,11 @@ def _load_weights_file(path: Path, recorded: dict[str, Any]) -> dict[str, Tensor
 def _check_contents(path: Path, recorded: dict[str, Any]) -> None:
     if path.name not in recorded:
         raise ValueError(f"{path.parent} holds no {path.name}, only {', '.join(recorded)}. Use another checkpoint.")
-    if sha256_of(path) != recorded[path.name]["sha256"]:
+    if file_sha256(path) != recorded[path.name]["sha256"]:
         raise ValueError(
             f"{path} is not what was saved: its sha256 differs from the one in {META_FILE}. Copy it again or use "
             f"another checkpoint: {path.parent.parent} holds {_listing(path.parent.parent)}."
         )
-
-
-def sha256_of(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _load_torch_file(path: Path) -> dict[str, Any]:

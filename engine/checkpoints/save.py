@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dataset.files.disk import file_sha256
 from engine.checkpoints.load import (
     CONFIG_FILE,
     EMA_FILE,
@@ -25,7 +26,6 @@ from engine.checkpoints.load import (
     complete_steps,
     find_damage,
     latest_step,
-    sha256_of,
     strip_prefixes,
 )
 from engine.entry import RunError
@@ -219,7 +219,7 @@ def _write_folder(folder: Path, snapshot: _Snapshot) -> None:
         "torch": torch.__version__,
         "parameters": sum(tensor.numel() for tensor in snapshot.model.values()),
         **snapshot.meta,
-        "files": {path.name: {"size": path.stat().st_size, "sha256": sha256_of(path)} for path in written},
+        "files": {path.name: {"size": path.stat().st_size, "sha256": file_sha256(path)} for path in written},
     }
     (folder / META_FILE).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
     for path in (*written, folder / META_FILE, folder):

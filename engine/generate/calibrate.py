@@ -1,7 +1,6 @@
 """Finds how early tokens may leave the recursion so that held-out loss rises by no more than was asked."""
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dataset.files.disk import write_file
 from engine.build import text as build_text
 from engine.build.text import HeldOut
 from engine.checkpoints.load import load_checkpoint, load_weights, resolve_checkpoint
@@ -205,8 +205,6 @@ def calibrate_checkpoint(
     print(f"calibrating on {min(len(corpus.test), 2 * conversations)} held-out conversations", file=sys.stderr)
     found = calibrate(head.model, texts, max_rise=max_loss_increase, conversations=conversations)
     report = {"max_loss_increase": max_loss_increase, "steps": head.model.config.halt_max_steps} | found
-    partial = path / f"{EXIT_FILE}.partial"
-    partial.write_text(json.dumps(report, indent=2) + "\n")
-    os.replace(partial, path / EXIT_FILE)
+    write_file(path / EXIT_FILE, json.dumps(report, indent=2) + "\n")
     print(json.dumps(report, indent=2))
     print(f"written to {path / EXIT_FILE}", file=sys.stderr)

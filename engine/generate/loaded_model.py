@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dataset.text.conversation import ConversationEncoder, Turn
-from dataset.tokenization.sentencepiece import Tokenizer
+from dataset.tokenization.lookup import find_tokenizer, load_tokenizer
+from dataset.tokenization.protocol import Tokenizer
 from engine.build import text as build_text
 from engine.checkpoints.load import Checkpoint, load_checkpoint, load_weights, resolve_checkpoint
 from engine.config.schema import ChatConfig, InstructConfig, TextConfig
@@ -120,5 +121,5 @@ def voice_of(
 
         return build_chat.chat_voice(given, loaded.path)
     assert isinstance(config, InstructConfig)
-    tokenizer = build_text.open_tokenizer(given or config.dataset.tokenizer_path)
+    tokenizer = load_tokenizer(find_tokenizer(given or config.dataset.tokenizer_path))
     return tokenizer, ConversationEncoder(tokenizer), frozenset([tokenizer.eos_id])

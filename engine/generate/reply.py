@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from dataset.text.conversation import Turn
-from dataset.tokenization.sentencepiece import StreamDecoder
+from dataset.tokenization.protocol import StreamDecoder
 from engine.generate.decode import DecodeOptions, Decoding, ExitRule, Mode, Token
 from engine.generate.loaded_model import Speaker
 from engine.generate.sampling import Sampling

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dataset.text.conversation import Turn
-from dataset.tokenization.sentencepiece import Tokenizer
+from dataset.tokenization.protocol import Tokenizer
 from engine.generate.decode import Token
 from engine.generate.loaded_model import Speaker
 from engine.generate.reply import Reply, ReplySettings

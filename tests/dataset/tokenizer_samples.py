@@ -1,9 +1,14 @@
 """Small tokenizers in the forms that people publish, as the content of tokenizer.json."""
 
 import json
+from pathlib import Path
 from typing import Any
 
-from dataset.tokenization.bpe import train_bpe
+import huggingface_hub
+import pytest
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+from dataset.tokenization.train import train_bpe
 from tests.dataset.instruct_samples import WORDING
 
 PIECES = ("\u2581\u2581", "\u2581the", "\u2581answer", "\u2581is", "the", "answer", "is")  # in the order of merging
@@ -58,3 +63,19 @@ def llama_style(is_metaspace: bool = False) -> dict[str, Any]:
             "merges": merges,
         },
     }
+
+
+def stub_downloads(monkeypatch: pytest.MonkeyPatch, held: Path | None) -> list[str]:
+    """Let every repository of the Hub hold the files of this folder, or let the Hub not answer; returns what is asked."""
+    asked = []
+
+    def download(repo: str, file: str) -> str:
+        asked.append(file)
+        if held is None:
+            raise LocalEntryNotFoundError("nobody answers")
+        if not (held / file).exists():
+            raise EntryNotFoundError(f"no {file} in {repo}")
+        return str(held / file)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    return asked

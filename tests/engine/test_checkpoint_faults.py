@@ -129,7 +129,7 @@ def full_disk(*_args, **_kwargs):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-@pytest.mark.parametrize("failing", ["_write_folder", "_fsync", "sha256_of"])
+@pytest.mark.parametrize("failing", ["_write_folder", "_fsync", "file_sha256"])
 def test_full_disk_leaves_earlier_checkpoints_untouched(two_steps, monkeypatch, failing):
     store = CheckpointStore(two_steps, keep_last=1)
     before = tree(two_steps)

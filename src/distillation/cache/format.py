@@ -4,7 +4,6 @@
 corpus, by their `row_id`.
 """
 
-import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from src.distillation.corpus.disk import disk_errors
+from dataset.files.disk import disk_errors, write_file
 from src.distillation.corpus.manifest import TokenizerFacts
 from src.distillation.targets.signal import Kind, TeacherFacts
 
 CACHE_FILE = "cache.json"
 UNFINISHED = ".tmp"
-OUR_FILE = re.compile(r"shard-\d{5,}\.parquet(\.tmp)?|cache\.json\.tmp")
+OUR_FILE = re.compile(r"shard-\d{5,}\.parquet(\.tmp)?|cache\.json(\.\d+)?\.tmp")
 PROGRAM = "python scripts/cache_teacher_logits.py"
 
 ValueDType = Literal["fp16", "u8"]
@@ -75,13 +74,8 @@ class Cache(_Record):
         return Cache(facts=self.facts, shards=sorted([*self.shards, shard], key=lambda known: known.number))
 
     def save(self, folder: Path) -> None:
-        unfinished = folder / f"{CACHE_FILE}{UNFINISHED}"
         with disk_errors(folder / CACHE_FILE):
-            with open(unfinished, "w", encoding="utf-8") as file:
-                file.write(self.model_dump_json(indent=1) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(unfinished, folder / CACHE_FILE)
+            write_file(folder / CACHE_FILE, self.model_dump_json(indent=1) + "\n")
 
 
 def cache_facts(

@@ -5,7 +5,6 @@ L positions of a row, K ids that are told of a position. Beside `row_id` the col
 lowest and the step), `log_norms` (float32, of all temperatures but 1), `counts` (unsigned; K, where sampled).
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from models.losses.distill import NO_MASS, UNUSED
 from src.distillation.cache.format import CacheFacts
-from src.distillation.corpus.disk import disk_errors, import_parquet
+from src.distillation.corpus.parquet import import_parquet, write_parquet
 from src.distillation.targets.signal import TeacherSignal
 
 ROW_GROUP_BYTES = 1 << 20  # what is read at a time to get one row
@@ -104,7 +103,7 @@ def decode(facts: CacheFacts, rows: Sequence[Row], valid: Tensor) -> TeacherSign
 
 def write_rows(path: Path, facts: CacheFacts, row_ids: Sequence[int], rows: Sequence[Row]) -> None:
     """One parquet file; the same rows always give the same bytes."""
-    parquet = import_parquet()
+    import_parquet()
     import pyarrow as pa
 
     length = len(rows[0]["logprobs"])
@@ -118,20 +117,16 @@ def write_rows(path: Path, facts: CacheFacts, row_ids: Sequence[int], rows: Sequ
             )
         cells = pa.py_buffer(np.stack([row[name] for row in rows]).astype(dtype).tobytes())
         content[name] = pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(rows), [None, cells])
-    with disk_errors(path):
-        with open(path, "wb") as file:
-            parquet.write_table(
-                pa.table(content),
-                file,
-                row_group_size=max(1, ROW_GROUP_BYTES // (length * bytes_per_position(facts))),
-                compression="zstd",
-                compression_level=3,
-                use_dictionary=False,
-                write_statistics=False,  # the least and the greatest of such cells are cells themselves
-                write_page_checksum=True,
-            )
-            file.flush()
-            os.fsync(file.fileno())
+    write_parquet(
+        path,
+        pa.table(content),
+        row_group_size=max(1, ROW_GROUP_BYTES // (length * bytes_per_position(facts))),
+        compression="zstd",
+        compression_level=3,
+        use_dictionary=False,
+        write_statistics=False,  # the least and the greatest of such cells are cells themselves
+        write_page_checksum=True,
+    )
 
 
 def read_group(file: Any, group: int, facts: CacheFacts) -> tuple[list[int], list[Row]]:

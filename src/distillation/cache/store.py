@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from dataset.files.disk import disk_errors, file_sha256
 from dataset.files.locks import exclusive_lock
 from src.distillation.cache.format import (
     CACHE_FILE,
@@ -24,8 +25,7 @@ from src.distillation.cache.format import (
     remove_leftovers,
 )
 from src.distillation.cache.rows import Row, bytes_per_position, encode, read_group, write_rows
-from src.distillation.corpus.disk import disk_errors, import_parquet
-from src.distillation.corpus.manifest import file_sha256
+from src.distillation.corpus.parquet import import_parquet
 from src.distillation.targets.signal import TeacherSignal
 
 SHARD_BYTES = 64 << 20  # about, before compression

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from dataset.common import LoaderItem
+from dataset.tokenization.lookup import open_tokenizer
 from src.distillation.config import DistillConfig
-from src.distillation.corpus.manifest import Manifest, Split, TokenizerFacts, load_manifest
-from src.distillation.corpus.tokenizer import open_tokenizer, tokenizer_facts
+from src.distillation.corpus.manifest import Manifest, Split, TokenizerFacts, load_manifest, tokenizer_facts
 
 WITHOUT_EVALUATION = 10**9  # batches of a stretch that no evaluation ends
 

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from dataset.files.jsonl import numbered_lines, read_blocks
 from dataset.text.conversation import ConversationEncoder, Turn, parse_record
 from dataset.text.encoder_pool import EncoderPool, chunked
-from dataset.tokenization.sentencepiece import is_unicode
-from src.distillation.corpus.tokenizer import open_tokenizer
+from dataset.tokenization.lookup import open_tokenizer
+from dataset.tokenization.protocol import is_unicode
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 BLOCK_BYTES = 1 << 20

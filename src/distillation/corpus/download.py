@@ -11,9 +11,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from dataset.files.disk import disk_errors
 from dataset.text.conversation import has_answer, parse_record
-from dataset.tokenization.sentencepiece import is_unicode
-from src.distillation.corpus.disk import disk_errors
+from dataset.tokenization.protocol import is_unicode
 from src.distillation.corpus.hub_records import read_records
 from src.distillation.corpus.plans import BASELINE, CATEGORIES, CURRICULUM, HubSource, Row
 from src.distillation.corpus.source_note import SourceNote, read_note, write_note

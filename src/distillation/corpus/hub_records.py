@@ -9,7 +9,7 @@ from typing import Any
 
 from dataset.files.download import find_hub_file
 from dataset.files.jsonl import numbered_lines, read_blocks
-from src.distillation.corpus.disk import import_parquet
+from src.distillation.corpus.parquet import import_parquet
 
 NAMES_FILE = "names.json"
 ROWS_AT_A_TIME = 1000

@@ -2,14 +2,17 @@
 
 import hashlib
 import json
-import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from dataset.files.disk import write_file
+from dataset.tokenization.protocol import Tokenizer
+from dataset.tokenization.tokenizer_json import JsonTokenizer
+
 MANIFEST_FILE = "manifest.json"
-BLOCK_BYTES = 1 << 20
 
 Split = Literal["train", "val"]
 SPLITS: tuple[Split, ...] = ("train", "val")
@@ -26,6 +29,27 @@ class TokenizerFacts(_Record):
     bos_id: int | None
     eos_id: int
     pad_id: int  # fills rows up; whether a place is padding says `document_lengths`, never this id
+
+
+def tokenizer_facts(name: str, tokenizer: Tokenizer) -> TokenizerFacts:
+    """What a manifest keeps of a tokenizer; a path is cut to its last part, which is the same on every machine."""
+    if isinstance(tokenizer, JsonTokenizer):
+        pieces = tokenizer.pieces()
+    else:
+        pieces = [tokenizer.piece_bytes(index).hex() for index in range(tokenizer.vocab_size)]
+    return TokenizerFacts(
+        name=Path(name).resolve().name if Path(name).exists() else name,
+        sha256=pieces_sha256(pieces, tokenizer.bos_id, tokenizer.eos_id),
+        vocab_size=tokenizer.vocab_size,
+        bos_id=tokenizer.bos_id,
+        eos_id=tokenizer.eos_id,
+        pad_id=tokenizer.pad_id,
+    )
+
+
+def pieces_sha256(pieces: Sequence[str], bos_id: int | None, eos_id: int) -> str:
+    """Of what every id stands for."""
+    return hashlib.sha256(json.dumps([pieces, bos_id, eos_id]).encode()).hexdigest()
 
 
 class Shard(_Record):
@@ -113,13 +137,7 @@ class Manifest(_Record):
             )
 
     def save(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        unfinished = folder / f"{MANIFEST_FILE}.tmp"
-        with open(unfinished, "w", encoding="utf-8") as file:
-            file.write(self.model_dump_json(indent=2) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, folder / MANIFEST_FILE)
+        write_file(folder / MANIFEST_FILE, self.model_dump_json(indent=2) + "\n")
 
 
 def load_manifest(folder: Path) -> Manifest:
@@ -138,14 +156,6 @@ def load_manifest(folder: Path) -> Manifest:
             f"{file} is no manifest of this version ({where}: {first['msg']}). It was made by another program or is "
             "damaged: choose another folder, or remove it and preprocess anew."
         ) from error
-
-
-def file_sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _facts(shards: list[Shard]) -> SplitFacts:

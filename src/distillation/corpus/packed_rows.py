@@ -8,8 +8,9 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from src.distillation.corpus.disk import import_parquet
-from src.distillation.corpus.manifest import Manifest, Shard, Split, file_sha256
+from dataset.files.disk import file_sha256
+from src.distillation.corpus.manifest import Manifest, Shard, Split
+from src.distillation.corpus.parquet import import_parquet
 
 KEPT_GROUPS = 64  # of about 32000 tokens: 8 MB
 KEPT_FILES = 128

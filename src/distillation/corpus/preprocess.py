@@ -11,9 +11,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from dataset.files.disk import disk_errors, file_sha256
 from dataset.files.flags import add_workers_flag, run_door
 from dataset.files.locks import exclusive_lock
-from src.distillation.corpus.disk import disk_errors, import_parquet
+from dataset.tokenization.lookup import open_tokenizer
 from src.distillation.corpus.documents import (
     POOL_PAYS_BYTES,
     SUFFIXES,
@@ -28,9 +29,10 @@ from src.distillation.corpus.manifest import (
     Manifest,
     Source,
     TokenizerFacts,
-    file_sha256,
     load_manifest,
+    tokenizer_facts,
 )
+from src.distillation.corpus.parquet import import_parquet
 from src.distillation.corpus.shards import (
     ShardWriter,
     cut_into_pieces,
@@ -38,7 +40,6 @@ from src.distillation.corpus.shards import (
     rows_per_shard,
 )
 from src.distillation.corpus.source_note import read_note
-from src.distillation.corpus.tokenizer import open_tokenizer, tokenizer_facts
 
 DEFAULT_TOKENIZER = "meta-llama/Llama-3.2-1B"
 DEFAULT_LENGTH = 8192

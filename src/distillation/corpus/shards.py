@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataset.common import IGNORE_LABEL_ID
+from dataset.files.disk import disk_errors, file_sha256
 from dataset.text.packing import RowPlanner
-from src.distillation.corpus.disk import disk_errors, import_parquet
 from src.distillation.corpus.documents import CorpusDocuments
-from src.distillation.corpus.manifest import MANIFEST_FILE, Shard, Split, file_sha256, load_manifest
+from src.distillation.corpus.manifest import MANIFEST_FILE, Shard, Split, load_manifest
+from src.distillation.corpus.parquet import import_parquet, write_parquet
 
 BYTES_PER_TOKEN = 4.3  # of a shard, measured with a vocabulary of 32000: half are ids, half are labels
 ROW_GROUP_TOKENS = 1 << 15  # what is read at a time to get one row
@@ -163,7 +164,7 @@ def remove_unnamed_shards(output: Path) -> None:
 
 
 def _write_table(path: Path, table: PackedTable, first_row_id: int) -> None:
-    parquet = import_parquet()
+    import_parquet()
     import pyarrow as pa
 
     rows, length = table.input_ids.shape
@@ -187,16 +188,13 @@ def _write_table(path: Path, table: PackedTable, first_row_id: int) -> None:
     )
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "wb") as file:
-            parquet.write_table(
-                content,
-                file,
-                row_group_size=max(1, ROW_GROUP_TOKENS // length),
-                compression="snappy",
-                use_dictionary=["attention_mask.list.element"],  # a dictionary of ids is larger than the ids
-            )
-            file.flush()
-            os.fsync(file.fileno())
+    write_parquet(
+        path,
+        content,
+        row_group_size=max(1, ROW_GROUP_TOKENS // length),
+        compression="snappy",
+        use_dictionary=["attention_mask.list.element"],  # a dictionary of ids is larger than the ids
+    )
 
 
 def _arange_each(counts: NDArray[np.int64]) -> NDArray[np.int64]:

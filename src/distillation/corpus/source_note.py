@@ -1,9 +1,10 @@
 """The note beside a downloaded file of JSON lines: where it is from, and under which licence."""
 
-import os
 from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
+
+from dataset.files.disk import write_file
 
 SUFFIX = ".source.json"
 
@@ -30,6 +31,4 @@ def read_note(file: Path) -> SourceNote | None:
 
 
 def write_note(file: Path, note: SourceNote) -> None:
-    unfinished = note_path(file).with_suffix(".tmp")
-    unfinished.write_text(note.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    os.replace(unfinished, note_path(file))
+    write_file(note_path(file), note.model_dump_json(indent=2) + "\n")

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
+from dataset.files.disk import file_sha256
 from dataset.tokenization.tokenizer_json import JSON_FILE, open_json_tokenizer
-from src.distillation.corpus.manifest import TokenizerFacts, file_sha256
+from src.distillation.corpus.manifest import TokenizerFacts, pieces_sha256
 from src.distillation.teachers.causal_lm import ADAPTER_CONFIG_FILE, CONFIG_FILE, adapter_folder
 
 WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
@@ -59,8 +60,7 @@ def note_of_other_pieces(folder: Path, tokenizer: TokenizerFacts) -> str | None:
     if not (folder / JSON_FILE).is_file():
         return None
     pieces = open_json_tokenizer(folder / JSON_FILE).pieces()[: tokenizer.vocab_size]
-    content = json.dumps([pieces, tokenizer.bos_id, tokenizer.eos_id])
-    if hashlib.sha256(content.encode()).hexdigest() == tokenizer.sha256:
+    if pieces_sha256(pieces, tokenizer.bos_id, tokenizer.eos_id) == tokenizer.sha256:
         return None
     return (
         f"the pieces of {folder / JSON_FILE} are not those of the corpus, which was made with {tokenizer.name}. If more "

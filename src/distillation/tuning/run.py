@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from dataset.tokenization.lookup import open_tokenizer
 from engine.checkpoints.load import Checkpoint, load_checkpoint, load_weights, resolve_checkpoint, step_of
 from engine.checkpoints.run_folder import tell, to_yaml
 from engine.checkpoints.save import CheckpointStore
@@ -18,8 +19,7 @@ from engine.train.evaluate import evaluate, flat
 from engine.train.loop import Plan, Run, TrainState, fit, restore
 from engine.train.optimizers import OptimizerSet, Schedule
 from engine.train.tracking import Tracker
-from src.distillation.corpus.manifest import TokenizerFacts, load_manifest
-from src.distillation.corpus.tokenizer import open_tokenizer, tokenizer_facts
+from src.distillation.corpus.manifest import TokenizerFacts, load_manifest, tokenizer_facts
 from src.distillation.run.ram_disk import corpus_in_memory
 from src.distillation.student.optimizer import student_optimizer
 from src.distillation.teachers.packed_attention import check_packable, head_of

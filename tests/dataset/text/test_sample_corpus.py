@@ -9,7 +9,8 @@ from dataset.text.conversation import parse_record
 from dataset.text.sample_corpus import make_sample_records, sample_tokenizer
 from dataset.text.sample_tasks import CAPITALS, DAYS, MONTHS, OPPOSITES, YOUNG
 from dataset.text.slimorca import SlimOrcaConfig, load_corpus
-from dataset.tokenization.sentencepiece import Tokenizer, load_tokenizer
+from dataset.tokenization.lookup import load_tokenizer
+from dataset.tokenization.protocol import Tokenizer
 
 Records = dict[str, list[dict[str, Any]]]
 SIZE = 4000

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataset.tokenization.sentencepiece import StreamDecoder, byte_lengths
+from dataset.tokenization.protocol import StreamDecoder, byte_lengths
 from dataset.tokenization.special_tokens import SPECIAL_TOKENS, ChatTokenizer, load_chat_tokenizer, open_chat_tokenizer
-from tests.dataset.instruct_samples import WORDING, FakeHub
-from tests.dataset.tokenizer_samples import llama_style, make_byte_level
+from tests.dataset.instruct_samples import WORDING
+from tests.dataset.tokenizer_samples import llama_style, make_byte_level, stub_downloads
 
 UNICODE = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 PARTS = [
@@ -163,73 +163,59 @@ def test_what_is_wrong_with_training_is_said(
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "a/b/c", "gone/tokenizer.json", "gone.model", "", "../up", "a/.."])
-def test_a_missing_path_is_not_looked_for_on_the_hub(name: str, hub: FakeHub) -> None:
-    with pytest.raises(ValueError, match=r"is no file or folder that exists.*train:SIZE.*tokenizer.json"):
+def test_a_missing_path_is_not_looked_for_on_the_hub(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = stub_downloads(monkeypatch, None)
+    with pytest.raises(ValueError, match=r"train:SIZE.*tokenizer.json"):
         open_chat_tokenizer(name)
-    assert not hub.requests
+    assert not asked
 
 
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     (tmp_path / "data.txt").touch()
-    with pytest.raises(ValueError, match=r"Expected tokenizer.json.*found data.txt.*train:SIZE"):
+    with pytest.raises(ValueError, match=r"found data.txt.*train:SIZE"):
+        open_chat_tokenizer(str(tmp_path))
+    (tmp_path / "vocab.json").touch()
+    with pytest.raises(ValueError, match=r"found data.txt, vocab.json.*train:SIZE"):
         open_chat_tokenizer(str(tmp_path))
 
 
-@pytest.fixture
-def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def test_a_name_of_the_hub_is_fetched_once(bare: Path, hub: FakeHub) -> None:
-    hub.files["tokenizer.json"] = json.dumps(make_byte_level(added=("<|endoftext|>",))).encode()
+def test_a_name_of_the_hub_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tokenizer.json").write_text(json.dumps(make_byte_level(added=("<|endoftext|>",))))
+    (tmp_path / "tokenizer.model").write_bytes(b"not needed")
+    stub_downloads(monkeypatch, tmp_path)
     tokenizer = open_chat_tokenizer("EleutherAI/gpt-neo-125M")
-    assert (bare / "tokenizers/EleutherAI--gpt-neo-125M/tokenizer.json").read_bytes() == hub.files["tokenizer.json"]
-    assert hub.requests[0] == "/api/models/EleutherAI/gpt-neo-125M/revision/main?blobs=true"
-    asked = len(hub.requests)
-    assert open_chat_tokenizer("EleutherAI/gpt-neo-125M").encode("Paris") == tokenizer.encode("Paris")
-    assert len(hub.requests) == asked
+    assert tokenizer.encode("Paris") == load_chat_tokenizer(tmp_path / "tokenizer.json").encode("Paris")
 
 
-def test_a_repository_with_vocabulary_and_merges_is_fetched(bare: Path, hub: FakeHub) -> None:
+def test_a_repository_with_vocabulary_and_merges_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = make_byte_level()
     vocab = content["model"]["vocab"]
     vocab |= {"</s>": len(vocab), "<pad>": len(vocab) + 1}
-    hub.files["vocab.json"] = json.dumps(vocab).encode()
+    (tmp_path / "vocab.json").write_text(json.dumps(vocab))
     merges = "\n".join(" ".join(pair) for pair in content["model"]["merges"])
-    hub.files["merges.txt"] = f"#version: 0.2\n{merges}\n".encode()
+    (tmp_path / "merges.txt").write_text(f"#version: 0.2\n{merges}\n")
+    asked = stub_downloads(monkeypatch, tmp_path)
     tokenizer = open_chat_tokenizer("facebook/opt-125m")
-    assert sorted(path.name for path in (bare / "tokenizers/facebook--opt-125m").iterdir()) == [
-        "merges.txt",
-        "vocab.json",
-    ]
+    assert asked == ["tokenizer.json", "vocab.json", "merges.txt"]
     assert tokenizer.special("<|user|>") == len(vocab)
     assert tokenizer.piece_bytes(vocab["</s>"]) == b"" and vocab["</s>"] not in tokenizer.encode("</s>")
     assert tokenizer.decode(tokenizer.encode("The answer is 47. </s>")) == "The answer is 47. </s>"
-    asked = len(hub.requests)
-    open_chat_tokenizer("facebook/opt-125m")
-    assert len(hub.requests) == asked
 
 
-def test_a_repository_with_a_sentencepiece_model_is_fetched(bare: Path, hub: FakeHub, tokenizer_path: Path) -> None:
-    hub.files["tokenizer.model"] = tokenizer_path.read_bytes()
-    assert open_chat_tokenizer("some/llama").files() == [Path("tokenizers/some--llama/tokenizer.model")]
-
-
-@pytest.mark.parametrize("fault", ["empty", "offline", "away"])
-def test_without_the_hub_the_error_says_what_needs_no_network(
-    bare: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch, fault: str
+def test_a_repository_with_a_sentencepiece_model_is_fetched(
+    tokenizer_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if fault == "offline":
-        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    if fault == "away":
-        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint + "/nowhere")
-    reason = {
-        "empty": "holds no tokenizer.json, vocab.json",
-        "offline": "HF_HUB_OFFLINE is set",
-        "away": "Cannot reach",
-    }
-    with pytest.raises(ValueError, match=rf"'gpt2' is no file or folder here.*{reason[fault]}") as error:
+    stub_downloads(monkeypatch, tokenizer_path.parent)
+    assert open_chat_tokenizer("some/llama").files() == [tokenizer_path]
+
+
+@pytest.mark.parametrize("fault", ["empty", "away"])
+def test_without_the_hub_the_error_says_what_needs_no_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    stub_downloads(monkeypatch, tmp_path if fault == "empty" else None)
+    reason = {"empty": "tokenizer.json.*vocab.json", "away": "nobody answers"}
+    with pytest.raises(ValueError, match=rf"gpt2.*{reason[fault]}") as error:
         open_chat_tokenizer("gpt2")
     for choice in ("train:SIZE", "tokenizer.json", "merges.txt", "SentencePiece model"):
         assert choice in str(error.value)

@@ -11,9 +11,9 @@ import torch
 from torch.utils.data import DataLoader
 
 import src.distillation.corpus.packed_rows
-from src.distillation.corpus.manifest import load_manifest
+from dataset.tokenization.lookup import open_tokenizer
+from src.distillation.corpus.manifest import load_manifest, tokenizer_facts
 from src.distillation.corpus.reader import PackedDataset, PackedDatasetConfig
-from src.distillation.corpus.tokenizer import open_tokenizer, tokenizer_facts
 from tests.distillation.corpus_samples import preprocess_folder, stored_rows, texts, write_jsonl, write_tokenizer
 
 Items = list[tuple[str, dict[str, torch.Tensor], int]]

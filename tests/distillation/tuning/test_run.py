@@ -8,8 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from dataset.tokenization.lookup import open_tokenizer
 from engine.checkpoints.load import load_checkpoint
-from src.distillation.corpus.tokenizer import open_tokenizer, tokenizer_facts
+from src.distillation.corpus.manifest import tokenizer_facts
 from src.distillation.teachers.causal_lm import adapter_folder, load_causal_lm
 from src.distillation.tuning.run import compose, finetune
 from tests.distillation.teacher_samples import SIZES, options, write_corpus, write_llama

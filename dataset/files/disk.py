@@ -1,0 +1,53 @@
+"""Files on disk: written whole or not at all, their SHA-256, and errors that say what to do."""
+
+import errno
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+BLOCK_BYTES = 1 << 20
+
+
+@contextmanager
+def new_file(target: Path) -> Iterator[BinaryIO]:
+    """A file to write into that becomes `target` when the block ends, and vanishes if it fails."""
+    unfinished = target.with_name(f"{target.name}.{os.getpid()}.tmp")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with open(unfinished, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, target)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def write_file(target: Path, content: str | bytes) -> None:
+    """Put `content` into `target`, which holds either what it held before or all of it at any time."""
+    with new_file(target) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+def file_sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn an error of the disk into a ValueError that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        full = "The disk is full. " if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        raise ValueError(
+            f"Cannot write {path}: {error.strerror or error}. {full}Make room or choose another folder, and run again; "
+            "what was finished is kept."
+        ) from error
