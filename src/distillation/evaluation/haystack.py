@@ -7,12 +7,16 @@ that remembers can go on with the value, all of it; whatever the tokens mean pla
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from torch import Tensor
 
+from dataset.common import Batch
 from engine.generate.decode import DecodeOptions, Decoding
 from models.act import ActModel
 from models.retnet.model import RetNet
+from src.distillation.corpus.manifest import TokenizerFacts
 
 KEY_TOKENS, VALUE_TOKENS = 3, 4
 FEWEST_ORDINARY = 4 * (KEY_TOKENS + VALUE_TOKENS)  # so that hay is more than two or three tokens over and over
@@ -23,6 +27,41 @@ ROWS_AT_ONCE = 8
 class Needle:
     prompt: list[int]
     value: list[int]
+
+
+class NeedleEvaluator:
+    """Scores of an evaluation: asks the student itself, whatever rows are read."""
+
+    required_outputs: set[str] = set()
+
+    def __init__(
+        self, model: ActModel, tokenizer: TokenizerFacts, lengths: Sequence[int], samples: int, seed: int
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        # A model with a table of positions must have room for the answer too.
+        most = None if isinstance(model, RetNet) else model.config.seq_len - VALUE_TOKENS
+        self.lengths = [length if most is None else min(length, most) for length in lengths]
+        self.samples = samples
+        self.seed = seed
+
+    def begin_eval(self) -> None:
+        """Nothing is kept between evaluations."""
+
+    def update_batch(self, batch: Batch, preds: dict[str, Tensor]) -> None:
+        """Rows of the corpus play no part."""
+
+    def result(self, save_path: str | None, rank: int, world_size: int, group: Any) -> dict[str, float]:
+        facts = self.tokenizer
+        return needle_scores(
+            self.model,
+            vocab_size=facts.vocab_size,
+            bos_id=facts.bos_id,
+            special_ids={facts.eos_id, facts.pad_id},
+            lengths=self.lengths,
+            samples=self.samples,
+            seed=self.seed,
+        )
 
 
 def needle_scores(

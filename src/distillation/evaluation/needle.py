@@ -6,20 +6,18 @@ python -m src.distillation.evaluation.needle --config configs/train_direct.yaml 
 from collections.abc import Sequence
 
 from engine.config.flags import FlagParser
-from src.distillation.config import DistillConfig
+from src.distillation.evaluation.options import NeedleConfig
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = FlagParser(DistillConfig, str(__doc__))
-    parser.add_argument("--checkpoint", help="default: the latest of output_dir, else a fresh student")
-    config, args = parser.read(argv)
+    config, _ = FlagParser(NeedleConfig, str(__doc__)).read(argv)
 
     # Late, so that --help needs nothing but the options.
     from engine.entry import show, user_errors
-    from src.distillation.evaluation.report import needle_report
+    from src.distillation.evaluation.evaluate import needle_report
 
     with user_errors():
-        show(needle_report(config, args.checkpoint))
+        show(needle_report(config))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,94 @@
+"""Evaluates a student outside of its run: perplexity on a split of its corpus, needles in haystacks."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.checkpoints.load import latest_step, load_checkpoint, load_weights
+from engine.inference import nested
+from engine.runtime.devices import Runtime, start_runtime
+from engine.train.evaluate import evaluate
+from src.distillation.config import DistillConfig
+from src.distillation.corpus.manifest import Split
+from src.distillation.evaluation.options import NeedleConfig, PerplexityConfig
+from src.distillation.run import build
+from src.distillation.run.provenance import META_KEY
+from src.distillation.student.arch import student_arch
+from src.distillation.student.head import DistillHead
+from src.distillation.task import DistillTask
+
+# What a checkpoint says of its student goes before what the config says.
+OF_STUDENT = ("student", "model_variant", "student_overrides", "use_bf16")
+
+
+@dataclass(frozen=True)
+class OpenedStudent:
+    config: DistillConfig  # with the checkpoint's own facts of the student
+    corpora: build.Corpora
+    head: DistillHead
+    runtime: Runtime
+    source: dict[str, Any]  # checkpoint and step, None for a fresh student
+
+
+@contextmanager
+def opened_student(config: NeedleConfig, split: Split = "val") -> Iterator[OpenedStudent]:
+    """The student of the checkpoint that is named, else of the latest in output_dir, else a fresh one; its corpora."""
+    folder = Path(config.output_dir)
+    step = latest_step(folder) if config.checkpoint is None and folder.is_dir() else None
+    path = config.checkpoint if step is None else folder / f"step_{step}"
+    loaded = None if path is None else load_checkpoint(path)
+    if loaded is not None and META_KEY in loaded.meta:
+        trained = loaded.meta[META_KEY]["config"]
+        config = config.model_copy(update={key: trained[key] for key in OF_STUDENT})
+    runtime = start_runtime(config.device, False, config.seed)
+    try:
+        corpora = build.open_corpora(config, split=split)
+        head = build.build_student(config, student_arch(config), corpora.tokenizer, runtime)
+        if loaded is None:
+            print(f"no checkpoint in {folder}: this is a fresh student, which has learnt nothing", file=sys.stderr)
+            yield OpenedStudent(config, corpora, head, runtime, {"checkpoint": None, "step": None})
+        else:
+            load_weights(head, loaded.weights, source=str(loaded.path))
+            source = {"checkpoint": str(loaded.path), "step": loaded.meta.get("step")}
+            yield OpenedStudent(config, corpora, head, runtime, source)
+    finally:
+        runtime.close()
+
+
+def perplexity_report(config: PerplexityConfig) -> dict[str, Any]:
+    """Perplexity of the student, with a teacher also how far it is from it."""
+    changes = {"gradient_accumulation_steps": 1} | ({} if config.with_teacher else {"pretrain_ce_only": True})
+    with opened_student(config.model_copy(update=changes), config.split) as student:
+        corpora = student.corpora
+        if corpora.held_out is None:
+            raise ValueError(
+                f"{config.train_data_path} holds no documents out. Preprocess with a larger --val-fraction, name another "
+                "corpus in val_data_path, or take --split train."
+            )
+        if config.with_teacher and not build.knows_held_out(config, corpora):
+            raise ValueError(
+                f"The cache {config.cache_dir} is of the corpus {config.train_data_path}, but {config.split} is read from "
+                f"{config.val_data_path}. Ask the teacher itself (teacher_mode=direct cache_logits=false), or leave out "
+                "--with-teacher."
+            )
+        teacher = build.teacher_of(student.config, corpora, student.runtime)
+        try:
+            task = DistillTask(student.head, student.runtime, teacher, seed=config.seed, total_steps=1)
+            most = config.rows or corpora.held_out.metadata.num_rows
+            items = build.first_rows(corpora.held_out, most, student.config, student.runtime)
+            report = evaluate(task, items, [build.HELD_OUT], student.runtime)
+        finally:
+            if teacher is not None:
+                teacher.close()
+    return {"split": config.split, **student.source, **nested(report[build.HELD_OUT])}
+
+
+def needle_report(config: NeedleConfig) -> dict[str, Any]:
+    """The scores that a run with `eval_niah` would log."""
+    with opened_student(config.model_copy(update={"eval_niah": True})) as student:
+        (needle,) = build.needle_evaluators(student.config, student.corpora, student.head)
+        scores = needle.result(None, 0, 1, None)
+    return student.source | {"needle": scores}
