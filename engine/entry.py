@@ -10,6 +10,8 @@ from typing import Any
 
 from engine.config.compose import as_addition
 
+INTERRUPTED = 130  # exit code after Ctrl-C
+
 
 class RunError(RuntimeError):
     """A run that could not go on, for a reason that the user can mend."""
@@ -29,11 +31,13 @@ def launch(main: Callable[[], None]) -> None:
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Faults that a user can mend end the program in their own words and with exit code 1, without a traceback."""
+    """Faults that a user can mend end the program in their own words and with exit code 1, Ctrl-C with 130."""
     try:
         yield
     except (ValueError, OSError, RunError, FloatingPointError) as error:
         raise SystemExit(f"error: {error}") from None
+    except KeyboardInterrupt:
+        raise SystemExit(INTERRUPTED) from None
 
 
 def show(result: dict[str, Any] | None) -> None:

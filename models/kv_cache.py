@@ -1,4 +1,4 @@
-"""Keys and values that attention has seen, kept so that text goes on one position at a time; for any recursion.
+"""The cache of keys and values that lets a text grow by one position at a time, for any recursion.
 
 B rows, L new positions, T positions seen so far, N heads, H head size.
 """
@@ -15,7 +15,7 @@ from models.layers import Attention, CastedLinear, Surroundings
 
 
 class Places(NamedTuple):
-    """Where new positions of a batch stand; rows may have come to different lengths."""
+    """Where the new positions of a batch stand; rows may have different lengths."""
 
     rows: Tensor  # (B, 1)
     positions: Tensor  # (B, L)
@@ -24,7 +24,7 @@ class Places(NamedTuple):
 
     @classmethod
     def after(cls, lengths: Sequence[int], num_new: int, device: torch.device) -> "Places":
-        """`num_new` positions in each row, behind the `lengths` that stand there."""
+        """`num_new` positions in each row, after the `lengths` that are there already."""
         first = torch.tensor(lengths, device=device)[:, None]
         return cls(
             rows=torch.arange(len(lengths), device=device)[:, None],
@@ -45,11 +45,11 @@ class KeyValues:
         self.call = 0
 
     def expect(self, places: Places) -> None:
-        """A pass over all calls of the step begins, for new positions at these places."""
+        """Start a pass over all attention calls of the step, for new positions at these places."""
         self.places, self.call = places, 0
 
     def extended(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Keeps what the next attention call adds, (B, L, N, H), and returns all it may look at, (B, T, N, H)."""
+        """Store what the next attention call adds, (B, L, N, H); return all that it may look at, (B, T, N, H)."""
         at = self.places
         assert at is not None, "expect() comes first"
         keys, values = self.keys[self.call], self.values[self.call]  # (B, N, capacity, H)
@@ -61,31 +61,20 @@ class KeyValues:
             keys[at.rows, :, at.positions], values[at.rows, :, at.positions] = k, v
         return keys[:, :, : at.seen].transpose(1, 2), values[:, :, : at.seen].transpose(1, 2)
 
-    def take_over(self, other: "KeyValues", rows: Tensor, positions: Tensor) -> None:
-        """Tokens that left the recursion at the step of `other` show this deeper step their latest keys and values."""
+    def copy_from(self, other: "KeyValues", rows: Tensor, positions: Tensor) -> None:
+        """Copy keys and values of these tokens from the shallower step `other`, at which they left the recursion."""
         self.keys[:, rows, :, positions] = other.keys[:, rows, :, positions]
         self.values[:, rows, :, positions] = other.values[:, rows, :, positions]
 
 
 class Memory:
-    """What a model remembers of the rows that it reads: one `KeyValues` a supervision step.
+    """What a model has read of each row: one `KeyValues` per supervision step.
 
-    With `last_step` all steps share one: a new token then looks at the last supervision step of those before it,
-    which takes as many times less memory as there are steps and is not quite what the model was trained for.
     With `compiled` single positions go through a compiled step that always looks at the whole capacity, masked: its
-    shapes then never change, and it is compiled once a batch size.
+    shapes then never change, and it is compiled once per batch size.
     """
 
-    def __init__(
-        self,
-        model: ActModel,
-        rows: int,
-        capacity: int,
-        num_steps: int,
-        *,
-        last_step: bool = False,
-        compiled: bool = False,
-    ) -> None:
+    def __init__(self, model: ActModel, rows: int, capacity: int, num_steps: int, *, compiled: bool = False) -> None:
         check_can_remember(model, capacity)
         self.core = core = model.inner
         self.compiled_step = torch.compile(core.step, dynamic=False) if compiled else None
@@ -94,24 +83,19 @@ class Memory:
         layers = [layer for layer in core.modules() if isinstance(layer, Attention)]
         self.device = next(core.parameters()).device
         calls = attention_calls(model)
-        kept = [
-            KeyValues(calls, rows, capacity, layers[0], core.dtype, self.device)
-            for _ in range(1 if last_step else num_steps)
-        ]
-        self.steps = kept * num_steps if last_step else kept
+        self.steps = [KeyValues(calls, rows, capacity, layers[0], core.dtype, self.device) for _ in range(num_steps)]
 
     @property
     def bytes_per_token(self) -> int:
         """Of one row."""
-        distinct = {id(step): step for step in self.steps}.values()
-        sizes = (tensor.numel() * tensor.element_size() for step in distinct for tensor in (step.keys, step.values))
+        sizes = (tensor.numel() * tensor.element_size() for step in self.steps for tensor in (step.keys, step.values))
         return sum(sizes) // (len(self.lengths) * self.capacity)
 
     def read(self, ids: Tensor, new_lengths: Sequence[int], is_prompt: Tensor | None = None) -> Iterator[Tensor]:
-        """Reads ids (B, L), padded on the right, and yields the answer latent (B, L, D) after each supervision step.
+        """Read ids (B, L), padded on the right, and yield the answer latent (B, L, D) after each supervision step.
 
-        `new_lengths` says how many ids of each row are real; with `is_prompt` (B, L) an empty memory lets a prompt see
-        itself both ways. A consumer that stops early calls `settle` for the rows that left.
+        `new_lengths` says how many ids of each row are real. With `is_prompt` (B, L), into an empty memory only,
+        prompts see themselves in both directions. A consumer that stops early must call `sync_exited`.
         """
         core, places = self.core, Places.after(self.lengths, ids.shape[1], self.device)
         step = core.step
@@ -130,27 +114,25 @@ class Memory:
             z, answers = step(z, x, around._replace(memory=memory))
             yield answers[-1]
 
-    def keep(self, rows: Sequence[int]) -> None:
-        """Forgets all rows but these, which are counted anew in this order."""
+    def select_rows(self, rows: Sequence[int]) -> None:
+        """Keep these rows only, in this order."""
         self.lengths = [self.lengths[row] for row in rows]
         kept = torch.tensor(rows, device=self.device)
-        for step in {id(step): step for step in self.steps}.values():
+        for step in self.steps:
             step.keys, step.values = step.keys[:, kept], step.values[:, kept]
 
-    def settle(self, depths: Sequence[int]) -> None:
-        """Row i left after `depths[i]` supervision steps: deeper steps get its newest position from there."""
+    def sync_exited(self, depths: Sequence[int]) -> None:
+        """Row i left after `depths[i]` supervision steps: deeper steps get its newest position from that step."""
         for depth in sorted(set(depths)):
-            left = self.steps[depth - 1]
             rows = [row for row, own in enumerate(depths) if own == depth]
             newest = torch.tensor([self.lengths[row] - 1 for row in rows], device=self.device)
             for deeper in self.steps[depth:]:
-                if deeper is not left:
-                    deeper.take_over(left, torch.tensor(rows, device=self.device), newest)
+                deeper.copy_from(self.steps[depth - 1], torch.tensor(rows, device=self.device), newest)
 
     def _mask(self, places: Places, is_prompt: Tensor | None) -> AttentionMask:
-        """A position looks at what stands before it in its own row, and at itself."""
+        """A position looks at itself and at everything before it in its row."""
         if is_prompt is not None:
-            assert not any(self.lengths), "a prompt that sees itself both ways is read at once, into an empty memory"
+            assert not any(self.lengths), "a prompt that sees itself in both directions is read into an empty memory"
             return build_mask(causal=True, documents=None, is_prompt=is_prompt, dtype=self.core.dtype)
         num_new = places.positions.shape[1]
         if places.start is not None and num_new == 1:
@@ -164,7 +146,7 @@ class Memory:
 
 
 class Rereading:
-    """The oracle of `Memory`: remembers only the ids and computes every position anew, each time."""
+    """The reference for `Memory`: stores only the ids and recomputes every position at each read."""
 
     def __init__(self, model: ActModel, rows: int, capacity: int, num_steps: int) -> None:
         check_can_remember(model, capacity)
@@ -193,13 +175,13 @@ class Rereading:
             z, answers = core.step(z, x, around)
             yield answers[-1][rows, new.clamp_max(inputs.shape[1] - 1)]
 
-    def keep(self, rows: Sequence[int]) -> None:
+    def select_rows(self, rows: Sequence[int]) -> None:
         self.texts = [self.texts[row] for row in rows]
         self.prompt_lengths = [self.prompt_lengths[row] for row in rows]
 
 
 def attention_calls(model: ActModel) -> int:
-    """Attention layers that one supervision step passes through."""
+    """How many attention calls one supervision step makes."""
     core = model.inner
     passed = 0
 
@@ -221,7 +203,7 @@ def attention_calls(model: ActModel) -> int:
 def check_can_remember(model: ActModel, capacity: int) -> None:
     config = model.config
     if not config.causal:
-        raise ValueError("Only a causal model (arch.causal=true) can go on with a text: this one looks ahead.")
+        raise ValueError("Only a causal model (arch.causal=true) can continue a text: this one looks ahead.")
     if config.puzzle_emb_ndim:
         raise ValueError(f"puzzle_emb_ndim={config.puzzle_emb_ndim}: text models have no puzzle prefix; expected 0.")
     if capacity > config.seq_len:
@@ -229,7 +211,7 @@ def check_can_remember(model: ActModel, capacity: int) -> None:
 
 
 def cast_for_reading(model: ActModel) -> None:
-    """Keeps all weights in the dtype that the model works in, ordered for few positions at a time."""
+    """Store all weights in the dtype that the model computes in, laid out for few positions at a time."""
     for layer in model.modules():
         if isinstance(layer, CastedLinear):
             layer.pack_for_reading(model.inner.dtype)

@@ -1,4 +1,4 @@
-"""The door: the reply alone on standard output, batches, JSON, Ctrl-C, and faults in words."""
+"""The entry point: the reply alone on standard output, batches, JSON, Ctrl-C, and faults in words."""
 
 import contextlib
 import io
@@ -29,7 +29,7 @@ def run(tmp_path_factory):
 
 
 def say(*words, stdin: str = "", system: str | None = "") -> Ended:
-    """Run the door within this process; without a system message, for which the tests' window is too small."""
+    """Run it within this process; without a system message, for which the tests' window is too small."""
     words = (*words, "--system-message", system) if system is not None else words
     out, err, code = io.StringIO(), io.StringIO(), 0
     with (
@@ -91,7 +91,7 @@ def test_only_a_line_break_parts_messages(run, tmp_path):
     assert [record["message"] for record in found] == ["one\u2028still one", "form\x0cfeed"]
     file.write_bytes(b"ok\n\xff\n")
     ended = say("--checkpoint", run, "--message-file", file)
-    assert ended.code == 1 and f"{file} is no UTF-8 text" in ended.err
+    assert ended.code == 1 and str(file) in ended.err
 
 
 def test_a_message_that_does_not_fit_is_named_before_any_is_answered(run):
@@ -112,26 +112,31 @@ def test_a_system_message_and_a_stop_text_change_the_reply(run):
     assert stopped["finish"] == "stop" and stopped["text"] == plain["text"].partition(letter)[0]
 
 
+def test_the_removed_mode_is_refused(run):
+    ended = say("--checkpoint", run, "--message", "x", "--mode", "last_step")
+    assert ended.code and "46 to 51 %" in ended.err and not ended.out
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--message", "  "], "The message is empty"),
-        (["--message", ""], "The message is empty"),
-        ([], "--message, or many with --message-file"),
-        (["--message", "x", "--message-file", "-"], "--message, or many with --message-file"),
-        (["--message-file", "-"], "no message in standard input"),
+        (["--message", "  "], "message is empty"),
+        (["--message", ""], "message is empty"),
+        ([], "--message-file"),
+        (["--message", "x", "--message-file", "-"], "--message-file"),
+        (["--message-file", "-"], "standard input"),
         (
             ["--message", "word " * 200],
-            "more than the window of 72. Shorten it, or let it be shortened with --truncate",
+            "--truncate",
         ),
         (["--message", "x", "--temperature", "-1"], "temperature=-1.0"),
-        (["--message", "x", "--stop", ""], "A stop text is empty"),
-        (["--message", "x", "--exit", "kl"], "no calibrated thresholds"),
+        (["--message", "x", "--stop", ""], "stop text"),
+        (["--message", "x", "--exit", "kl"], "calibrate_exit.py"),
         (["--message", "x", "--depth", "0"], "depth=0"),
-        (["--message", "x", "--max-output-tokens", "0"], "0 output tokens"),
-        (["--message", "x", "--overrides", "dataset.seq_len"], "'dataset.seq_len' is no key=value"),
-        (["--message", "x", "--overrides", "arch.hidden_sise=3"], "did you mean hidden_size"),
-        (["--message", "x", "--tokenizer-path", "none.model"], "none.model, but there is no such tokenizer"),
+        (["--message", "x", "--max-output-tokens", "0"], "max_tokens=0"),
+        (["--message", "x", "--overrides", "dataset.seq_len"], "'dataset.seq_len'"),
+        (["--message", "x", "--overrides", "arch.hidden_sise=3"], "hidden_size"),
+        (["--message", "x", "--tokenizer-path", "none.model"], "none.model"),
     ],
 )
 def test_faults_are_told_in_words(run, words, told):
@@ -140,9 +145,9 @@ def test_faults_are_told_in_words(run, words, told):
 
 
 def test_a_missing_checkpoint_is_told():
-    assert "Name the checkpoint" in say("--message", "x").err
+    assert "--run-name" in say("--message", "x").err
     ended = say("--checkpoint", "checkpoints/none/step_1", "--message", "x")
-    assert ended.code == 1 and "There is no checkpoint at checkpoints/none/step_1" in ended.err
+    assert ended.code == 1 and "checkpoints/none/step_1" in ended.err
 
 
 def test_a_longer_window_can_be_asked_for(run):
@@ -153,7 +158,7 @@ def test_a_longer_window_can_be_asked_for(run):
 
 
 def test_ctrl_c_before_the_first_word_leaves_without_a_traceback(run):
-    with mock.patch("engine.generate.instruct.open_speaker", side_effect=KeyboardInterrupt):
+    with mock.patch("engine.generate.terminal.load_model", side_effect=KeyboardInterrupt):
         ended = say("--checkpoint", run, "--message", FIRST)
     assert ended.code == 130 and not ended.out and not ended.err
 

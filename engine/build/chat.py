@@ -6,10 +6,13 @@ from pathlib import Path
 
 from dataset.chat.reader import chat_splits, chat_tokenizer_folder, open_chat_data
 from dataset.chat.template import ChatEncoder
-from dataset.tokenization.special_tokens import ChatTokenizer, load_chat_tokenizer
+from dataset.text.conversation import ConversationEncoder
+from dataset.tokenization.lookup import find_tokenizer, load_tokenizer
+from dataset.tokenization.protocol import Tokenizer
+from dataset.tokenization.special_tokens import load_chat_tokenizer
 from engine.build.puzzles import check_batch_shares
 from engine.build.text import TextSource, source_of, text_metadata
-from engine.config.schema import ChatConfig
+from engine.config.schema import ChatConfig, InstructConfig, TextConfig
 from engine.runtime.devices import Runtime
 
 
@@ -34,10 +37,16 @@ def data_row_length(paths: Sequence[str]) -> int:
     return max(open_chat_data(paths, split)[1].seq_len for split in chat_splits(paths) or ["train"])
 
 
-def chat_voice(tokenizer: str | None, checkpoint: Path) -> tuple[ChatTokenizer, ChatEncoder, frozenset[int]]:
-    """Tokenizer, template, and the ids that end an answer."""
-    if tokenizer is None:
-        raise ValueError(f"{checkpoint} carries no tokenizer. Name one with --tokenizer-path.")
-    opened = load_chat_tokenizer(tokenizer)
-    encoder = ChatEncoder(opened)
-    return opened, encoder, encoder.stop_ids
+def conversation_template(
+    config: TextConfig, tokenizer_path: str | None, checkpoint: Path
+) -> tuple[Tokenizer, ChatEncoder | ConversationEncoder, frozenset[int]]:
+    """Tokenizer, template and the ids that end an answer, of a checkpoint of chat or of instruction training."""
+    if isinstance(config, ChatConfig):
+        if tokenizer_path is None:
+            raise ValueError(f"{checkpoint} carries no tokenizer. Name one with --tokenizer-path.")
+        chat_tokenizer = load_chat_tokenizer(tokenizer_path)
+        chat_encoder = ChatEncoder(chat_tokenizer)
+        return chat_tokenizer, chat_encoder, chat_encoder.stop_ids
+    assert isinstance(config, InstructConfig)
+    tokenizer = load_tokenizer(find_tokenizer(config.dataset.tokenizer_path))
+    return tokenizer, ConversationEncoder(tokenizer), frozenset([tokenizer.eos_id])

@@ -11,14 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dataset.files.disk import write_file
 from engine.build import text as build_text
 from engine.build.text import HeldOut
-from engine.checkpoints.load import load_checkpoint, load_weights, resolve_checkpoint
-from engine.generate.decode import FEWEST_STEPS, DecodeOptions, Decoding, ExitKind, ExitRule, evidence
-from engine.generate.loaded_model import EXIT_FILE
-from engine.inference import instruct_config
-from engine.runtime.devices import start_runtime
+from engine.config.schema import InstructConfig
+from engine.generate.decode import Decoding
+from engine.generate.exits import MIN_STEPS, evidence, passes, write_thresholds
+from engine.generate.loaded_model import load_model
+from engine.generate.options import CalibrateOptions, DecodeOptions, ExitKind, ExitRule
 from models.act import ActModel
 from models.kv_cache import cast_for_reading
 from models.layers import weights_cast_once
@@ -42,8 +41,9 @@ class Trace:
 
     def depths(self, rule: ExitRule) -> Tensor:
         """Steps that each token takes under the rule, (T,)."""
-        found = rule.passes(self.evidence[rule.kind])
-        found[: FEWEST_STEPS - 1] = False
+        assert rule.kind != "none"
+        found = passes(rule, self.evidence[rule.kind])
+        found[: MIN_STEPS - 1] = False
         found[-1] = True
         return found.int().argmax(0) + 1
 
@@ -104,7 +104,7 @@ def _scored(core: Any, hidden: Tensor, before: Tensor | None, labels: Tensor) ->
 
 def fitted(trace: Trace, kind: ExitKind, max_rise: float) -> ExitRule:
     """The threshold with the smallest mean depth whose rise of the loss is surely below `max_rise`."""
-    values = trace.evidence[kind][FEWEST_STEPS - 1 :].flatten().double()
+    values = trace.evidence[kind][MIN_STEPS - 1 :].flatten().double()
     candidates = torch.quantile(
         values[torch.randperm(len(values))[:100_000]], torch.linspace(0, 1, CANDIDATES).double()
     )
@@ -126,7 +126,7 @@ def upper_bound(rises: NDArray[np.float64], document: NDArray[np.int64]) -> floa
     return float(mean + SURE * spread)
 
 
-def spoken(model: ActModel, texts: HeldOut, documents: Sequence[int], rule: ExitRule | None) -> tuple[float, float]:
+def decoded(model: ActModel, texts: HeldOut, documents: Sequence[int], rule: ExitRule) -> tuple[float, float]:
     """Mean loss and depth of the answers' tokens when they are really decoded, one after the other, under the rule."""
     loss, depth, count = 0.0, 0, 0
     for at in range(0, len(documents), ROWS):
@@ -134,29 +134,29 @@ def spoken(model: ActModel, texts: HeldOut, documents: Sequence[int], rule: Exit
         starts = [int(is_trained.argmax()) for _, is_trained in rows]
         prompts = [ids[:start].tolist() for (ids, _), start in zip(rows, starts, strict=True)]
         answers = [ids[start:].tolist() for (ids, _), start in zip(rows, starts, strict=True)]
-        said = [0] * len(rows)
-        for tokens in Decoding(model, prompts, DecodeOptions(max_new_tokens=1, exit=rule), forced=answers):
+        done = [0] * len(rows)
+        for tokens in Decoding(model, prompts, DecodeOptions(exit=rule), forced=answers):
             for token in tokens:
-                is_trained, place = rows[token.row][1], starts[token.row] + said[token.row]
-                said[token.row] += 1
+                is_trained, place = rows[token.row][1], starts[token.row] + done[token.row]
+                done[token.row] += 1
                 if is_trained[place]:
                     loss, depth, count = loss - token.logprob, depth + token.depth, count + 1
     return loss / count, depth / count
 
 
 def calibrate(model: ActModel, texts: HeldOut, *, max_rise: float, conversations: int) -> dict[str, dict[str, float]]:
-    """A threshold for every kind of exit, fitted on every second conversation and judged on the others.
+    """A threshold for every kind of exit, fitted on every second conversation and checked on the others.
 
     The rise that is reported, and held below `max_rise` on the conversations it was fitted on, is that of real
     decoding: there a deeper step reads what tokens that left early had last, which evaluation of whole texts does not.
     """
     cast_for_reading(model)
     chosen = list(range(len(texts.store)))[: 2 * conversations]
-    fit, judge = chosen[::2], chosen[1::2]
-    if not judge:
-        raise ValueError(f"{len(texts.store)} held-out conversations are too few to fit on some and judge on others.")
-    seen, unseen = traced(model, texts, fit), traced(model, texts, judge)
-    full_seen, full_unseen = (spoken(model, texts, documents, None)[0] for documents in (fit, judge))
+    fit, check = chosen[::2], chosen[1::2]
+    if not check:
+        raise ValueError(f"{len(texts.store)} held-out conversations are too few to fit on some and check on others.")
+    seen, unseen = traced(model, texts, fit), traced(model, texts, check)
+    full_seen, full_unseen = (decoded(model, texts, documents, ExitRule())[0] for documents in (fit, check))
     fixed = [
         float(unseen.rise(torch.full_like(unseen.losses[0], depth, dtype=torch.long)).mean())
         for depth in range(1, len(unseen.losses) + 1)
@@ -166,10 +166,11 @@ def calibrate(model: ActModel, texts: HeldOut, *, max_rise: float, conversations
         rule = ExitRule(kind, NEVER[kind])
         for share in STRICTER:
             tried = fitted(seen, kind, max_rise * share)
-            if spoken(model, texts, fit, tried)[0] - full_seen <= max_rise:
+            if decoded(model, texts, fit, tried)[0] - full_seen <= max_rise:
                 rule = tried
                 break
-        loss, depth = spoken(model, texts, judge, rule)
+        loss, depth = decoded(model, texts, check, rule)
+        assert rule.threshold is not None
         report[kind] = {
             "threshold": rule.threshold,
             "mean_depth": depth,
@@ -179,32 +180,30 @@ def calibrate(model: ActModel, texts: HeldOut, *, max_rise: float, conversations
     return report
 
 
-def calibrate_checkpoint(
-    checkpoint: str, *, max_loss_increase: float, conversations: int, overrides: Sequence[str]
-) -> None:
+def calibrate_checkpoint(options: CalibrateOptions) -> None:
     """Fit thresholds on the checkpoint's held-out conversations, print them, and store them with it."""
-    if not max_loss_increase >= 0:
-        raise ValueError(f"--max-loss-increase={max_loss_increase}: expected a number from 0 up, in nats a token.")
-    path = resolve_checkpoint(checkpoint)
-    if not path.is_dir():
-        raise ValueError(f"{path} is a file, and thresholds are stored in a checkpoint's folder. Name a step folder.")
-    loaded = load_checkpoint(path)
-    own = [f"dataset.tokenizer_path={file}" for file in loaded.files[:1]]
-    config = instruct_config(loaded, "cfg_pretrain_instruct", [*own, *overrides])
-    runtime = start_runtime(config.device, False, config.seed)
-    corpus = build_text.load_text(config, progress=True)
-    metadata = build_text.text_metadata(config.dataset.seq_len, corpus.tokenizer.vocab_size, corpus.tokenizer.pad_id)
-    head = build_text.build_text_head(config, metadata, runtime)
-    load_weights(head, loaded.weights | (loaded.ema or {}), source=str(path))
-    if head.model.config.halt_max_steps <= FEWEST_STEPS:
+    loaded = load_model(options.opening)
+    if not loaded.path.is_dir():
         raise ValueError(
-            f"{path} takes {head.model.config.halt_max_steps} supervision steps a token, and {FEWEST_STEPS} is the "
-            "fewest: there is nothing to leave early. Train with arch.halt_max_steps above that."
+            f"{loaded.path} is a file, and thresholds are stored in a checkpoint's folder. Name a step folder."
         )
-    texts = HeldOut(corpus.test, corpus.tokenizer.pad_id)
-    print(f"calibrating on {min(len(corpus.test), 2 * conversations)} held-out conversations", file=sys.stderr)
-    found = calibrate(head.model, texts, max_rise=max_loss_increase, conversations=conversations)
-    report = {"max_loss_increase": max_loss_increase, "steps": head.model.config.halt_max_steps} | found
-    write_file(path / EXIT_FILE, json.dumps(report, indent=2) + "\n")
+    config, num_steps = loaded.config, loaded.model.config.halt_max_steps
+    if not isinstance(config, InstructConfig):
+        raise ValueError(f"{loaded.path} was trained on chat: expected a checkpoint of instruction training.")
+    if num_steps <= MIN_STEPS:
+        raise ValueError(
+            f"{loaded.path} takes {num_steps} supervision steps a token, and {MIN_STEPS} is the minimum: there is "
+            "nothing to leave early. Train with arch.halt_max_steps above that."
+        )
+    held_out = build_text.load_text(config, progress=True).test
+    print(f"calibrating on {min(len(held_out), 2 * options.conversations)} held-out conversations", file=sys.stderr)
+    found = calibrate(
+        loaded.model,
+        HeldOut(held_out, loaded.tokenizer.pad_id),
+        max_rise=options.max_loss_increase,
+        conversations=options.conversations,
+    )
+    report = {"max_loss_increase": options.max_loss_increase, "steps": num_steps} | found
+    file = write_thresholds(loaded.path, report)
     print(json.dumps(report, indent=2))
-    print(f"written to {path / EXIT_FILE}", file=sys.stderr)
+    print(f"written to {file}", file=sys.stderr)

@@ -1,53 +1,23 @@
 """How the next token is chosen from logits; pure functions, and every row has its own random numbers."""
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from engine.generate.options import SamplingOptions
+
 NOTHING = -1  # fills up ragged rows of ids
 COLDEST = 1e-6  # colder is as good as greedy, and dividing by it could overflow
-SEEDS = range(-(2**63), 2**64)  # what torch.Generator takes
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """Filters in the order in which they act; temperature 0 takes the likeliest token, whatever the other filters."""
-
-    repetition_penalty: float = 1.0
-    temperature: float = 0.0
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        problems = []
-        if not 0 <= self.temperature < math.inf:
-            problems.append(f"temperature={self.temperature}: expected a number from 0 (greedy) up")
-        if self.top_k is not None and self.top_k < 1:
-            problems.append(f"top_k={self.top_k}: expected at least 1")
-        for name in ("top_p", "min_p"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value <= 1:
-                problems.append(f"{name}={value}: expected more than 0 and at most 1")
-        if not 0 < self.repetition_penalty < math.inf:
-            problems.append(f"repetition_penalty={self.repetition_penalty}: expected a number above 0 (1 is none)")
-        if self.seed not in SEEDS:
-            problems.append(f"seed={self.seed}: expected a whole number of at most 64 bits")
-        if problems:
-            raise ValueError("; ".join(problems) + ".")
-
-
-def choose(logits: Tensor, sampling: Sampling, said: Tensor, noise_of: Sequence[torch.Generator]) -> Tensor:
-    """The next id of every row (B,), from logits (B, V); `said` (B, T) holds the ids so far, -1 where there are none.
+def choose(logits: Tensor, sampling: SamplingOptions, generated: Tensor, noise_of: Sequence[torch.Generator]) -> Tensor:
+    """The next id of every row (B,), from logits (B, V); `generated` (B, T) holds the ids so far, -1 where there are none.
 
     Adding Gumbel noise and taking the largest is sampling, and a difference in the last bit of a logit, as batches of
     other sizes make it, hardly ever changes the choice.
     """
-    logits = filtered_logits(logits, sampling, said)
+    logits = filtered_logits(logits, sampling, generated)
     if sampling.temperature == 0:
         return logits.argmax(-1)
     uniform = torch.stack([torch.rand(logits.shape[1], generator=noise) for noise in noise_of])
@@ -55,10 +25,10 @@ def choose(logits: Tensor, sampling: Sampling, said: Tensor, noise_of: Sequence[
     return (logits + gumbel.to(logits.device)).argmax(-1)
 
 
-def filtered_logits(logits: Tensor, sampling: Sampling, said: Tensor) -> Tensor:
+def filtered_logits(logits: Tensor, sampling: SamplingOptions, generated: Tensor) -> Tensor:
     """Logits after penalty, temperature, top-k, top-p and min-p, in this order; what a filter drops is -inf."""
     if sampling.repetition_penalty != 1.0:
-        logits = penalised(logits, said, sampling.repetition_penalty)
+        logits = penalised(logits, generated, sampling.repetition_penalty)
     if sampling.temperature == 0:
         return logits
     logits = logits / max(sampling.temperature, COLDEST)
@@ -71,10 +41,10 @@ def filtered_logits(logits: Tensor, sampling: Sampling, said: Tensor) -> Tensor:
     return logits
 
 
-def penalised(logits: Tensor, said: Tensor, penalty: float) -> Tensor:
-    """Tokens that were said become less likely: positive logits are divided by the penalty, negative ones multiplied."""
+def penalised(logits: Tensor, generated: Tensor, penalty: float) -> Tensor:
+    """Repeated tokens become less likely: positive logits are divided by the penalty, negative ones multiplied."""
     marks = torch.zeros(logits.shape[0], logits.shape[1] + 1, dtype=torch.bool, device=logits.device)
-    marks.scatter_(1, torch.where(said == NOTHING, logits.shape[1], said), True)
+    marks.scatter_(1, torch.where(generated == NOTHING, logits.shape[1], generated), True)
     changed = torch.where(logits > 0, logits / penalty, logits * penalty)
     return torch.where(marks[:, :-1], changed, logits)
 

@@ -1,4 +1,4 @@
-"""A conversation that goes on: remembers its turns, and forgets the oldest when the window is full."""
+"""A conversation of several turns: keeps them, and leaves out the oldest when the window is full."""
 
 import json
 from collections.abc import Callable
@@ -7,30 +7,31 @@ from pathlib import Path
 from typing import Any
 
 from dataset.text.conversation import ROLES, Turn
-from engine.generate.loaded_model import Speaker
-from engine.generate.reply import Reply, ReplySettings, reply
+from engine.generate.loaded_model import LoadedModel
+from engine.generate.options import ReplyOptions
+from engine.generate.reply import Reply, reply
 
 MOST_BYTES = 10_000_000  # of a saved conversation
 
 
 @dataclass
 class ChatSession:
-    """What was said so far, and by which settings answers are made; an answer is sampled anew each time it is asked."""
+    """The turns so far and the options of the next answer; asking for an answer again samples another one."""
 
-    speaker: Speaker
-    settings: ReplySettings
+    loaded: LoadedModel
+    options: ReplyOptions
     system: str | None = None
     turns: list[Turn] = field(default_factory=list)
     answers: list[Reply] = field(default_factory=list)
 
-    def say(self, text: str, on_text: Callable[[str], None]) -> tuple[Reply, int]:
-        """Answer a message; returns the answer, and how many old turns had to be left out for it."""
+    def say(self, text: str, on_text: Callable[[int, str], None]) -> tuple[Reply, int]:
+        """Answer a message; returns the answer, and how many of the oldest turns were left out for it."""
         if not text.strip():
             raise ValueError("The message is empty: there is nothing to answer.")
         self.turns.append(Turn("user", text))
         try:
-            heard, left_out = self._heard()
-            (answer,) = reply(self.speaker, [heard], self._varied(), on_text=lambda _, piece: on_text(piece))
+            turns, left_out = self._fitting_turns()
+            (answer,) = reply(self.loaded, [turns], self._next_options(), on_text=on_text)
         except ValueError:
             self.turns.pop()
             raise
@@ -38,10 +39,10 @@ class ChatSession:
         self.answers.append(answer)
         return answer, left_out
 
-    def retry(self, on_text: Callable[[str], None]) -> tuple[Reply, int]:
+    def retry(self, on_text: Callable[[int, str], None]) -> tuple[Reply, int]:
         """Another answer to the last message."""
         if len(self.turns) < 2:
-            raise ValueError("There is no answer yet that could be given again.")
+            raise ValueError("There is no answer yet to give again.")
         message = self.turns[-2].text
         del self.turns[-2:]
         return self.say(message, on_text)
@@ -56,7 +57,7 @@ class ChatSession:
         path.write_text(json.dumps({"messages": messages}, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
     def load(self, path: Path) -> None:
-        """Take up a conversation that was saved."""
+        """Continue a saved conversation."""
         if path.stat().st_size > MOST_BYTES:
             raise ValueError(f"{path} has {path.stat().st_size} bytes; expected at most {MOST_BYTES}.")
         found = turns_of(json.loads(path.read_text(encoding="utf-8")), str(path))
@@ -68,20 +69,20 @@ class ChatSession:
         tokens = sum(len(answer.tokens) for answer in self.answers)
         seconds = sum(answer.seconds for answer in self.answers)
         depth = sum(token.depth for answer in self.answers for token in answer.tokens) / max(1, tokens)
-        used = len(self.speaker.dialogue.encode_prompt(self._with_system(self.turns)))
+        used = len(self.loaded.template.encode_prompt(self._with_system(self.turns)))
         return (
             f"{len(self.answers)} answers, {tokens} tokens in {seconds:.1f} s ({tokens / max(seconds, 1e-9):.1f} a second), "
-            f"{depth:.1f} supervision steps a token; the conversation takes {used} tokens, the window holds {self.speaker.window}"
+            f"{depth:.1f} supervision steps a token; the conversation takes {used} tokens, the window holds {self.loaded.window}"
         )
 
-    def _heard(self) -> tuple[list[Turn], int]:
+    def _fitting_turns(self) -> tuple[list[Turn], int]:
         """The turns that fit, with room for an answer: the oldest exchanges are left out first."""
-        wanted = self.settings.max_tokens or self.speaker.window // 2
-        room = min(wanted, max(1, self.speaker.window // 4))
+        wanted = self.options.max_tokens or self.loaded.window // 2
+        room = min(wanted, max(1, self.loaded.window // 4))
         left_out = 0
         while left_out + 2 < len(self.turns):
-            used = len(self.speaker.dialogue.encode_prompt(self._with_system(self.turns[left_out:])))
-            if used + room <= self.speaker.window + 1:
+            used = len(self.loaded.template.encode_prompt(self._with_system(self.turns[left_out:])))
+            if used + room <= self.loaded.window + 1:
                 break
             left_out += 2
         return self._with_system(self.turns[left_out:]), left_out
@@ -89,17 +90,18 @@ class ChatSession:
     def _with_system(self, turns: list[Turn]) -> list[Turn]:
         return [Turn("system", self.system), *turns] if self.system else turns
 
-    def _varied(self) -> ReplySettings:
-        """The seed moves on with every answer, so that asking twice may give two answers, and a rerun the same two."""
-        sampling = self.settings.sampling
-        return replace(self.settings, sampling=replace(sampling, seed=sampling.seed + len(self.answers)))
+    def _next_options(self) -> ReplyOptions:
+        """Each answer has the next seed, so that asking twice may give two answers, and a second run the same two."""
+        decode = self.options.decode
+        sampling = replace(decode.sampling, seed=decode.sampling.seed + len(self.answers))
+        return replace(self.options, decode=replace(decode, sampling=sampling))
 
 
 def turns_of(record: Any, source: str) -> list[Turn]:
     """The turns of `{"messages": [{"role": …, "content": …}, …]}`."""
     messages = record.get("messages") if isinstance(record, dict) else None
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-        raise ValueError(f'{source} holds no conversation: expected {{"messages": [{{"role": ..., "content": ...}}]}}.')
+        raise ValueError(f'{source} is not a conversation: expected {{"messages": [{{"role": ..., "content": ...}}]}}.')
     turns = []
     for number, message in enumerate(messages):
         role, content = message.get("role"), message.get("content")

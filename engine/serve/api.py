@@ -1,8 +1,9 @@
-"""The OpenAI-compatible words of the server: what a request may ask, and how answers are worded."""
+"""The OpenAI-compatible format of the server: what a request may ask, and how answers are written."""
 
 import math
 import time
 import uuid
+from dataclasses import replace
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -10,9 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from dataset.text.conversation import Turn
 from dataset.tokenization.protocol import Tokenizer
 from engine.generate.decode import Token
-from engine.generate.loaded_model import Speaker
-from engine.generate.reply import Reply, ReplySettings
-from engine.generate.sampling import Sampling
+from engine.generate.options import ReplyOptions, SamplingOptions
+from engine.generate.reply import Reply
 
 MOST_ALTERNATIVES = 20
 FINISH = {"eos": "stop", "stop": "stop", "length": "length", "interrupted": "stop"}
@@ -80,7 +80,7 @@ class ChatRequest(BaseModel):
     min_p: float | None = Field(None, gt=0, le=1)
     repetition_penalty: float = Field(1.0, gt=0)
     depth: int | None = Field(None, ge=1, le=256, description="supervision steps of every token")
-    # What clients send along and what concerns nobody here.
+    # What clients send along and what changes no answer.
     user: str | None = None
     metadata: dict[str, Any] | None = None
     store: bool | None = None
@@ -88,29 +88,28 @@ class ChatRequest(BaseModel):
     def turns(self) -> list[Turn]:
         return [message.turn() for message in self.messages]
 
-    def settings(self, usual: ReplySettings, speaker: Speaker) -> ReplySettings:
-        """The server's usual settings, changed by what was asked."""
+    def options(self, usual: ReplyOptions, window: int) -> ReplyOptions:
+        """The server's usual options, changed by what was asked."""
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
         if len(stop) > 16 or not all(0 < len(text) <= 200 for text in stop):
             raise RequestError("stop: expected at most 16 texts of 1 to 200 characters", param="stop")
         asked = self.max_completion_tokens or self.max_tokens or usual.max_tokens
-        sampling = Sampling(
-            temperature=usual.sampling.temperature if self.temperature is None else self.temperature,
-            top_p=self.top_p if self.top_p is not None else usual.sampling.top_p,
-            top_k=self.top_k if self.top_k is not None else usual.sampling.top_k,
+        default = usual.decode.sampling
+        sampling = SamplingOptions(
+            temperature=default.temperature if self.temperature is None else self.temperature,
+            top_p=self.top_p or default.top_p,
+            top_k=self.top_k or default.top_k,
             min_p=self.min_p,
             repetition_penalty=self.repetition_penalty,
             seed=self.seed if self.seed is not None else int.from_bytes(uuid.uuid4().bytes[:4], "big"),
         )
-        return ReplySettings(
-            max_tokens=min(asked, speaker.window) if asked else None,
-            stop=tuple(stop),
+        decode = replace(
+            usual.decode,
             sampling=sampling,
-            depth=self.depth or usual.depth,
-            exit=usual.exit,
-            compile=usual.compile,
+            depth=self.depth or usual.decode.depth,
             num_top=(self.top_logprobs or 0) if self.logprobs else 0,
         )
+        return ReplyOptions(max_tokens=min(asked, window) if asked else None, stop=stop, decode=decode)
 
 
 def parsed(content: bytes, model_name: str) -> ChatRequest:
@@ -120,8 +119,8 @@ def parsed(content: bytes, model_name: str) -> ChatRequest:
     except ValidationError as error:
         problems = error.errors(include_url=False)
         where = [".".join(map(str, problem["loc"])) or "body" for problem in problems]
-        told = "; ".join(f"{place}: {problem['msg']}" for place, problem in zip(where[:5], problems, strict=False))
-        raise RequestError(told, param=where[0]) from None
+        found = "; ".join(f"{place}: {problem['msg']}" for place, problem in zip(where[:5], problems, strict=False))
+        raise RequestError(found, param=where[0]) from None
     if request.model not in (None, "", model_name):
         raise RequestError(f"There is no model {request.model!r} here, only {model_name!r}.", 404, "model")
     if request.messages[-1].role != "user":
@@ -133,8 +132,8 @@ def model_list(model_name: str, created: int) -> dict[str, Any]:
     return {"object": "list", "data": [{"id": model_name, "object": "model", "created": created, "owned_by": "local"}]}
 
 
-class Wording:
-    """Frames one answer, as a whole or in pieces."""
+class ResponseFormat:
+    """Writes one answer as OpenAI does, whole or in pieces."""
 
     def __init__(self, model_name: str, tokenizer: Tokenizer, request: ChatRequest) -> None:
         self.tokenizer, self.with_logprobs = tokenizer, bool(request.logprobs)
@@ -168,24 +167,24 @@ class Wording:
         return {"content": [self._token(token) for token in tokens], "refusal": None}
 
     def _token(self, token: Token) -> dict[str, Any]:
-        """With the supervision steps it took, which OpenAI's form has no word for."""
-        others = [self._said(other, log(chance)) for other, chance in token.top]
-        return self._said(token.id, token.logprob) | {"top_logprobs": others, "depth": token.depth}
+        """With `depth`, the supervision steps it took, which is ours beyond OpenAI's format."""
+        others = [self._candidate(other, log(chance)) for other, chance in token.top]
+        return self._candidate(token.id, token.logprob) | {"top_logprobs": others, "depth": token.depth}
 
-    def _said(self, token_id: int, logprob: float) -> dict[str, Any]:
-        spoken = self.tokenizer.piece_bytes(token_id)
-        return {"token": spoken.decode(errors="replace"), "logprob": logprob, "bytes": list(spoken)}
+    def _candidate(self, token_id: int, logprob: float) -> dict[str, Any]:
+        piece = self.tokenizer.piece_bytes(token_id)
+        return {"token": piece.decode(errors="replace"), "logprob": logprob, "bytes": list(piece)}
 
 
 def log(chance: float) -> float:
-    """Its logarithm, bounded as JSON knows no infinity."""
+    """The logarithm, bounded because JSON has no infinity."""
     return math.log(max(chance, 1e-45))
 
 
 def usage(answer: Reply) -> dict[str, int]:
-    said = len(answer.tokens)
+    num_tokens = len(answer.tokens)
     return {
         "prompt_tokens": answer.prompt_tokens,
-        "completion_tokens": said,
-        "total_tokens": answer.prompt_tokens + said,
+        "completion_tokens": num_tokens,
+        "total_tokens": answer.prompt_tokens + num_tokens,
     }

@@ -8,15 +8,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from dataset.text.conversation import Turn
 from engine.generate.decode import Token
-from engine.generate.loaded_model import Speaker
-from engine.generate.reply import ReplySettings, reply
-from engine.serve.api import RequestError, Wording, model_list, parsed
+from engine.generate.exits import calibrated_options
+from engine.generate.loaded_model import LoadedModel, load_model
+from engine.generate.options import ReplyOptions, ServeOptions
+from engine.generate.reply import reply
+from engine.serve.api import RequestError, ResponseFormat, model_list, parsed
 
 PAGE = Path(__file__).parent / "page.html"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -29,7 +32,7 @@ PAGE_POLICY = (
 
 @dataclass(frozen=True)
 class Bounds:
-    """What a request may take."""
+    """What requests may take; what exceeds it is refused."""
 
     body_bytes: int = 1_000_000
     answers_at_once: int = 4  # their tokens are computed in turn
@@ -39,15 +42,15 @@ class Bounds:
 
 @dataclass
 class Service:
-    """What the handlers share."""
+    """What the handlers of all connections share."""
 
-    speaker: Speaker
+    loaded: LoadedModel
     name: str
-    settings: ReplySettings
+    options: ReplyOptions  # unless a request asks otherwise
     hosts: tuple[str, ...]  # names by which the server may be addressed; empty: any
     bounds: Bounds = field(default_factory=Bounds)
     started: int = field(default_factory=lambda: int(time.time()))
-    turnstile: threading.Lock = field(default_factory=threading.Lock)  # one token at a time
+    decode_lock: threading.Lock = field(default_factory=threading.Lock)  # one token at a time
 
     def __post_init__(self) -> None:
         self.places = threading.BoundedSemaphore(self.bounds.answers_at_once)
@@ -64,7 +67,7 @@ class Service:
 
 
 class ChatServer(ThreadingHTTPServer):
-    """Takes no more connections than it is bounded to; the others are closed at once."""
+    """Accepts at most `bounds.connections` connections; further ones are closed at once."""
 
     daemon_threads = True
     request_queue_size = 16
@@ -88,7 +91,7 @@ class ChatServer(ThreadingHTTPServer):
             self.free.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went away is no fault of ours."""
+        """A client that disconnects is not an error of the server."""
         if not isinstance(sys.exc_info()[1], OSError):
             super().handle_error(request, client_address)
 
@@ -131,7 +134,7 @@ class Handler(BaseHTTPRequestHandler):
                 raise RequestError(f"There is nothing at {self.path[:200]} to post to.", 404)
             with self.service.place():
                 send_rest = self._answer(content)
-            send_rest()  # only now: who has read the end of an answer may ask again at once
+            send_rest()  # after the place is free: a client that has read the end may ask again at once
         except RequestError as error:
             self._refuse(error)
 
@@ -149,26 +152,28 @@ class Handler(BaseHTTPRequestHandler):
         """Finds the answer, streams it if that is wanted, and returns what sends the rest."""
         service = self.service
         request = parsed(content, service.name)
-        wording = Wording(service.name, service.speaker.tokenizer, request)
+        response = ResponseFormat(service.name, service.loaded.tokenizer, request)
         try:
-            settings = request.settings(service.settings, service.speaker)
+            options = request.options(service.options, service.loaded.window)
             if request.stream:
                 with_usage = bool(request.stream_options and request.stream_options.include_usage)
-                return self._stream(request.turns(), settings, wording, with_usage)
+                return self._stream(request.turns(), options, response, with_usage)
             (answer,) = reply(
-                service.speaker,
+                service.loaded,
                 [request.turns()],
-                settings,
+                options,
                 on_token=lambda token, text: self._check_client(),
-                turnstile=service.turnstile,
+                decode_lock=service.decode_lock,
             )
         except RequestError:
             raise
         except ValueError as error:  # what the model cannot do, such as a prompt beyond its window
             raise RequestError(str(error)) from None
-        return lambda: self._send_json(200, wording.whole(answer))
+        return lambda: self._send_json(200, response.whole(answer))
 
-    def _stream(self, turns: Any, settings: ReplySettings, wording: Wording, with_usage: bool) -> Callable[[], None]:
+    def _stream(
+        self, turns: list[Turn], options: ReplyOptions, response: ResponseFormat, with_usage: bool
+    ) -> Callable[[], None]:
         """Server-sent events; the headers go out with the first token, so that a refusal can still have its status."""
         begun = False
 
@@ -177,14 +182,14 @@ class Handler(BaseHTTPRequestHandler):
             if not begun:
                 begun = True
                 self._begin_events()
-                self._event(wording.piece("", [], role="assistant"))
-            self._event(wording.piece(text, [token]))
+                self._event(response.piece("", [], role="assistant"))
+            self._event(response.piece(text, [token]))
 
         service = self.service
-        (answer,) = reply(service.speaker, [turns], settings, on_token=on_token, turnstile=service.turnstile)
+        (answer,) = reply(service.loaded, [turns], options, on_token=on_token, decode_lock=service.decode_lock)
 
         def send_end() -> None:
-            for last in wording.end(answer, with_usage):
+            for last in response.end(answer, with_usage):
                 self._event(last)
             self.wfile.write(b"data: [DONE]\n\n")
             self.wfile.flush()
@@ -204,10 +209,10 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
 
     def _check_client(self) -> None:
-        """Stop answering somebody who has gone away."""
+        """Stop answering a client that has disconnected."""
         readable, _, _ = select.select([self.connection], [], [], 0)
         if readable and not self.connection.recv(1, socket.MSG_PEEK):
-            raise ConnectionAbortedError("the client has gone")
+            raise ConnectionAbortedError("the client has disconnected")
 
     def _is_addressed_properly(self) -> bool:
         """By a name of this machine: a page elsewhere must not reach a loopback server through a name of its own."""
@@ -237,8 +242,25 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
 
-def serve(speaker: Speaker, settings: ReplySettings, host: str, port: int, bounds: Bounds | None = None) -> ChatServer:
+def serve(loaded: LoadedModel, options: ReplyOptions, host: str, port: int, bounds: Bounds | None = None) -> ChatServer:
     """A server that is ready for `serve_forever`; on the loopback it answers to the names of the loopback only."""
     hosts = LOOPBACK if host in LOOPBACK else ()
-    name = speaker.path.parent.name if speaker.path.name.startswith("step_") else speaker.path.name
-    return ChatServer((host, port), Service(speaker, name, settings, hosts, bounds or Bounds()))
+    name = loaded.path.parent.name if loaded.path.name.startswith("step_") else loaded.path.name
+    return ChatServer((host, port), Service(loaded, name, options, hosts, bounds or Bounds()))
+
+
+def serve_checkpoint(options: ServeOptions) -> None:
+    """Serve until Ctrl-C; the address goes to standard output once requests are taken."""
+    loaded = load_model(options.opening)
+    usual = replace(options.reply, decode=calibrated_options(options.reply.decode, loaded.path))
+    bounds = Bounds(answers_at_once=options.answers_at_once)
+    with serve(loaded, usual, options.host, options.port, bounds) as server:
+        host, port = server.server_address[:2]
+        shown = f"[{host!s}]" if ":" in str(host) else str(host)
+        print(f"http://{shown}:{port}", flush=True)
+        if options.host not in LOOPBACK:
+            print(f"open to other machines ({options.host}), without a password; Ctrl-C ends", file=sys.stderr)
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            print("stopped", file=sys.stderr)

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from dataset.common import IGNORE_LABEL_ID, Batch
-from engine.generate.decode import DecodeOptions, Decoding
+from engine.generate.decode import Decoding
+from engine.generate.options import DecodeOptions
 from engine.runtime.devices import Runtime, start_runtime
 from models.kv_cache import cast_for_reading
 from models.layers import weights_cast_once
@@ -168,7 +169,7 @@ def decoding(head: DistillHead, runtime: Runtime) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for length in DECODED_AT:
         prompt = torch.randint(3, model.config.vocab_size, (length,), generator=torch.Generator().manual_seed(0))
-        run = Decoding(model, [prompt.tolist()], DecodeOptions(max_new_tokens=TIMED_TOKENS + 1))
+        run = Decoding(model, [prompt.tolist()], DecodeOptions(), max_new_tokens=TIMED_TOKENS + 1)
         tokens = iter(run)
         next(tokens)  # reads the prompt
         assert isinstance(run.memory, RetentionMemory)

@@ -10,7 +10,8 @@ import torch
 
 from engine.build import text as build_text
 from engine.config.schema import InstructConfig
-from engine.generate.decode import DecodeOptions, Decoding, Mode
+from engine.generate.decode import Decoding
+from engine.generate.options import DecodeOptions, Mode
 from engine.runtime.devices import Runtime, start_runtime
 from models.act import ActModel
 from models.kv_cache import Memory, cast_for_reading
@@ -54,21 +55,20 @@ def bench_generate(
 
 
 def compare(model: ActModel, runtime: Runtime, rows: int, prompt: int, new: int, depth: int) -> dict[str, Any]:
-    """Tokens per second with each kind of memory, and without any over a few tokens in the middle of the same text."""
-    found: dict[str, Any] = {}
-    for mode in ("exact", "last_step"):
-        times = seconds(model, runtime, rows, prompt, new, depth, mode)
-        memory = Memory(model, rows, 1, depth, last_step=mode == "last_step")
-        found[mode] = {
-            "tokens_per_s": round(rows * len(times) / sum(times), 2),
-            "bytes_per_token": memory.bytes_per_token,
-        }
+    """Tokens per second with the cache, and without it over a few tokens in the middle of the same text."""
+    times = seconds(model, runtime, rows, prompt, new, depth, "exact")
+    speed = round(rows * len(times) / sum(times), 2)
     middle = prompt + (new - ORACLE_TOKENS) // 2
     times = seconds(model, runtime, rows, middle, ORACLE_TOKENS, depth, "recompute")
-    found["recompute"] = {"tokens_per_s": round(rows * len(times) / sum(times), 3), "timed_tokens": len(times)}
-    for mode in ("exact", "last_step"):
-        found[mode]["times_recompute"] = round(found[mode]["tokens_per_s"] / found["recompute"]["tokens_per_s"], 1)
-    return found
+    without = round(rows * len(times) / sum(times), 3)
+    return {
+        "exact": {
+            "tokens_per_s": speed,
+            "bytes_per_token": Memory(model, rows, 1, depth).bytes_per_token,
+            "times_recompute": round(speed / without, 1),
+        },
+        "recompute": {"tokens_per_s": without, "timed_tokens": len(times)},
+    }
 
 
 def seconds(model: ActModel, runtime: Runtime, rows: int, prompt: int, new: int, depth: int, mode: Mode) -> list[float]:
@@ -76,7 +76,7 @@ def seconds(model: ActModel, runtime: Runtime, rows: int, prompt: int, new: int,
     generator = torch.Generator().manual_seed(0)
     vocab_size = model.config.vocab_size
     prompts = torch.randint(3, vocab_size, (rows, prompt), generator=generator).tolist()
-    tokens = iter(Decoding(model, prompts, DecodeOptions(max_new_tokens=new + 1, mode=mode, depth=depth)))
+    tokens = iter(Decoding(model, prompts, DecodeOptions(mode=mode, depth=depth), max_new_tokens=new + 1))
     next(tokens)
     return list(_timed(tokens, runtime))
 

@@ -228,6 +228,6 @@ class RetentionMemory:
         answer, self.state = self.core.read(ids, new_lengths, self.state)
         yield answer
 
-    def keep(self, rows: Sequence[int]) -> None:
-        """Forgets all rows but these, which are counted anew in this order."""
+    def select_rows(self, rows: Sequence[int]) -> None:
+        """Keep these rows only, in this order."""
         self.state = self.state.rows(rows)

@@ -18,7 +18,7 @@ DOCUMENTS, SEED = 3, 5  # prompts of different lengths
 def lasting(kind: str, model, rows: int, steps: int) -> Memory | Rereading:
     if kind == "recompute":
         return Rereading(model, rows, LENGTH, steps)
-    return Memory(model, rows, LENGTH, steps, last_step=kind == "last_step")
+    return Memory(model, rows, LENGTH, steps)
 
 
 def read_on(model, memory, documents, prefix: bool) -> dict[tuple[int, int], torch.Tensor]:
@@ -39,7 +39,7 @@ def read_on(model, memory, documents, prefix: bool) -> dict[tuple[int, int], tor
             if not going_on:
                 return said
             rows = [rows[at] for at in going_on]
-            memory.keep(going_on)
+            memory.select_rows(going_on)
             *_, answer = memory.read(torch.stack([texts[row][place[row]] for row in rows])[:, None], [1] * len(rows))
             for at, row in enumerate(rows):
                 said[row, place[row]] = core.lm_head(answer[at, 0])
@@ -89,19 +89,11 @@ def test_reading_on_equals_reading_everything_anew(arch, options, steps):
             torch.testing.assert_close(logits, packed[row + first, place], atol=5e-4, rtol=0)
 
 
-def test_the_last_step_alone_is_right_only_where_there_is_one_step():
-    model = make_head("trm").model
-    for steps, is_equal in ((1, True), (3, False)):
-        found = read_on(model, lasting("last_step", model, DOCUMENTS, steps), stored(), prefix=False)
-        expected = at_once(model, steps)
-        assert is_equal == all(torch.allclose(found[key], expected[key], atol=1e-4) for key in found)
-
-
-def test_the_last_step_alone_takes_a_share_of_the_memory():
+def test_every_supervision_step_keeps_keys_and_values_of_its_own():
     model = make_head("trm", H_cycles=2, L_cycles=1).model
-    exact, last = (lasting(kind, model, 2, 5) for kind in ("exact", "last_step"))
+    one, five = (lasting("exact", model, 2, steps) for steps in (1, 5))
     # 4 network calls of 1 block, keys and values of 32 float32 numbers each
-    assert last.bytes_per_token == 4 * 2 * 32 * 4 and exact.bytes_per_token == 5 * last.bytes_per_token
+    assert one.bytes_per_token == 4 * 2 * 32 * 4 and five.bytes_per_token == 5 * one.bytes_per_token
 
 
 def test_a_token_that_left_shows_deeper_steps_what_it_had():
@@ -111,7 +103,7 @@ def test_a_token_that_left_shows_deeper_steps_what_it_had():
         list(memory.read(torch.tensor([[3, 4, 5], [6, 7, 0]]), [3, 2]))
         list(memory.read(torch.tensor([[8], [9]]), [1, 1]))
     second, third = memory.steps[1].keys.clone(), memory.steps[2].keys.clone()
-    memory.settle([3, 2])  # the first row went all the way, the second left one step earlier
+    memory.sync_exited([3, 2])  # the first row went all the way, the second left one step earlier
     assert torch.equal(memory.steps[2].keys[:, 1, :, 2], second[:, 1, :, 2])
     untouched = torch.ones(2, LENGTH, dtype=torch.bool)
     untouched[1, 2] = False
@@ -145,12 +137,10 @@ def test_weights_cast_for_reading_give_the_same_answers():
 
 
 @pytest.mark.slow  # the compiler takes a minute
-@pytest.mark.parametrize("kind", ["exact", "last_step"])
-def test_a_compiled_step_says_the_same(kind):
+def test_a_compiled_step_says_the_same():
     model = make_head("trm", prefix_mask=True).model
     plain, compiled = (
-        read_on(model, Memory(model, DOCUMENTS, LENGTH, 2, last_step=kind == "last_step", compiled=how), stored(), True)
-        for how in (False, True)
+        read_on(model, Memory(model, DOCUMENTS, LENGTH, 2, compiled=how), stored(), True) for how in (False, True)
     )
     for key, logits in plain.items():
         torch.testing.assert_close(compiled[key], logits, atol=1e-4, rtol=0)

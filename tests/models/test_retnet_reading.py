@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from engine.generate.decode import DecodeOptions, Decoding
+from engine.generate.decode import Decoding
+from engine.generate.options import DecodeOptions
 from models.retnet.config import preset
 from models.retnet.model import RetentionMemory, RetNet
 from models.retnet.retention import Kernels
@@ -63,7 +64,7 @@ def test_a_memory_keeps_the_rows_that_go_on():
     memory = RetentionMemory(model, rows=3)
     with torch.no_grad():
         list(memory.read(ids[:, :12], [12, 5, 9]))
-        memory.keep([2, 0])
+        memory.select_rows([2, 0])
         (answer,) = memory.read(ids[[2, 0], 12:], [8, 8])
     expected = hidden_of(model, torch.cat((ids[2:, :9], ids[2:, 12:]), 1))[:, 9:]
     close(answer[:1], expected)
@@ -103,8 +104,7 @@ def test_the_decoder_finds_as_likely_from_a_state_what_it_finds_by_rereading():
     forced = [make_ids(1, length, seed=length)[0].tolist() for length in (8, 3, 12)]
     said = []
     for memory in (None, RetentionMemory(model, rows=3)):
-        options = DecodeOptions(max_new_tokens=12, mode="recompute")
-        decoding = Decoding(model, prompts, options, forced=forced)
+        decoding = Decoding(model, prompts, DecodeOptions(mode="recompute"), forced=forced)
         decoding.memory = memory or decoding.memory
         said.append([token for tokens in decoding for token in tokens])
     assert len(said[0]) == 8 + 3 + 12

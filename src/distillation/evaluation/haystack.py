@@ -13,7 +13,8 @@ import numpy as np
 from torch import Tensor
 
 from dataset.common import Batch
-from engine.generate.decode import DecodeOptions, Decoding
+from engine.generate.decode import Decoding
+from engine.generate.options import DecodeOptions
 from models.act import ActModel
 from models.retnet.model import RetNet
 from src.distillation.corpus.manifest import TokenizerFacts
@@ -133,7 +134,7 @@ def answers(model: ActModel, prompts: Sequence[list[int]]) -> Iterator[list[int]
     for first in range(0, len(prompts), ROWS_AT_ONCE):
         some = prompts[first : first + ROWS_AT_ONCE]
         said: list[list[int]] = [[] for _ in some]
-        for tokens in Decoding(model, some, DecodeOptions(max_new_tokens=VALUE_TOKENS)):
+        for tokens in Decoding(model, some, DecodeOptions(), max_new_tokens=VALUE_TOKENS):
             for token in tokens:
                 said[token.row].append(token.id)
         yield from said

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from engine.generate.decode import DecodeOptions, Decoding, ExitRule
-from engine.generate.sampling import Sampling
+from engine.generate.decode import Decoding
+from engine.generate.options import DecodeOptions, ExitRule, SamplingOptions
 from models.losses.text import Supervision
 from tests.engine.text_samples import ARCHS, VOCAB, make_batch, make_head, make_store
 
@@ -20,10 +20,11 @@ def lively(arch="trm", **options):
     return model
 
 
-def said(model, prompts=PROMPTS, forced=None, **options):
+def said(model, prompts=PROMPTS, forced=None, max_new_tokens=6, stop_ids=(), **options):
     """Tokens of each row, in order."""
     rows = [[] for _ in prompts]
-    for tokens in Decoding(model, prompts, DecodeOptions(**{"max_new_tokens": 6} | options), forced=forced):
+    limits = {"max_new_tokens": max_new_tokens, "stop_ids": stop_ids}
+    for tokens in Decoding(model, prompts, DecodeOptions(**options), forced=forced, **limits):
         for token in tokens:
             rows[token.row].append(token)
     return rows
@@ -75,8 +76,10 @@ def test_forced_tokens_tell_the_loss_that_evaluation_finds():
         assert [-token.logprob for token in row] == pytest.approx(losses.tolist(), abs=1e-4)
 
 
-@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=1.0, seed=3)], ids=["greedy", "sampled"])
-@pytest.mark.parametrize("mode", ["exact", "last_step", "recompute"])
+@pytest.mark.parametrize(
+    "sampling", [SamplingOptions(), SamplingOptions(temperature=1.0, seed=3)], ids=["greedy", "sampled"]
+)
+@pytest.mark.parametrize("mode", ["exact", "recompute"])
 def test_a_row_says_the_same_alone_or_in_a_batch(mode, sampling):
     model = lively()
     together = said(model, mode=mode, sampling=sampling)
@@ -86,12 +89,12 @@ def test_a_row_says_the_same_alone_or_in_a_batch(mode, sampling):
 
 def test_the_seed_decides_a_sampled_text():
     model = lively()
-    texts = [ids(said(model, sampling=Sampling(temperature=1.0, seed=seed))) for seed in (0, 0, 1)]
+    texts = [ids(said(model, sampling=SamplingOptions(temperature=1.0, seed=seed))) for seed in (0, 0, 1)]
     assert texts[0] == texts[1] != texts[2]
 
 
 def test_a_row_ends_with_a_stop_id_at_its_length_or_when_told_and_the_others_go_on():
-    model, varied = lively(), Sampling(temperature=1.0, seed=1)
+    model, varied = lively(), SamplingOptions(temperature=1.0, seed=1)
     free = ids(said(model, sampling=varied))
     end = free[0][2]
     assert end not in (*free[0][:2], *free[1][:2])
@@ -99,7 +102,7 @@ def test_a_row_ends_with_a_stop_id_at_its_length_or_when_told_and_the_others_go_
     assert rows[0] == free[0][:3] and rows[1] == free[1][:2]
     assert rows[2] == free[2][: free[2].index(end) + 1 if end in free[2] else 6]
 
-    decoding, told = Decoding(model, PROMPTS, DecodeOptions(max_new_tokens=6, sampling=varied)), [[], [], []]
+    decoding, told = Decoding(model, PROMPTS, DecodeOptions(varied), max_new_tokens=6), [[], [], []]
     for tokens in decoding:
         for token in tokens:
             told[token.row].append(token.id)
@@ -121,16 +124,15 @@ def test_tokens_that_never_leave_are_those_of_full_depth():
     assert said(model, exit=NEVER) == said(model)
 
 
-@pytest.mark.parametrize("mode", ["exact", "last_step"])
 @pytest.mark.parametrize("kind", ["kl", "margin", "head"])
-def test_leaving_does_not_depend_on_the_rest_of_the_batch(kind, mode):
+def test_leaving_does_not_depend_on_the_rest_of_the_batch(kind):
     model = lively(halt_max_steps=8)
     depths = {token.depth for row in said(model, num_top=2) for token in row}
     assert depths == {8}
     for threshold in {"kl": (0.05, 0.5), "margin": (0.1, 0.3), "head": (0.4, 0.6)}[kind]:
         rule = ExitRule(kind, threshold)
-        together = said(model, exit=rule, mode=mode)
-        alone = [said(model, [prompt], exit=rule, mode=mode)[0] for prompt in PROMPTS]
+        together = said(model, exit=rule)
+        alone = [said(model, [prompt], exit=rule)[0] for prompt in PROMPTS]
         assert [[(t.id, t.depth) for t in row] for row in together] == [[(t.id, t.depth) for t in row] for row in alone]
         assert any(t.depth < 8 for row in together for t in row) and min(t.depth for r in together for t in r) >= 2
 
@@ -138,7 +140,7 @@ def test_leaving_does_not_depend_on_the_rest_of_the_batch(kind, mode):
 def test_deeper_steps_read_what_a_token_that_left_had_last():
     """Told by hand: a token that leaves after two steps stands in every deeper memory as it stood in the second."""
     model = lively(halt_max_steps=4)
-    decoding = Decoding(model, [PROMPTS[0]], DecodeOptions(max_new_tokens=4, exit=ALWAYS))
+    decoding = Decoding(model, [PROMPTS[0]], DecodeOptions(exit=ALWAYS), max_new_tokens=4)
     list(decoding)
     second, *deeper = decoding.memory.steps[1:]
     written = slice(len(PROMPTS[0]), len(PROMPTS[0]) + 3)
@@ -148,22 +150,15 @@ def test_deeper_steps_read_what_a_token_that_left_had_last():
 
 
 @pytest.mark.parametrize(
-    ("prompts", "options", "told"),
+    ("prompts", "max_new_tokens", "options", "told"),
     [
-        ([[3], []], {}, "prompt is empty"),
-        ([], {}, "prompt is empty"),
-        ([[3] * 12], {"max_new_tokens": 6}, "17 positions do not fit the window of 16"),
-        ([[3]], {"max_new_tokens": 0}, "max_new_tokens=0"),
-        ([[3]], {"depth": 0}, "depth=0"),
-        ([[3]], {"mode": "recompute", "exit": ALWAYS}, "Use mode=exact"),
+        ([[3], []], 2, {}, "prompt is empty"),
+        ([], 2, {}, "prompt is empty"),
+        ([[3] * 12], 6, {}, "17 positions .* 16"),
+        ([[3]], 0, {}, "max_new_tokens=0"),
+        ([[3]], 2, {"depth": 1, "exit": ALWAYS}, "--depth"),
     ],
 )
-def test_what_cannot_be_decoded_is_refused(prompts, options, told):
+def test_what_cannot_be_decoded_is_refused(prompts, max_new_tokens, options, told):
     with pytest.raises(ValueError, match=told):
-        Decoding(lively(), prompts, DecodeOptions(**{"max_new_tokens": 2} | options))
-
-
-@pytest.mark.parametrize(("kind", "threshold", "told"), [("k", 0.1, "expected one of kl"), ("kl", -1.0, "from 0 up")])
-def test_exit_rules_are_checked(kind, threshold, told):
-    with pytest.raises(ValueError, match=told):
-        ExitRule(kind, threshold)
+        Decoding(lively(), prompts, DecodeOptions(**options), max_new_tokens=max_new_tokens)

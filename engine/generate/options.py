@@ -1,0 +1,273 @@
+"""The options of generation, each with its default, flag and help; imports no torch, so that `--help` is quick."""
+
+import argparse
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
+
+Mode = Literal["exact", "recompute"]
+ExitKind = Literal["kl", "margin", "head"]
+Options = TypeVar("Options")
+
+SEEDS = range(-(2**63), 2**64)  # what torch.Generator takes
+NEWEST = "step or run folder; of several that match, the newest"
+REMOVED_MODE = (
+    "mode=last_step was removed: its greedy answers equalled those of exact for only 46 to 51 % of the questions "
+    "(docs/generation.md). Leave --mode out, or choose exact."
+)
+
+
+def flag(default: Any, help: str | None = None, **how: Any) -> Any:
+    """A dataclass field that is also a flag; `how` goes to `add_argument`, `flags` are its spellings."""
+    return field(default=default, metadata={"flag": {"help": help} | how})
+
+
+def part(default: Any, only: Sequence[str] | None = None, **changes: dict[str, Any]) -> Any:
+    """A field that holds more options: `only` names those that are flags, `changes` what differs about them here."""
+    return field(default=default, metadata={"only": only, "changes": changes})
+
+
+@dataclass(frozen=True)
+class OpenOptions:
+    """Which checkpoint is opened, and with what in place of its own config, tokenizer and device."""
+
+    checkpoint: str | None = flag(None, "step folder, run folder (its best, else its latest step) or file")
+    project_name: str = flag("SlimOrca-ACT", "with --run-name, instead of --checkpoint")
+    run_name: str | None = flag(None)
+    newest: bool = False  # a pattern may match several checkpoints, of which the newest is taken
+    tokenizer_path: str | None = flag(None, "another tokenizer than the checkpoint's own")
+    config_name: str = flag("cfg_pretrain_instruct", "for a checkpoint without a config")
+    overrides: Sequence[str] = flag((), "key=value changes of the config", nargs="*")
+    device: str | None = flag(None, choices=["auto", "cuda", "mps", "cpu"])
+
+    @property
+    def path(self) -> str:
+        if self.checkpoint is not None:
+            return self.checkpoint
+        if self.run_name is None:
+            raise ValueError(
+                "Name the checkpoint: --checkpoint <folder or file>, or --run-name <run> (and --project-name)."
+            )
+        return str(Path("checkpoints") / self.project_name / self.run_name)
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """Filters in the order in which they act; temperature 0 takes the likeliest token, whatever the other filters."""
+
+    repetition_penalty: float = flag(1.0, type=float)
+    temperature: float = flag(0.0, "0 takes the likeliest token", type=float)
+    top_k: int | None = flag(None, type=int)
+    top_p: float | None = flag(None, type=float)
+    min_p: float | None = flag(None, type=float)
+    seed: int = flag(0, type=int)
+
+    def __post_init__(self) -> None:
+        problems = []
+        if not 0 <= self.temperature < math.inf:
+            problems.append(f"temperature={self.temperature}: expected a number from 0 (greedy) up")
+        if self.top_k is not None and self.top_k < 1:
+            problems.append(f"top_k={self.top_k}: expected at least 1")
+        for name, value in (("top_p", self.top_p), ("min_p", self.min_p)):
+            if value is not None and not 0 < value <= 1:
+                problems.append(f"{name}={value}: expected more than 0 and at most 1")
+        if not 0 < self.repetition_penalty < math.inf:
+            problems.append(f"repetition_penalty={self.repetition_penalty}: expected a number above 0 (1 is none)")
+        if self.seed not in SEEDS:
+            problems.append(f"seed={self.seed}: expected a whole number of at most 64 bits")
+        if problems:
+            raise ValueError("; ".join(problems) + ".")
+
+
+@dataclass(frozen=True)
+class ExitRule:
+    """When a token may leave the recursion early; each token by itself, whatever else is in the batch.
+
+    `kl`: the step changed the distribution by less than the threshold. `margin`: the likeliest token leads the second
+    by at least it. `head`: the halting head says with at least this probability that one more step brings nothing.
+    """
+
+    kind: ExitKind | Literal["none"] = flag(
+        "none", "leave early when sure", flags=["--exit"], choices=["none", *get_args(ExitKind)]
+    )
+    threshold: float | None = flag(  # None: the one that was calibrated on the checkpoint
+        None, "default: that of scripts/calibrate_exit.py", flags=["--exit-threshold"], type=float
+    )
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("none", *get_args(ExitKind)):
+            raise ValueError(f"exit rule {self.kind!r}: expected one of none, {', '.join(get_args(ExitKind))}.")
+        if self.threshold is None:
+            return
+        if self.kind == "none":
+            raise ValueError("--exit-threshold needs a rule to belong to: --exit kl, margin or head.")
+        if not self.threshold >= 0:
+            raise ValueError(f"exit threshold {self.threshold}: expected a number from 0 up.")
+
+
+def known_mode(text: str) -> str:
+    """The mode of this name; any other is an error."""
+    if text not in get_args(Mode):
+        known = " or ".join(get_args(Mode))
+        raise argparse.ArgumentTypeError(REMOVED_MODE if text == "last_step" else f"mode={text}: expected {known}.")
+    return text
+
+
+@dataclass(frozen=True)
+class DecodeOptions:
+    """How tokens are computed and chosen."""
+
+    sampling: SamplingOptions = part(SamplingOptions())
+    depth: int | None = flag(None, "supervision steps of every token; default: as trained", type=int)
+    compile: bool = flag(  # pays on CUDA, where one position is all launches and hardly any work
+        False, "compile the step of a token: slow to begin, pays on CUDA", action="store_true"
+    )
+    exit: ExitRule = part(ExitRule())
+    mode: Mode = flag("exact", "recompute keeps no cache", type=known_mode, metavar="{exact,recompute}")
+    num_top: int = 0  # likeliest alternatives that are reported with each token
+
+    def __post_init__(self) -> None:
+        try:
+            known_mode(self.mode)
+        except argparse.ArgumentTypeError as problem:
+            raise ValueError(str(problem)) from None
+        if self.depth is not None and self.depth < 1:
+            raise ValueError(f"depth={self.depth}: a token needs at least 1 supervision step.")
+        if self.exit.kind != "none" and self.mode == "recompute":
+            raise ValueError(
+                f"--exit {self.exit.kind}: mode=recompute computes every token to full depth. Use mode=exact, or no rule."
+            )
+
+
+@dataclass(frozen=True)
+class ReplyOptions:
+    """How a conversation is answered."""
+
+    max_tokens: int | None = flag(None, "default: half of the window", flags=["--max-new-tokens"], type=int)
+    stop: Sequence[str] = flag((), "text or special token that ends a reply; repeatable", action="append")
+    truncate: bool = flag(False, "shorten a message that does not fit the window", action="store_true")
+    decode: DecodeOptions = part(DecodeOptions())
+
+    def __post_init__(self) -> None:
+        if not all(self.stop):
+            raise ValueError("A stop text is empty: expected at least one character, or the name of a special token.")
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise ValueError(f"max_tokens={self.max_tokens}: expected at least 1.")
+
+
+SAMPLING_FLAGS = [option.name for option in fields(SamplingOptions)]
+REPLY_FLAGS = ["max_tokens", "depth", "compile", "kind", "threshold"]
+CHAT_REPLY = ReplyOptions(decode=DecodeOptions(SamplingOptions(temperature=0.7)))
+
+
+@dataclass(frozen=True)
+class InstructOptions:
+    """What `generate_instruct.py` takes."""
+
+    opening: OpenOptions = part(OpenOptions())
+    message: str | None = flag(None, "the text to answer", flags=["-m", "--message"])
+    message_file: str | None = flag(None, "many texts, one a line; - is standard input")
+    system_message: str | None = flag(
+        None, "what the model is told before; default: a system prompt of SlimOrca, '' for none"
+    )
+    batch_size: int = flag(16, "messages answered at once", type=int)
+    reply: ReplyOptions = part(ReplyOptions(), max_tokens={"flags": ["--max-output-tokens"]})
+    stream: bool = flag(True, "print while it is generated", action=argparse.BooleanOptionalAction)
+    json: bool = flag(False, "one JSON object a message", action="store_true")
+    verbose: bool = flag(
+        False, "every token's alternatives, to standard error", flags=["-V", "--verbose"], action="store_true"
+    )
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"--batch-size={self.batch_size}: expected at least 1.")
+
+
+@dataclass(frozen=True)
+class ChatOptions:
+    """What `generate.py` takes."""
+
+    opening: OpenOptions = part(
+        OpenOptions(newest=True), only=["checkpoint", "device"], checkpoint={"required": True, "help": NEWEST}
+    )
+    prompt: str | None = flag(None, "one message to answer", is_choice=True)
+    interactive: bool = flag(False, "a conversation", is_choice=True, action="store_true")
+    system: str | None = flag(None, "what the model is told before")
+    reply: ReplyOptions = part(
+        CHAT_REPLY,
+        only=SAMPLING_FLAGS + REPLY_FLAGS,
+    )
+    stream: bool = flag(True, "print while it is generated", action=argparse.BooleanOptionalAction)
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """What `serve.py` takes; how to answer holds unless a request asks otherwise."""
+
+    opening: OpenOptions = part(
+        OpenOptions(newest=True), only=["checkpoint", "device"], checkpoint={"required": True, "help": NEWEST}
+    )
+    host: str = flag("127.0.0.1", "another than the loopback opens the server to others")
+    port: int = flag(8000, "0 takes a free one", type=int)
+    reply: ReplyOptions = part(CHAT_REPLY, only=["temperature", *REPLY_FLAGS])
+    answers_at_once: int = flag(4, "further requests are told to come again", type=int)
+
+    def __post_init__(self) -> None:
+        if self.answers_at_once < 1:
+            raise ValueError(f"--answers-at-once={self.answers_at_once}: expected at least 1.")
+
+
+@dataclass(frozen=True)
+class CalibrateOptions:
+    """What `scripts/calibrate_exit.py` takes."""
+
+    opening: OpenOptions = part(
+        OpenOptions(),
+        only=["checkpoint", "overrides"],
+        checkpoint={"required": True, "help": "run folder or step folder"},
+    )
+    max_loss_increase: float = flag(0.01, "in nats a token, on held-out data", type=float)
+    conversations: int = flag(256, "to fit on, and as many to evaluate on", type=int)
+
+    def __post_init__(self) -> None:
+        if not self.max_loss_increase >= 0:
+            raise ValueError(
+                f"--max-loss-increase={self.max_loss_increase}: expected a number from 0 up, in nats a token."
+            )
+
+
+def read_flags(defaults: Options, description: str | None) -> Options:
+    """The options of the command line, on which every option of `defaults` has a flag."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    _add_flags(parser, defaults, None, {})
+    return _with_flags(defaults, parser.parse_args())
+
+
+def _add_flags(
+    parser: argparse.ArgumentParser, options: Any, only: Sequence[str] | None, changes: Mapping[str, dict[str, Any]]
+) -> None:
+    choice = None
+    for option in fields(options):
+        default = getattr(options, option.name)
+        if is_dataclass(default):
+            own = option.metadata
+            _add_flags(parser, default, own["only"] or only, {**changes, **own["changes"]})
+        elif "flag" in option.metadata and (only is None or option.name in only):
+            how = {"dest": option.name, "flags": [f"--{option.name.replace('_', '-')}"]}
+            how["default"] = list(default) if isinstance(default, tuple) else default  # lists are what "append" copies
+            how |= option.metadata["flag"] | changes.get(option.name, {})
+            target: Any = parser
+            if how.pop("is_choice", False):
+                target = choice = choice or parser.add_mutually_exclusive_group(required=True)
+            target.add_argument(*how.pop("flags"), **how)
+
+
+def _with_flags(defaults: Options, flags: argparse.Namespace) -> Options:
+    """The options `defaults`, changed by the flags."""
+    changed = {}
+    for option in fields(defaults):  # type: ignore[arg-type]  # any of the dataclasses above
+        value = getattr(defaults, option.name)
+        changed[option.name] = _with_flags(value, flags) if is_dataclass(value) else getattr(flags, option.name, value)
+    return replace(defaults, **changed)  # type: ignore[type-var]

@@ -1,0 +1,49 @@
+"""Exit rules: which evidence lets a token leave, and the threshold that a checkpoint carries."""
+
+import json
+
+import pytest
+import torch
+
+from engine.generate.exits import EXIT_FILE, calibrated_options, evidence, may_exit, write_thresholds
+from engine.generate.options import DecodeOptions, ExitRule
+
+SURE, UNSURE = torch.tensor([[4.0, 0.0], [0.1, 0.0]])[:, None]
+
+
+@pytest.mark.parametrize(
+    ("kind", "logits", "before", "q_halt", "may"),
+    [
+        ("kl", SURE, SURE, 0.0, True),
+        ("kl", SURE, UNSURE, 0.0, False),
+        ("margin", SURE, UNSURE, 0.0, True),
+        ("margin", UNSURE, UNSURE, 0.0, False),
+        ("head", UNSURE, SURE, 3.0, True),
+        ("head", SURE, SURE, -3.0, False),
+    ],
+)
+def test_each_rule_looks_at_its_own_evidence(kind, logits, before, q_halt, may):
+    rule = ExitRule(kind, 0.01 if kind == "kl" else 0.5)
+    assert may_exit(rule, logits, before, torch.tensor([q_halt])).tolist() == [may]
+
+
+def test_evidence_is_divergence_lead_and_probability():
+    now, before = torch.tensor([[0.5, 0.3, 0.2]]).log(), torch.tensor([[0.25, 0.5, 0.25]]).log()
+    divergence = sum(p * (torch.log(torch.tensor(p / q))) for p, q in ((0.5, 0.25), (0.3, 0.5), (0.2, 0.25)))
+    for kind, expected in (("kl", float(divergence)), ("margin", 0.2), ("head", 0.5)):
+        assert float(evidence(kind, now, before, torch.zeros(1))) == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_rule_takes_its_threshold_from_the_checkpoint_unless_one_is_given(tmp_path):
+    given, usual, off = (DecodeOptions(exit=rule) for rule in (ExitRule("kl", 0.5), ExitRule("kl"), ExitRule()))
+    assert calibrated_options(off, tmp_path) is off and calibrated_options(given, tmp_path) is given
+    with pytest.raises(ValueError, match="exit.json.*calibrate_exit.py"):
+        calibrated_options(usual, tmp_path)
+    assert write_thresholds(tmp_path, {"kl": {"threshold": 0.25}}) == tmp_path / EXIT_FILE
+    assert calibrated_options(usual, tmp_path).exit == ExitRule("kl", 0.25)
+    with pytest.raises(ValueError, match="'head'"):
+        calibrated_options(DecodeOptions(exit=ExitRule("head")), tmp_path)
+    for written, told in ((json.dumps({"kl": 0.5}), "'kl'"), ("[]", "'kl'"), ("{", "JSON")):
+        (tmp_path / EXIT_FILE).write_text(written)
+        with pytest.raises(ValueError, match=f"exit.json.*{told}.*--exit-threshold"):
+            calibrated_options(usual, tmp_path)

@@ -1,0 +1,54 @@
+"""Checkpoints are opened with their own config and tokenizer, and those that cannot answer say why."""
+
+import shutil
+
+import pytest
+import yaml
+
+from engine.generate.loaded_model import load_model
+from engine.generate.options import OpenOptions
+from tests.text_runs import text_flags, train_text, write_corpus
+from tests.tiny import flags, pretrain, write_sudoku
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("loaded")
+    ended = train_text(text_flags(write_corpus(folder / "data"), folder / "run", epochs=1))
+    assert ended.code == 0, ended.err
+    return folder
+
+
+def test_a_checkpoint_carries_what_it_needs(folder, tmp_path):
+    shutil.copytree(folder / "run", tmp_path / "elsewhere", symlinks=True)
+    loaded = load_model(OpenOptions(str(tmp_path / "elsewhere"), device="cpu"))
+    assert loaded.path.parent == tmp_path / "elsewhere" and loaded.window == 72
+    (tokenizer,) = loaded.tokenizer.files()
+    assert tokenizer.parent == loaded.path and loaded.config.dataset.tokenizer_path == str(tokenizer)
+    assert loaded.stop_ids == {loaded.tokenizer.eos_id} and loaded.special_id("</s>") == loaded.tokenizer.eos_id
+    assert loaded.special_id("</p>") is None and not loaded.model.training
+
+
+def test_flags_and_overrides_win_over_the_checkpoint(folder):
+    other = folder / "data" / "tokenizer.model"
+    options = OpenOptions(str(folder / "run"), tokenizer_path=str(other), overrides=["dataset.seq_len=90"])
+    loaded = load_model(options)
+    assert loaded.tokenizer.files() == [other] and loaded.window == 90
+
+
+def test_checkpoints_that_cannot_answer_say_why(folder, tmp_path):
+    with pytest.raises(ValueError, match="nowhere"):
+        load_model(OpenOptions(str(tmp_path / "nowhere")))
+    shutil.copytree(folder / "run", tmp_path / "old", symlinks=True)
+    for file in tmp_path.glob("old/step_*/config.yaml"):
+        config = yaml.safe_load(file.read_text())
+        del config["arch"]["causal"]
+        file.write_text(yaml.safe_dump(config))
+    with pytest.raises(ValueError, match="arch.causal"):
+        load_model(OpenOptions(str(tmp_path / "old")))
+    ended = pretrain(
+        flags(write_sudoku(tmp_path / "sudoku"), tmp_path / "puzzle", max_steps=1, epochs=1, eval_interval=1)
+    )
+    assert ended.code == 0, ended.err
+    with pytest.raises(ValueError, match="sudoku"):
+        load_model(OpenOptions(str(tmp_path / "puzzle")))
