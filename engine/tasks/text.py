@@ -13,13 +13,53 @@ from engine.tasks.protocol import Sums, add_sums, each_once, hash_seed, split_ro
 from models.losses.text import Supervision, TextLossHead, area_under_roc
 
 DEPTH_SPREAD = 0.5  # of the logarithm of a sampled depth
+LARGEST_LOSS = 700.0  # whose exponential is a float
 
 
-class TextTask:
-    """Unrolled recursion: depth is drawn per optimizer step, the loss is a mean over all tokens of the global batch.
+class TokenTask:
+    """One optimizer step a batch, whose loss is a mean over all tokens (or documents) of the global batch.
 
-    That mean runs over ranks and micro-batches alike, so that splitting a batch does not change its update.
+    That mean runs over ranks and micro-batches alike, so that splitting a batch does not change its update. Nothing
+    lasts from one step to the next.
     """
+
+    def __init__(self, runtime: Runtime, seed: int, micro_batches: int, reduction: str = "token") -> None:
+        self.runtime = runtime
+        self.seed = seed
+        self.micro_batches = micro_batches
+        self.reduction = reduction
+
+    def schedule_step(self, step: int) -> float:
+        return step
+
+    def feed(self, items: Iterable[LoaderItem]) -> Iterator[tuple[LoaderItem, int]]:
+        return each_once(items)
+
+    def parts(self, item: LoaderItem) -> Iterator[tuple[Batch, Supervision, Tensor]]:
+        """Each micro-batch of this rank with where it is supervised, and its tokens' weights in the mean."""
+        _, batch, _ = item
+        parts = split_rows(self.runtime.to_device(batch), self.micro_batches)
+        places = [Supervision.of(part) for part in parts]
+        total = self._global_total(places)
+        for part, at in zip(parts, places, strict=True):
+            yield part, at, at.weights(self.reduction, total)
+
+    def _global_total(self, places: list[Supervision]) -> Tensor:
+        """Tokens, or documents, that the loss is a mean over; 1 where there are none, so that it is 0 and not NaN."""
+        sizes = [len(at.places) if self.reduction == "token" else len(at.lengths) for at in places]
+        total = torch.tensor([float(sum(sizes))], device=self.runtime.device)
+        self.runtime.all_reduce_sum_([total])
+        return total.clamp_min(1)[0]
+
+    def commit(self) -> None:
+        """There is nothing to keep."""
+
+    def discard(self) -> None:
+        """There is nothing to forget."""
+
+
+class TextTask(TokenTask):
+    """Unrolled recursion, whose depth is drawn per optimizer step."""
 
     def __init__(
         self,
@@ -32,51 +72,28 @@ class TextTask:
         reduction: str = "token",
         piece_bytes: Tensor | None = None,
     ) -> None:
+        super().__init__(runtime, seed, micro_batches, reduction)
         self.head = head
-        self.runtime = runtime
-        self.seed = seed
         self.total_steps = total_steps
-        self.micro_batches = micro_batches
-        self.reduction = reduction
         self.piece_bytes = piece_bytes  # (V,) bytes of text that each token stands for
-
-    def schedule_step(self, step: int) -> float:
-        return step
-
-    def feed(self, items: Iterable[LoaderItem]) -> Iterator[tuple[LoaderItem, int]]:
-        return each_once(items)
 
     @property
     def module(self) -> TextLossHead:
         return self.head
 
     def train_step(self, item: LoaderItem, step: int) -> Sums:
-        _, batch, _ = item
-        self.head.train()
-        core = self.head.model.inner
-        core.depth = self.head.model.config.depth_at(step / self.total_steps)
-        parts = split_rows(self.runtime.to_device(batch), self.micro_batches)
-        places = [Supervision.of(part) for part in parts]
-        total = self._global_total(places)
-        num_steps = sampled_depth(self.head.model.config, core.depth.max_steps, hash_seed(self.seed, step))
+        num_steps = self.start_step(step)
         totals: Sums = {}
-        for part, at in zip(parts, places, strict=True):
-            weights = at.weights(self.reduction, total)
+        for part, at, weights in self.parts(item):
             add_sums(totals, self.head.train_on(part, at, weights, num_steps))
         return totals
 
-    def _global_total(self, places: list[Supervision]) -> Tensor:
-        """Tokens, or documents, that the loss is a mean over; 1 where there are none, so that it is 0 and not NaN."""
-        sizes = [len(at.places) if self.reduction == "token" else len(at.lengths) for at in places]
-        total = torch.tensor([float(sum(sizes))], device=self.runtime.device)
-        self.runtime.all_reduce_sum_([total])
-        return total.clamp_min(1)[0]
-
-    def commit(self) -> None:
-        """Nothing lasts from one step to the next."""
-
-    def discard(self) -> None:
-        """Nothing lasts from one step to the next."""
+    def start_step(self, step: int) -> int:
+        """Set the model up for an optimizer step; returns its number of supervision steps."""
+        config, core = self.head.model.config, self.head.model.inner
+        self.head.train()
+        core.depth = config.depth_at(step / self.total_steps)
+        return sampled_depth(config, core.depth.max_steps, hash_seed(self.seed, step))
 
     def eval_batch(self, batch: Batch, return_keys: Collection[str]) -> tuple[Sums, dict[str, Tensor]]:
         unknown = sorted(set(return_keys) - {*batch, "preds"})
@@ -88,14 +105,19 @@ class TextTask:
         self.head.model.inner.depth = self.head.model.config.depth_at(1.0)
         batch = self.runtime.to_device(batch)
         at = Supervision.of(batch)
-        sums, preds = self.head.evaluate_on(batch, at, self.head.model.config.halt_max_steps)
-        if self.piece_bytes is not None:
-            sums["bytes"] = self.piece_bytes.to(at.labels.device)[at.labels].sum()
+        sums, preds = self.scores(batch, at)
         outputs = dict(batch)
         if "preds" in return_keys:  # what the model says at supervised places, IGNORE_LABEL_ID elsewhere
             places = torch.full_like(batch["labels"], IGNORE_LABEL_ID).flatten()
             outputs["preds"] = places.index_copy_(0, at.places, preds.to(places.dtype)).view_as(batch["labels"])
         return sums, {name: outputs[name] for name in return_keys}
+
+    def scores(self, batch: Batch, at: Supervision) -> tuple[Sums, Tensor]:
+        """Sums of an evaluation, and the last predictions (T,)."""
+        sums, preds = self.head.evaluate_on(batch, at, self.head.model.config.halt_max_steps)
+        if self.piece_bytes is not None:
+            sums["bytes"] = self.piece_bytes.to(at.labels.device)[at.labels].sum()
+        return sums, preds
 
     def train_report(self, sums: dict[str, Any], global_batch_size: int) -> dict[str, float]:
         return text_report(sums)
@@ -121,15 +143,24 @@ def text_report(sums: dict[str, Any]) -> dict[str, float]:
             report[name] = sums[name] / documents
         elif metric in ("token_accuracy", "token_loss"):
             report[name] = sums[name] / tokens
-    report["perplexity"] = math.exp(min(report["token_loss"], 700.0))
+    report["perplexity"] = perplexity(report["token_loss"])
     if sums.get("bytes"):
         report["bits_per_byte"] = sums["token_loss"] / math.log(2) / sums["bytes"]
-    if sums.get("q_halt_count"):
-        report["q_halt_accuracy"] = sums["q_halt_accuracy"] / sums["q_halt_count"]
-        report["q_halt_loss"] = sums["q_halt_loss"] / sums["q_halt_count"]
-        if sum(sums["q_halt_wanted"]) and sum(sums["q_halt_unwanted"]):  # there are two kinds to tell apart
-            report["q_halt_auc"] = area_under_roc(sums["q_halt_wanted"], sums["q_halt_unwanted"])
-    return report | {"count": sums["count"], "tokens": sums["tokens"]}
+    return report | halting_report(sums) | {"count": sums["count"], "tokens": sums["tokens"]}
+
+
+def halting_report(sums: dict[str, Any]) -> dict[str, float]:
+    """How well the halting head predicts what one more step is worth; nothing of a batch that has one step."""
+    if not sums.get("q_halt_count"):
+        return {}
+    report = {name: sums[name] / sums["q_halt_count"] for name in ("q_halt_accuracy", "q_halt_loss")}
+    if sum(sums["q_halt_wanted"]) and sum(sums["q_halt_unwanted"]):  # there are two kinds to distinguish
+        report["q_halt_auc"] = area_under_roc(sums["q_halt_wanted"], sums["q_halt_unwanted"])
+    return report
+
+
+def perplexity(loss: float) -> float:
+    return math.exp(min(loss, LARGEST_LOSS))
 
 
 def sampled_depth(config: Any, max_steps: int, seed: int) -> int:

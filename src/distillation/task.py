@@ -1,18 +1,18 @@
-"""The task of distillation: one optimizer step learns from a global batch, about which the teacher is asked once."""
+"""The task of distillation: one optimizer step learns from a global batch, for which the teacher is asked once."""
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dataset.common import IGNORE_LABEL_ID, Batch, LoaderItem
+from dataset.common import Batch, LoaderItem
 from engine.runtime.devices import Runtime
-from engine.tasks.protocol import Sums, add_sums, hash_seed, split_rows
-from engine.tasks.text import TextTask, sampled_depth
+from engine.tasks.protocol import Sums, add_sums
+from engine.tasks.text import TextTask, halting_report, perplexity
 from models.losses.distill import TeacherTargets
-from models.losses.text import Supervision, area_under_roc
+from models.losses.text import Supervision
 from src.distillation.cache.format import CacheError
 from src.distillation.corpus.reader import NO_ROW
 from src.distillation.student.head import DistillHead
@@ -20,14 +20,12 @@ from src.distillation.student.saddle import PlateauController
 from src.distillation.targets.signal import Teacher
 
 FIRST_LOSS_SLACK = 0.5  # nats by which the loss of a fresh student may differ from that of an even guess
-LARGEST_LOSS = 700.0  # whose exponential is a float
 
 
 class DistillTask(TextTask):
-    """The loss is a mean over all tokens of the global batch, however it is split into micro-batches.
+    """The teacher answers once for each micro-batch; every supervision step of a recursive student uses that answer.
 
-    The teacher answers once for each micro-batch; every supervision step of a recursive student uses that answer.
-    Without a teacher the student learns from the text alone. What the teacher says is asked anew after a resume.
+    Without a teacher the student learns from the text alone.
     """
 
     head: DistillHead
@@ -55,18 +53,11 @@ class DistillTask(TextTask):
         self.has_warned = False
 
     def train_step(self, item: LoaderItem, step: int) -> Sums:
-        _, batch, _ = item
-        self.head.train()
-        config, core = self.head.model.config, self.head.model.inner
-        core.depth = config.depth_at(step / self.total_steps)
-        parts = split_rows(self.runtime.to_device(batch), self.micro_batches)
-        places = [Supervision.of(part) for part in parts]
-        total = self._global_total(places)
-        num_steps = sampled_depth(config, core.depth.max_steps, hash_seed(self.seed, step))
+        num_steps = self.start_step(step)
         totals: Sums = {}
-        for part, at in zip(parts, places, strict=True):
+        for part, at, weights in self.parts(item):
             if len(at.places):  # the last batch of an epoch may hold empty rows
-                add_sums(totals, self.head.learn(part, at, self._targets(part, at), total, num_steps))
+                add_sums(totals, self.head.train_on(part, at, weights, num_steps, self._targets(part, at)))
         if self.checks_first_loss:
             self._check_first_loss(totals)
         if self.controller is not None:
@@ -121,23 +112,10 @@ class DistillTask(TextTask):
             self.warn(str(event))
         sums["lr_factor"] = torch.tensor(self.controller.factor(step))
 
-    def eval_batch(self, batch: Batch, return_keys: Collection[str]) -> tuple[Sums, dict[str, Tensor]]:
-        unknown = sorted(set(return_keys) - {*batch, "preds"})
-        if unknown:
-            raise ValueError(f"An evaluation of a student returns no {', '.join(unknown)}.")
-        self.head.eval()
-        config = self.head.model.config
-        self.head.model.inner.depth = config.depth_at(1.0)
-        batch = self.runtime.to_device(batch)
-        at = Supervision.of(batch)
+    def scores(self, batch: Batch, at: Supervision) -> tuple[Sums, Tensor]:
         targets = self._held_out_targets(batch, at)
-        sums, preds = self.head.evaluate(batch, at, targets, config.halt_max_steps)
-        sums["rows"] = (batch["row_id"] != NO_ROW).sum()
-        outputs = dict(batch)
-        if "preds" in return_keys:
-            places = torch.full_like(batch["labels"], IGNORE_LABEL_ID).flatten()
-            outputs["preds"] = places.index_copy_(0, at.places, preds.to(places.dtype)).view_as(batch["labels"])
-        return sums, {name: outputs[name] for name in return_keys}
+        sums, preds = self.head.evaluate_on(batch, at, self.head.model.config.halt_max_steps, targets)
+        return sums | {"rows": (batch["row_id"] != NO_ROW).sum()}, preds
 
     def train_report(self, sums: dict[str, Any], global_batch_size: int) -> dict[str, float]:
         """Cross-entropy and divergence apart, in nats, and the mix that is learnt from."""
@@ -145,14 +123,14 @@ class DistillTask(TextTask):
         if not report:  # a batch of empty rows
             return {}
         mix = self.head.alpha * report["ce"] + (1 - self.head.alpha) * report["kd"] if "kd" in report else report["ce"]
-        told = {"lr_factor": sums["lr_factor"]} if "lr_factor" in sums else {}
-        return {"loss": mix} | report | halting_report(sums) | told | {"tokens": int(sums["tokens"])}
+        factor = {"lr_factor": sums["lr_factor"]} if "lr_factor" in sums else {}
+        return {"loss": mix} | report | halting_report(sums) | factor | {"tokens": int(sums["tokens"])}
 
     def eval_report(self, sums: dict[str, Any]) -> dict[str, float]:
         report = means(
             sums, {"ce_loss": "token_loss", "kd_loss": "kl", "right": "token_accuracy", "agreed": "agreement"}
         )
-        report["perplexity"] = math.exp(min(report["token_loss"], LARGEST_LOSS))
+        report["perplexity"] = perplexity(report["token_loss"])
         return report | halting_report(sums) | {name: int(sums[name]) for name in ("tokens", "count", "rows")}
 
     def state_dict(self) -> dict[str, Any]:
@@ -172,17 +150,4 @@ def means(sums: dict[str, Any], names: dict[str, str]) -> dict[str, float]:
         if name in names:
             count = sums["taught_tokens" if name in ("kd_loss", "agreed") else "tokens"]
             report[prefix + slash + names[name]] = sums[key] / max(count, 1)
-    return report
-
-
-def halting_report(sums: dict[str, Any]) -> dict[str, float]:
-    """How well the halting head of a recursive student tells what one more step is worth."""
-    if not sums.get("q_halt_count"):
-        return {}
-    report = {
-        "q_halt_accuracy": sums["q_halt_accuracy"] / sums["q_halt_count"],
-        "q_halt_loss": sums["q_halt_loss"] / sums["q_halt_count"],
-    }
-    if sum(sums["q_halt_wanted"]) and sum(sums["q_halt_unwanted"]):
-        report["q_halt_auc"] = area_under_roc(sums["q_halt_wanted"], sums["q_halt_unwanted"])
     return report

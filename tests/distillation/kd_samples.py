@@ -132,7 +132,8 @@ def taught(
         targets = None
         if k is not None:
             targets = said(teacher, 7, TEXTS, kind, k, temperature).rows(numbers.tolist()).targets(at.places, 0)
-        head.learn(batch, at, targets, torch.tensor(float(len(at.places))), 1)
+        weights = at.weights("token", torch.tensor(float(len(at.places))))
+        head.train_on(batch, at, weights, 1, targets)
         optimizers.step(step)
         optimizers.zero_grad()
     return evaluated(student, teacher)
@@ -142,7 +143,7 @@ def evaluated(student: RetNet, teacher: Any) -> dict[str, float]:
     batch = batch_of(texts(HELD_OUT, seed=8))
     at = Supervision.of(batch)
     targets = said(teacher, 8, HELD_OUT, "dense", VOCAB, 1.0).targets(at.places, 0)
-    sums, _ = DistillHead(student, 0.0, Divergence()).evaluate(batch, at, targets, 1)
+    sums, _ = DistillHead(student, 0.0, Divergence()).evaluate_on(batch, at, 1, targets)
     count = float(sums["taught_tokens"])
     return {
         "kl": float(sums["kd_loss"]) / count,

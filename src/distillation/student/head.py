@@ -27,14 +27,15 @@ class DistillHead(TextLossHead):
         self.alpha = alpha
         self.divergence = divergence
 
-    def learn(
-        self, batch: Batch, at: Supervision, targets: TeacherTargets | None, total: Tensor, num_steps: int
+    def train_on(
+        self,
+        batch: Batch,
+        at: Supervision,
+        weights: Tensor,
+        num_steps: int,
+        targets: TeacherTargets | None = None,
     ) -> Sums:
-        """Forward and backward of `num_steps` supervision steps, all with the same targets.
-
-        `total` is the number of tokens that the loss is a mean over.
-        """
-        weights = at.weights("token", total)
+        """Forward and backward of `num_steps` supervision steps, all with the same targets."""
         scores: list[DistillScores] = []
 
         def supervised(answers: list[Tensor]) -> Supervised:
@@ -46,8 +47,8 @@ class DistillHead(TextLossHead):
         return self._sums_of(at, targets, scores) | halting.sums()
 
     @torch.no_grad()
-    def evaluate(
-        self, batch: Batch, at: Supervision, targets: TeacherTargets | None, num_steps: int
+    def evaluate_on(
+        self, batch: Batch, at: Supervision, num_steps: int, targets: TeacherTargets | None = None
     ) -> tuple[Sums, Tensor]:
         """The same sums without learning, and the predictions (T,) of the last step."""
         core = self.model.inner

@@ -15,6 +15,7 @@ from engine.checkpoints.run_folder import tell, to_yaml
 from engine.checkpoints.save import CheckpointStore
 from engine.runtime.devices import Runtime, start_runtime
 from engine.runtime.signals import StopSignal
+from engine.tasks.text import perplexity
 from engine.train.evaluate import evaluate, flat
 from engine.train.loop import Plan, Run, TrainState, fit, restore
 from engine.train.optimizers import OptimizerSet, Schedule
@@ -27,7 +28,7 @@ from src.distillation.tuning.checkpoint import check_output_dir, checkpoint_to_r
 from src.distillation.tuning.config import TeacherFtConfig
 from src.distillation.tuning.corpus import HELD_OUT, open_corpus
 from src.distillation.tuning.lora import TunedTeacher, open_teacher_to_tune, save_adapter, save_model
-from src.distillation.tuning.task import TeacherTask, perplexity
+from src.distillation.tuning.task import TeacherTask
 
 WORTHWHILE = 0.10  # a fall of perplexity below which the tuning was hardly worth its time
 
