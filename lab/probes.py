@@ -97,7 +97,7 @@ def shuffled_answers(config: InstructConfig, runtime: Runtime, corpus: Any, trai
         for store, is_test in zip(stores, (False, True), strict=True)
     )
     head = build_text.build_text_head(config, metadata, runtime)
-    task = build_text.text_task_of(config, head, runtime, train_steps, reader.metadata.num_rows, None)
+    task = build_text.text_task_of(config, head, runtime, train_steps, len(reader.rows), None)
     optimizers = build.build_optimizers(config, head, runtime, train_steps)
     step = 0
     while step < train_steps:

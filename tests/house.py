@@ -22,8 +22,9 @@ NEVER = (*((stone, ROOMS) for stone in GROUND_STONES), *((room, ("tests",)) for 
 COMPOSERS = ("engine.build", "src.distillation.run.build")
 CONCRETE = ("models.recursive_reasoning", "dataset")
 SHARED = (
-    "dataset.common",
     "dataset.chat.samples",
+    "dataset.common",
+    "dataset.cursor",
     "dataset.files",
     "dataset.puzzles.arc_grids",
     "dataset.puzzles.samples",

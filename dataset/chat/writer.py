@@ -30,7 +30,7 @@ def write_conversations(folder: Path, split: str, spool: SpooledDocuments, metad
         _write_header(file, dtypes[name], (len(rows), seq_len))
     step = max(1, BLOCK_POSITIONS // seq_len)
     for first in range(0, len(rows), step):
-        block = [rows.row(index) for index in range(first, min(first + step, len(rows)))]
+        block = [rows[index] for index in range(first, min(first + step, len(rows)))]
         batch = fill_batch(spool, block, len(block), seq_len, pad_id)
         for name, file in files.items():
             with open(file, "ab") as out:  # not through a memory map: what it holds would count as ours

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from torch.utils.data import IterableDataset, get_worker_info
 
 from dataset.common import IGNORE_LABEL_ID, Batch, LoaderItem, PuzzleDatasetMetadata
+from dataset.cursor import ResumableDataset, check_ranks, is_for_this_worker
 from dataset.puzzles.format import PuzzleSet, PuzzleSplit, open_split
 from dataset.puzzles.mixing import identifier_offsets, merged_metadata
 from dataset.puzzles.validation import VALIDATION_SET, check_identifiers, is_held_out, originals
@@ -37,13 +37,7 @@ class PuzzleDatasetConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> "PuzzleDatasetConfig":
-        if self.global_batch_size % self.num_replicas:
-            raise ValueError(
-                f"global_batch_size={self.global_batch_size} cannot be shared by {self.num_replicas} processes. "
-                f"Choose a multiple of {self.num_replicas}."
-            )
-        if self.rank >= self.num_replicas:
-            raise ValueError(f"rank={self.rank} with num_replicas={self.num_replicas}; ranks count from 0.")
+        check_ranks(self.global_batch_size, self.rank, self.num_replicas, "num_replicas")
         if len(set(self.dataset_paths)) != len(self.dataset_paths):
             raise ValueError(f"A data set is named twice in dataset_paths={self.dataset_paths}. Name each one once.")
         missing = set(self.dataset_paths) - set(self.identifier_paths or self.dataset_paths)
@@ -93,16 +87,11 @@ def shuffled_examples(
     return examples[shuffle], drawn[visit[shuffle]]
 
 
-class PuzzleDataset(IterableDataset[LoaderItem]):
-    """Yields (set name, this rank's batch, number of real rows over all ranks).
-
-    Every `iter()` in training is one iteration and moves on to the next one, counted from 1. `start_from` may be
-    called at any time, also while loader workers run; it holds from the next `iter()`. A loader whose workers are not
-    persistent forgets the count between iterations: call `start_from` before each of them.
-    """
+class PuzzleDataset(ResumableDataset):
+    """Draws a puzzle of every group in training; yields all examples in order with `test_set_mode`."""
 
     def __init__(self, config: PuzzleDatasetConfig, split: str = "train") -> None:
-        super().__init__()
+        super().__init__(config.test_set_mode)
         self.config = config
         self.split = split
         self._splits: list[PuzzleSplit] | None = self._open(check=True)
@@ -110,22 +99,11 @@ class PuzzleDataset(IterableDataset[LoaderItem]):
         self._check_size(self._splits)
         if config.validation_split:
             self._hold_out()
-        # (number of start_from calls, iteration, batches done): shared memory, so that running workers see a change.
-        self._cursor = torch.tensor([0, 1, 0], dtype=torch.int64).share_memory_()
-        self._seen_calls, self._next_iteration = 0, 1
 
     @property
     def metadata(self) -> PuzzleDatasetMetadata:
         """The metadata of all data paths together; `sets` has the names that the items carry."""
         return self._metadata
-
-    def start_from(self, iteration: int, batches_done: int) -> None:
-        """Let the next `iter()` be training iteration `iteration` (from 1) without its first `batches_done` batches."""
-        if self.config.test_set_mode:
-            raise ValueError("start_from is for training; a test pass always starts at its first row.")
-        if iteration < 1 or batches_done < 0:
-            raise ValueError(f"start_from({iteration}, {batches_done}): iterations count from 1, batches from 0.")
-        self._cursor.copy_(torch.tensor([int(self._cursor[0]) + 1, iteration, batches_done]))
 
     def num_batches(self, iteration: int = 1) -> int:
         """How many batches one iteration yields; in training it varies a little with the puzzles drawn."""
@@ -133,15 +111,6 @@ class PuzzleDataset(IterableDataset[LoaderItem]):
             sizes = [len(self._test_rows(index)) for index in range(len(self._metadata.sets))]
             return sum(-(-size // self.config.global_batch_size) for size in sizes)
         return sum(len(self._plan(iteration, index).batches) for index in range(len(self._metadata.sets)))
-
-    def __iter__(self) -> Iterator[LoaderItem]:
-        if self.config.test_set_mode:
-            return self._test_items()
-        calls, iteration, skip = (int(value) for value in self._cursor)
-        if calls == self._seen_calls:
-            iteration, skip = self._next_iteration, 0
-        self._seen_calls, self._next_iteration = calls, iteration + 1
-        return self._train_items(iteration, skip)
 
     def _train_items(self, iteration: int, skip: int) -> Iterator[LoaderItem]:
         size = self.config.global_batch_size
@@ -151,7 +120,7 @@ class PuzzleDataset(IterableDataset[LoaderItem]):
         for index, (name, puzzles) in enumerate(self._sets()):
             plan = self._plan(iteration, index)
             for number, (start, stop) in enumerate(plan.batches):
-                if position >= skip and _is_for_this_worker(position - skip):
+                if position >= skip and is_for_this_worker(position - skip):
                     seed = [self.config.seed, self._stream(iteration, index), number]
                     rows, owners = shuffled_examples(puzzles.puzzle_indices, plan.puzzles[start:stop], size, seed)
                     yield name, self._batch(puzzles, rows[mine], owners[mine], local), size
@@ -159,7 +128,7 @@ class PuzzleDataset(IterableDataset[LoaderItem]):
         if skip > position:
             raise ValueError(
                 f"Cannot skip {skip} batches of iteration {iteration}, it has {position}. The data set, the batch size "
-                "or the epochs per iteration are not those of the run that is continued."
+                "or the epochs per iteration are not those of the run that is resumed."
             )
 
     def _test_items(self) -> Iterator[LoaderItem]:
@@ -170,7 +139,7 @@ class PuzzleDataset(IterableDataset[LoaderItem]):
             name = VALIDATION_SET if self.config.validation_split else name
             examples = self._test_rows(index)
             for start in range(0, len(examples), size):
-                if _is_for_this_worker(position):
+                if is_for_this_worker(position):
                     stop = min(start + size, len(examples))
                     first = min(start + self.config.rank * local, stop)
                     rows = examples[first : min(first + local, stop)]
@@ -270,9 +239,3 @@ class PuzzleDataset(IterableDataset[LoaderItem]):
 def _renumbered(puzzles: PuzzleSet, blank: int, offset: int) -> PuzzleSet:
     ids = puzzles.puzzle_identifiers
     return replace(puzzles, puzzle_identifiers=np.where(ids == blank, ids, ids + offset))
-
-
-def _is_for_this_worker(position: int) -> bool:
-    """Loader workers take turns, as the loader that asks them does, so that the order of batches stays."""
-    worker = get_worker_info()
-    return worker is None or position % worker.num_workers == worker.id

@@ -1,5 +1,6 @@
 """Packs whole documents into rows of one length, and makes batches of rows."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +23,7 @@ class Rows:
     def __len__(self) -> int:
         return len(self.starts) - 1
 
-    def row(self, index: int) -> NDArray[np.int64]:
+    def __getitem__(self, index: int) -> NDArray[np.int64]:
         return self.documents[self.starts[index] : self.starts[index + 1]]
 
     def reordered(self, order: NDArray[np.int64]) -> "Rows":
@@ -94,7 +95,35 @@ def best_fit(falling_lengths: NDArray[np.int64], capacity: int) -> NDArray[np.in
     return row_of_document
 
 
-def fill_batch(store: Documents, rows: list[NDArray[np.int64]], num_rows: int, seq_len: int, pad_id: int) -> Batch:
+class DocumentRows:
+    """Documents packed into rows of `seq_len` positions: the rows of a RowDataset."""
+
+    def __init__(self, documents: Documents, seq_len: int, pad_id: int, packing: bool = True) -> None:
+        self._documents, self._seq_len, self._pad_id = documents, seq_len, pad_id
+        self._planner = RowPlanner(documents.lengths(), seq_len, packing)
+
+    def __len__(self) -> int:
+        return self._planner.num_rows
+
+    def in_order(self) -> Rows:
+        return self._planner.in_order()
+
+    def shuffled(self, seed: int, epoch: int) -> Rows:
+        return self._planner.shuffled(seed, epoch)
+
+    def batch(self, rows: Sequence[NDArray[np.int64]], num_rows: int) -> Batch:
+        return fill_batch(self._documents, rows, num_rows, self._seq_len, self._pad_id)
+
+    def check_enough(self, global_batch_size: int, is_test: bool) -> None:
+        """Packed, they may still fill fewer rows than a batch has; then its last rows are empty."""
+        if not is_test and len(self._documents) < global_batch_size:
+            raise ValueError(
+                f"No train batches available: {len(self._documents)} examples, global_batch_size={global_batch_size}. "
+                "Lower the batch size or raise dataset.subset_size."
+            )
+
+
+def fill_batch(store: Documents, rows: Sequence[NDArray[np.int64]], num_rows: int, seq_len: int, pad_id: int) -> Batch:
     """The batch of these rows of documents; rows that are missing stay empty.
 
     `labels[t]` is the token after `inputs[t]` if that is trained, else IGNORE_LABEL_ID. `positions` restart with every

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dataset.common import Batch, LoaderItem, PuzzleDatasetMetadata
-from dataset.text.cursor import InstructDataset, InstructDatasetConfig
-from dataset.text.packing import fill_batch
+from dataset.cursor import CursorConfig, RowDataset
+from dataset.text.packing import DocumentRows, fill_batch
 from dataset.text.slimorca import InstructCorpus, SlimOrcaConfig, load_corpus, read_texts
 from dataset.text.token_store import Documents, DocumentStore, DocumentStoreBuilder, EncodedDocuments
 from dataset.tokenization.protocol import Tokenizer
@@ -73,8 +73,8 @@ def source_of(
 ) -> TextSource:
     """Readers of the documents to train on and of those to evaluate, and how long a run takes."""
     reader = text_reader(config, metadata, train, runtime, is_test=False) if train is not None else None
-    rows = config.epochs * reader.metadata.num_rows if reader is not None else 1
-    steps = config.epochs * reader.metadata.num_batches if reader is not None else 1
+    rows = config.epochs * len(reader.rows) if reader is not None else 1
+    steps = config.epochs * reader.batches_per_epoch if reader is not None else 1
     if config.arch.options.get("recursion") == "carry":
         steps = max(1, round(rows * expected_depth(config.arch.options) / config.global_batch_size))
     judged = text_reader(config, metadata, held_out, runtime, is_test=True) if held_out else None
@@ -89,7 +89,7 @@ def source_of(
         data=RunData(
             train_items=train_items,
             eval_items=(lambda: loader(judged, config, runtime)) if judged is not None else None,
-            eval_sets=judged.metadata.sets if judged is not None else [],
+            eval_sets=[judged.set_name] if judged is not None else [],
         ),
         tokenizer=tokenizer,
         total_steps=min(steps, config.max_steps or steps),
@@ -115,27 +115,24 @@ def corpus_config(config: InstructConfig) -> SlimOrcaConfig:
 
 def text_reader(
     config: TextConfig, metadata: PuzzleDatasetMetadata, store: Documents, runtime: Runtime, *, is_test: bool
-) -> InstructDataset:
-    return InstructDataset(
-        store,
-        InstructDatasetConfig(
-            seq_len=metadata.seq_len,
+) -> RowDataset:
+    return RowDataset(
+        DocumentRows(store, metadata.seq_len, metadata.pad_id, config.rows.packing),
+        CursorConfig(
             global_batch_size=config.global_batch_size,
-            vocab_size=metadata.vocab_size,
-            pad_id=metadata.pad_id,
             is_test=is_test,
-            packing=config.rows.packing,
             epochs_per_iter=config.eval_interval or config.epochs,
             seed=config.seed,
             rank=runtime.rank,
             world_size=runtime.world_size,
         ),
+        set_name="test" if is_test else "train",
     )
 
 
 def made_up_text(
     config: InstructConfig, runtime: Runtime, lengths: NDArray[np.int64], vocab_size: int, answer: int
-) -> InstructDataset:
+) -> RowDataset:
     """Random conversations of these lengths, each ending in an answer, for measuring."""
     rng = np.random.default_rng(config.seed)
     sizes = lengths + 1  # the last token of a document is only ever a label

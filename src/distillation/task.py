@@ -14,7 +14,7 @@ from engine.tasks.text import TextTask, halting_report, perplexity
 from models.losses.distill import TeacherTargets
 from models.losses.text import Supervision
 from src.distillation.cache.format import CacheError
-from src.distillation.corpus.reader import NO_ROW
+from src.distillation.corpus.packed_rows import NO_ROW
 from src.distillation.student.head import DistillHead
 from src.distillation.student.saddle import PlateauController
 from src.distillation.targets.signal import Teacher

@@ -12,7 +12,7 @@ from models.losses.distill import UNUSED
 from scripts.cache_teacher_logits import main
 from src.distillation.config import TeacherOptions
 from src.distillation.corpus.manifest import Manifest, load_manifest
-from src.distillation.corpus.reader import PackedDataset, PackedDatasetConfig
+from src.distillation.corpus.packed_rows import PackedRows
 from src.distillation.targets.signal import Teacher, TeacherSignal
 from src.distillation.teachers.open import open_teacher
 from tests.distillation.teacher_samples import write_corpus, write_llama
@@ -65,9 +65,7 @@ def write_cache(root: Path, *flags: str) -> None:
 
 
 def batch_of(root: Path, members: Sequence[int], split: Any = "train") -> Batch:
-    length = manifest_of(root).max_seq_length
-    config = PackedDatasetConfig(root / "packed", length, 1, split=split, is_test=True)
-    return PackedDataset(config).batch_of(list(members))
+    return PackedRows(root / "packed", split).batch(members, len(members))
 
 
 def divergence(signal: TeacherSignal, temperature: float = 1.0, column: int = 0) -> float:

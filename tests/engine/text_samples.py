@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from dataset.common import Batch
-from dataset.text.cursor import InstructDataset, InstructDatasetConfig
+from dataset.cursor import CursorConfig, RowDataset
+from dataset.text.packing import DocumentRows
 from dataset.text.token_store import DocumentStore, DocumentStoreBuilder, EncodedDocuments
 from engine.config.registry import load_model_class
 from engine.runtime.devices import Runtime
@@ -42,16 +43,14 @@ def make_store(count: int, seed: int = 0) -> DocumentStore:
     return builder.build()
 
 
-def make_reader(store: DocumentStore, rows: int, *, packing: bool = True, **options: Any) -> InstructDataset:
-    config = InstructDatasetConfig(
-        seq_len=LENGTH, global_batch_size=rows, vocab_size=VOCAB, pad_id=0, packing=packing, **options
-    )
-    return InstructDataset(store, config)
+def make_reader(store: DocumentStore, rows: int, *, packing: bool = True, **options: Any) -> RowDataset:
+    config = CursorConfig(global_batch_size=rows, **options)
+    return RowDataset(DocumentRows(store, LENGTH, 0, packing), config, "test" if config.is_test else "train")
 
 
 def make_batch(count: int, *, packing: bool, seed: int = 0) -> Batch:
     """All of `count` documents in one batch."""
-    rows = len(make_reader(make_store(count, seed), 1, packing=packing)._planner.in_order())
+    rows = len(make_reader(make_store(count, seed), 1, packing=packing).rows)
     ((_, batch, _),) = make_reader(make_store(count, seed), rows, packing=packing, is_test=True)
     return batch
 

@@ -1,17 +1,21 @@
-"""Random access to the rows of a packed corpus: memory-mapped shards, of which a few row groups are kept unpacked."""
+"""The rows of a packed corpus, from memory-mapped shards of which a few row groups are kept unpacked."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from dataset.common import IGNORE_LABEL_ID, Batch
 from dataset.files.disk import file_sha256
-from src.distillation.corpus.manifest import Manifest, Shard, Split
+from dataset.text.packing import NO_DOCUMENT
+from src.distillation.corpus.manifest import Shard, Split, TokenizerFacts, load_manifest
 from src.distillation.corpus.parquet import import_parquet
 
+NO_ROW = -1  # the row id of a row that only fills up the last batch
 KEPT_GROUPS = 64  # of about 32000 tokens: 8 MB
 KEPT_FILES = 128
 
@@ -20,18 +24,33 @@ Value = TypeVar("Value")
 
 
 class PackedRows:
-    """The rows of one split, numbered from 0 in the order of the manifest."""
+    """The rows of one split, numbered from 0 in the order of the manifest: the rows of a RowDataset.
 
-    def __init__(self, folder: Path, manifest: Manifest, split: Split) -> None:
-        facts = manifest.splits.get(split)
-        self._folder = folder
-        self._length = manifest.max_seq_length
+    A corpus of another length or tokenizer than the given ones is refused. With `verify` every shard is read once and
+    its checksum compared.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        split: Split,
+        seq_len: int | None = None,
+        tokenizer: TokenizerFacts | None = None,
+        verify: bool = False,
+    ) -> None:
+        self.manifest = load_manifest(folder)
+        self.manifest.check_made_for(folder, tokenizer, seq_len)
+        facts = self.manifest.splits.get(split)
+        self._folder, self._split = folder, split
+        self._length = self.manifest.max_seq_length
         self._shards = facts.shards if facts else []
         self._ends = np.cumsum([shard.rows for shard in self._shards], dtype=np.int64)
         self._open: _Kept[Any] = _Kept(KEPT_FILES)
         self._groups: _Kept[list[Row]] = _Kept(KEPT_GROUPS)
         for shard in self._shards:
             self._check_size(shard)
+            if verify and (found := file_sha256(folder / shard.file)) != shard.sha256:
+                raise self._damaged(shard, f"SHA-256 {found}, expected {shard.sha256}")
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -51,11 +70,45 @@ class PackedRows:
             within % per_group
         ]
 
-    def verify(self) -> None:
-        """Compare the checksum of every shard."""
-        for shard in self._shards:
-            if (found := file_sha256(self._folder / shard.file)) != shard.sha256:
-                raise self._damaged(shard, f"SHA-256 {found}, expected {shard.sha256}")
+    def in_order(self) -> NDArray[np.int64]:
+        return np.arange(len(self))
+
+    def shuffled(self, seed: int, epoch: int) -> NDArray[np.int64]:
+        return np.random.default_rng([seed, epoch]).permutation(len(self))
+
+    def check_enough(self, global_batch_size: int, is_test: bool) -> None:
+        if len(self) < (1 if is_test else global_batch_size):
+            remedy = "a larger --val-fraction" if self._split == "val" else "more data"
+            raise ValueError(
+                f"No {self._split} batches available: {len(self)} rows of {self._length} tokens in {self._folder}, "
+                f"global_batch_size={global_batch_size}. Lower the batch size, or preprocess again with {remedy}."
+            )
+
+    def batch(self, rows: Sequence[int], num_rows: int) -> Batch:
+        """`inputs`, `labels`, `positions` and `documents` as of `fill_batch`, and `row_id`: the number of each row,
+        the same in every run, or NO_ROW."""
+        shape = (num_rows, self._length)
+        inputs = np.full(shape, self.manifest.tokenizer.pad_id, dtype=np.int32)
+        labels = np.full(shape, IGNORE_LABEL_ID, dtype=np.int32)
+        positions = np.zeros(shape, dtype=np.int32)
+        documents = np.full(shape, NO_DOCUMENT, dtype=np.int32)
+        row_id = np.full(num_rows, NO_ROW, dtype=np.int64)
+        for place, index in enumerate(rows):
+            row_id[place], inputs[place], lengths = self.row(index)
+            ends = lengths.cumsum()
+            used = ends[-1]
+            labels[place, : used - 1] = inputs[place, 1:used]
+            labels[place, ends - 1] = IGNORE_LABEL_ID
+            positions[place, :used] = np.arange(used) - np.repeat(ends - lengths, lengths)
+            documents[place, :used] = np.repeat(np.arange(len(lengths)), lengths)
+        arrays = {
+            "inputs": inputs,
+            "labels": labels,
+            "positions": positions,
+            "documents": documents,
+            "row_id": row_id,
+        }
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
     def _check_size(self, shard: Shard) -> None:
         path = self._folder / shard.file
@@ -89,7 +142,7 @@ class PackedRows:
 
     def _damaged(self, shard: Shard, found: str) -> ValueError:
         return ValueError(
-            f"The shard {self._folder / shard.file} cannot be used: {found}. Make it anew from {shard.source}: "
+            f"The shard {self._folder / shard.file} cannot be used: {found}. Make it again from {shard.source}: "
             "remove the file and run data/preprocess_to_parquet.py again with --skip-existing."
         )
 

@@ -77,7 +77,7 @@ def perplexity_report(config: PerplexityConfig) -> dict[str, Any]:
         teacher = build.teacher_of(student.config, corpora, student.runtime)
         try:
             task = DistillTask(student.head, student.runtime, teacher, seed=config.seed, total_steps=1)
-            most = config.rows or corpora.held_out.metadata.num_rows
+            most = config.rows or len(corpora.held_out.rows)
             items = build.first_rows(corpora.held_out, most, student.config, student.runtime)
             report = evaluate(task, items, [build.HELD_OUT], student.runtime)
         finally:

@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from dataset.common import LoaderItem
+from dataset.cursor import CursorConfig, RowDataset
 from engine.build.puzzles import build_recursive_model
 from engine.build.text import text_metadata
 from engine.checkpoints.run_folder import to_yaml
@@ -23,7 +24,7 @@ from models.retnet.model import RetNet
 from src.distillation.config import DistillConfig
 from src.distillation.corpus.corpora import WITHOUT_EVALUATION, endless, held_out_of, same_tokenizer
 from src.distillation.corpus.manifest import Split, TokenizerFacts, load_manifest
-from src.distillation.corpus.reader import PackedDataset, PackedDatasetConfig
+from src.distillation.corpus.packed_rows import PackedRows
 from src.distillation.evaluation.haystack import NeedleEvaluator
 from src.distillation.student.head import DistillHead
 from src.distillation.student.optimizer import student_optimizer
@@ -40,8 +41,8 @@ DIVERGENCE_BETAS = {"forward_kl": 0.0, "reverse_kl": 1.0}
 class Corpora:
     """Rows to learn from and rows that are held out."""
 
-    train: PackedDataset
-    held_out: PackedDataset | None
+    train: RowDataset
+    held_out: RowDataset | None
     tokenizer: TokenizerFacts
     tokenizer_files: Sequence[Path]
     fingerprint: str
@@ -55,19 +56,9 @@ def open_corpora(config: DistillConfig, *, split: Split = "val") -> Corpora:
     tokenizer, files = same_tokenizer(config, folder, manifest)
     found = held_out_of(config, manifest) if split == "val" else (folder, manifest, split)
 
-    def reader(place: Path, part: Split, rows: int, is_test: bool) -> PackedDataset:
-        return PackedDataset(
-            PackedDatasetConfig(
-                folder=place,
-                seq_len=config.max_seq_length,
-                global_batch_size=rows,
-                split=part,
-                is_test=is_test,
-                tokenizer=tokenizer,
-                verify=config.verify_data,
-                seed=config.seed,
-            )
-        )
+    def reader(place: Path, part: Split, rows: int, is_test: bool) -> RowDataset:
+        packed = PackedRows(place, part, config.max_seq_length, tokenizer, config.verify_data)
+        return RowDataset(packed, CursorConfig(rows, is_test, seed=config.seed), part)
 
     return Corpora(
         train=reader(folder, "train", config.rows_per_step, False),
@@ -79,7 +70,7 @@ def open_corpora(config: DistillConfig, *, split: Split = "val") -> Corpora:
     )
 
 
-def loader(dataset: PackedDataset, config: DistillConfig, runtime: Runtime) -> Iterable[LoaderItem]:
+def loader(dataset: RowDataset, config: DistillConfig, runtime: Runtime) -> Iterable[LoaderItem]:
     """The data set itself batches; workers only read ahead."""
     return DataLoader(
         dataset,
@@ -198,7 +189,7 @@ def run_data(config: DistillConfig, corpora: Corpora, head: DistillHead, runtime
     )
 
 
-def first_rows(dataset: PackedDataset, rows: int, config: DistillConfig, runtime: Runtime) -> Iterator[LoaderItem]:
+def first_rows(dataset: RowDataset, rows: int, config: DistillConfig, runtime: Runtime) -> Iterator[LoaderItem]:
     """Batches of the first so many rows, in order."""
     for _, batch, count in loader(dataset, config, runtime):
         yield HELD_OUT, batch, count

@@ -13,7 +13,7 @@ from src.distillation.cache.options import CacheOptions
 from src.distillation.cache.rows import bytes_per_position
 from src.distillation.cache.store import MAX_SHARD_ROWS, SHARD_BYTES, CacheReader, CacheWriter
 from src.distillation.corpus.manifest import SPLITS, Manifest, Split, load_manifest
-from src.distillation.corpus.reader import PackedDataset, PackedDatasetConfig
+from src.distillation.corpus.packed_rows import PackedRows
 from src.distillation.teachers.open import open_teacher
 
 FAILED = 2
@@ -117,20 +117,16 @@ def _places(manifest: Manifest, split: str, limit: int | None) -> list[Place]:
 
 def _batches(places: list[Place], shard_rows: int, options: CacheOptions) -> Iterator[Batch]:
     """Batches never cross the end of a shard or split: what stands in a shard depends on nothing before it."""
-    readers: dict[Split, PackedDataset] = {}
+    readers: dict[Split, PackedRows] = {}
     for first in range(0, len(places), shard_rows):
         shard = places[first : first + shard_rows]
         for split in SPLITS:
             members = [place.index for place in shard if place.split == split]
             for start in range(0, len(members), options.batch_size):
                 if split not in readers:
-                    readers[split] = _open_split(options.data_path, split)
-                yield readers[split].batch_of(members[start : start + options.batch_size])
-
-
-def _open_split(folder: Path, split: Split) -> PackedDataset:
-    seq_len = load_manifest(folder).max_seq_length
-    return PackedDataset(PackedDatasetConfig(folder, seq_len, global_batch_size=1, split=split, is_test=True))
+                    readers[split] = PackedRows(options.data_path, split)
+                rows = members[start : start + options.batch_size]
+                yield readers[split].batch(rows, len(rows))
 
 
 def _summary(folder: Path, cache: Cache, num_new: int, manifest: Manifest) -> str:

@@ -20,7 +20,7 @@ from src.distillation.cache.format import (
 from src.distillation.cache.rows import decode
 from src.distillation.cache.store import CacheReader, CacheWriter
 from src.distillation.corpus.manifest import TokenizerFacts
-from src.distillation.corpus.reader import NO_ROW
+from src.distillation.corpus.packed_rows import NO_ROW
 from src.distillation.targets.signal import Kind, Teacher, TeacherFacts, TeacherSignal, predicted_places
 from src.distillation.targets.topk import blank_signal
 

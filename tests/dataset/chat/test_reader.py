@@ -14,8 +14,9 @@ from torch.utils.data import DataLoader
 
 from dataset.chat.reader import ChatDocuments, chat_splits, chat_tokenizer_folder, open_chat_data
 from dataset.chat.template import ChatEncoder
+from dataset.cursor import CursorConfig, RowDataset
 from dataset.text.conversation import Turn, has_answer
-from dataset.text.cursor import InstructDataset, InstructDatasetConfig
+from dataset.text.packing import DocumentRows
 from dataset.tokenization.special_tokens import load_chat_tokenizer
 from tests.dataset.conversation_files import build, from_turns, make_chat, make_chats
 
@@ -32,9 +33,9 @@ def all_documents(documents: ChatDocuments) -> list[tuple[list[int], list[bool]]
     return [tuple(part.tolist() for part in documents.document(i)) for i in range(len(documents))]
 
 
-def reader(documents: ChatDocuments, vocab_size: int, pad_id: int, **more: Any) -> InstructDataset:
-    options = {"seq_len": 96, "global_batch_size": 4, "vocab_size": vocab_size, "pad_id": pad_id} | more
-    return InstructDataset(documents, InstructDatasetConfig(**options))
+def reader(documents: ChatDocuments, pad_id: int, seq_len: int = 96, **more: Any) -> RowDataset:
+    rows = DocumentRows(documents, seq_len, pad_id)
+    return RowDataset(rows, CursorConfig(**{"global_batch_size": 4} | more), "train")
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -89,7 +90,7 @@ def test_metadata_is_that_of_the_documents(base: Path) -> None:
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_every_conversation_is_in_an_epoch_once(base: Path, num_workers: int) -> None:
     documents, metadata = open_chat_data([base], "train")
-    dataset = reader(documents, metadata.vocab_size, metadata.pad_id)
+    dataset = reader(documents, metadata.pad_id)
     learnt: list[int] = []
     for _, batch, _ in DataLoader(dataset, batch_size=None, num_workers=num_workers):
         learnt += batch["labels"][batch["labels"] != -100].tolist()
@@ -99,12 +100,12 @@ def test_every_conversation_is_in_an_epoch_once(base: Path, num_workers: int) ->
 
 def test_ranks_share_a_batch_and_a_run_goes_on_where_it_stopped(base: Path) -> None:
     documents, metadata = open_chat_data([base], "train")
-    ids = (metadata.vocab_size, metadata.pad_id)
-    whole = [batch["inputs"] for _, batch, _ in reader(documents, *ids)]
-    halves = [list(reader(documents, *ids, rank=rank, world_size=2)) for rank in range(2)]
+    pad_id = metadata.pad_id
+    whole = [batch["inputs"] for _, batch, _ in reader(documents, pad_id)]
+    halves = [list(reader(documents, pad_id, rank=rank, world_size=2)) for rank in range(2)]
     for step, inputs in enumerate(whole):
         assert torch.equal(inputs, torch.cat([half[step][1]["inputs"] for half in halves]))
-    again = reader(documents, *ids)
+    again = reader(documents, pad_id)
     again.start_from(1, 2)
     assert all(torch.equal(a[1]["inputs"], b) for a, b in zip(again, whole[2:], strict=True))
 
@@ -165,7 +166,7 @@ def test_shorter_rows_keep_what_is_learnt_within_them(base: Path) -> None:
     dropped = len(whole) - len(expected)
     assert after.chat.dropped - before.chat.dropped == dropped
     assert after.chat.truncated - before.chat.truncated == num_long - dropped > 0
-    list(reader(cut, after.vocab_size, after.pad_id, seq_len=30))
+    list(reader(cut, after.pad_id, seq_len=30))
 
 
 def test_longer_rows_than_needed_are_fine(base: Path) -> None:

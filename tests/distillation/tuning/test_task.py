@@ -26,7 +26,7 @@ def llama(**changes: Any) -> Any:
 
 
 def packed_batch(rows: int = 2) -> Batch:
-    """Rows of three documents and padding, laid out as PackedDataset does."""
+    """Rows of three documents and padding, laid out as PackedRows does."""
     ids = torch.randint(0, 250, (rows, ROW), generator=torch.Generator().manual_seed(1))
     labels = torch.full((rows, ROW), IGNORE_LABEL_ID)
     positions, documents = torch.zeros(rows, ROW, dtype=torch.int32), torch.full((rows, ROW), -1, dtype=torch.int32)

@@ -11,9 +11,10 @@ import torch
 from torch.utils.data import DataLoader
 
 import src.distillation.corpus.packed_rows
+from dataset.cursor import CursorConfig, RowDataset
 from dataset.tokenization.lookup import open_tokenizer
-from src.distillation.corpus.manifest import load_manifest, tokenizer_facts
-from src.distillation.corpus.reader import PackedDataset, PackedDatasetConfig
+from src.distillation.corpus.manifest import TokenizerFacts, load_manifest, tokenizer_facts
+from src.distillation.corpus.packed_rows import PackedRows
 from tests.distillation.corpus_samples import preprocess_folder, stored_rows, texts, write_jsonl, write_tokenizer
 
 Items = list[tuple[str, dict[str, torch.Tensor], int]]
@@ -29,9 +30,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "packed"
 
 
-def make(folder: Path, **options: Any) -> PackedDataset:
-    defaults: dict[str, Any] = {"seq_len": 48, "global_batch_size": 4}
-    return PackedDataset(PackedDatasetConfig(folder=folder, **defaults | options))
+def make(
+    folder: Path,
+    split: Any = "train",
+    seq_len: int = 48,
+    tokenizer: TokenizerFacts | None = None,
+    verify: bool = False,
+    **options: Any,
+) -> RowDataset:
+    rows = PackedRows(folder, split, seq_len, tokenizer, verify)
+    return RowDataset(rows, CursorConfig(**{"global_batch_size": 4} | options), split)
 
 
 def row_ids(items: Items) -> list[int]:
@@ -83,20 +91,19 @@ def test_dtypes_are_those_of_the_other_loaders(folder: Path) -> None:
 def test_rows_that_fill_up_the_last_batch_teach_nothing(folder: Path) -> None:
     dataset = make(folder, is_test=True, global_batch_size=7)
     name, batch, real = list(dataset)[-1]
-    assert 0 < real == dataset.metadata.num_rows % 7
+    assert 0 < real == len(dataset.rows) % 7
     assert batch["row_id"][real:].tolist() == [-1] * (7 - real)
     assert (batch["labels"][real:] == -100).all() and (batch["documents"][real:] == -1).all()
 
 
-def test_metadata_counts_what_is_there(folder: Path) -> None:
+def test_the_manifest_counts_what_is_there(folder: Path) -> None:
     dataset = make(folder)
     labels = sum(int((batch["labels"] != -100).sum()) for _, batch, _ in dataset)
     tokens = sum(int((batch["documents"] >= 0).sum()) for _, batch, _ in make(folder))
-    facts = dataset.metadata
-    assert (facts.num_trained_tokens, facts.num_tokens) == (labels, tokens)
-    assert facts.num_batches == len(list(make(folder)))
-    assert (facts.vocab_size, facts.pad_id, facts.seq_len, facts.sets) == (259, 257, 48, ["train"])
-    assert facts.fingerprint == load_manifest(folder).fingerprint
+    facts = load_manifest(folder).splits["train"]
+    assert (facts.tokens - facts.documents, facts.tokens) == (labels, tokens)
+    assert dataset.batches_per_epoch == len(list(make(folder)))
+    assert dataset.rows.manifest == load_manifest(folder)
 
 
 # --- epochs, ranks, workers, resuming
@@ -146,9 +153,9 @@ def test_a_resumed_run_sees_the_same_batches(folder: Path, iteration: int, done:
 def test_start_from_refuses_what_cannot_be(folder: Path) -> None:
     dataset = make(folder)
     for iteration, done in ((0, 0), (1, -1), (1, dataset.num_batches() + 1)):
-        with pytest.raises(ValueError, match="not those of the run that is continued"):
+        with pytest.raises(ValueError, match=r"start_from\("):
             dataset.start_from(iteration, done)
-    with pytest.raises(ValueError, match="start_from is for training"):
+    with pytest.raises(ValueError, match="start_from"):
         make(folder, is_test=True).start_from(1, 0)
 
 
@@ -168,7 +175,7 @@ def test_little_is_kept_in_memory(folder: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(src.distillation.corpus.packed_rows, "KEPT_FILES", 1)
     dataset = make(folder)
     assert same(list(dataset), expected)
-    assert len(dataset._rows._groups._values) == len(dataset._rows._open._values) == 1
+    assert len(dataset.rows._groups._values) == len(dataset.rows._open._values) == 1
 
 
 # --- refusing
@@ -179,7 +186,7 @@ def test_another_length_or_tokenizer_is_refused(folder: Path, tmp_path: Path) ->
         make(folder, seq_len=1024)
     ours = write_tokenizer(tmp_path / "ours")
     facts = tokenizer_facts(str(ours), open_tokenizer(str(ours)))
-    assert make(folder, tokenizer=facts).metadata.tokenizer.sha256 == facts.sha256
+    assert make(folder, tokenizer=facts).rows.manifest.tokenizer.sha256 == facts.sha256
     other = write_tokenizer(tmp_path / "other", eos_token="<|eot|>")
     with pytest.raises(ValueError, match="ids of the tokenizer tokenizer .*expected other"):
         make(folder, tokenizer=tokenizer_facts(str(other), open_tokenizer(str(other))))
@@ -203,7 +210,7 @@ def test_a_damaged_shard_is_named(folder: Path, tmp_path: Path, harm: str) -> No
         os.truncate(file, file.stat().st_size - 1)
     else:
         file.unlink()
-    with pytest.raises(ValueError, match=f"{file.name} cannot be used: .*Make it anew from a.jsonl"):
+    with pytest.raises(ValueError, match=f"{file.name} .*a.jsonl"):
         make(tmp_path, verify=True)
 
 
@@ -213,11 +220,11 @@ def test_a_folder_without_a_corpus_says_how_to_make_one(tmp_path: Path) -> None:
 
 
 def test_too_few_rows_are_refused(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="No train batches available: .*Lower the batch size"):
+    with pytest.raises(ValueError, match="global_batch_size=4096"):
         make(folder, global_batch_size=4096)
     write_jsonl(tmp_path / "raw" / "a.jsonl", texts(20))
     preprocess_folder(tmp_path, "--val-fraction", "0")
-    with pytest.raises(ValueError, match="No val batches available: 0 rows.*larger --val-fraction"):
+    with pytest.raises(ValueError, match="--val-fraction"):
         make(tmp_path / "packed", split="val", seq_len=64, is_test=True)
     for options, words in (({"global_batch_size": 5, "world_size": 2}, "shared by 2"), ({"rank": 1}, "ranks count")):
         with pytest.raises(ValueError, match=words):

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from dataset.common import LoaderItem
-from dataset.text.cursor import InstructDataset, InstructDatasetConfig
+from dataset.cursor import CursorConfig, RowDataset
+from dataset.text.packing import DocumentRows
 from dataset.text.token_store import DocumentStore, DocumentStoreBuilder, EncodedDocuments
 
 SEQ_LEN, VOCAB_SIZE = 12, 400
@@ -26,9 +27,10 @@ def make_store(count: int) -> DocumentStore:
     return builder.build()
 
 
-def make_dataset(count: int = 23, batch: int = 4, **options: object) -> InstructDataset:
-    config = InstructDatasetConfig(SEQ_LEN, batch, VOCAB_SIZE, pad_id=2, **options)  # type: ignore[arg-type]
-    return InstructDataset(make_store(count), config)
+def make_dataset(count: int = 23, batch: int = 4, packing: bool = True, **options: object) -> RowDataset:
+    config = CursorConfig(batch, **options)  # type: ignore[arg-type]
+    rows = DocumentRows(make_store(count), SEQ_LEN, pad_id=2, packing=packing)
+    return RowDataset(rows, config, "test" if config.is_test else "train")
 
 
 def examples(items: Iterable[LoaderItem]) -> list[int]:
@@ -61,7 +63,7 @@ def test_every_example_comes_exactly_once_an_epoch(
 
     whole = make_dataset(count, batch, **{**options, "world_size": 1})
     for number, (name, full, rows) in enumerate(whole):
-        assert name == whole.metadata.sets[0] == ("test" if is_test else "train")
+        assert name == whole.set_name == ("test" if is_test else "train")
         for key, tensor in full.items():
             assert torch.equal(tensor, torch.cat([rank[number][1][key] for rank in items]))
         assert rows == items[0][number][2] == int((full["documents"][:, 0] == 0).sum())
@@ -80,18 +82,12 @@ def test_batches_have_the_documented_tensors() -> None:
     assert all(tensor.shape == (4, SEQ_LEN) for tensor in batch.values())
 
 
-def test_metadata_counts_what_is_there() -> None:
+def test_counts_are_those_of_what_is_there() -> None:
     dataset = make_dataset(count=23, batch=4, packing=False)
-    metadata = dataset.metadata
-    assert (metadata.num_examples, metadata.num_rows, metadata.num_batches) == (23, 23, 6)
-    assert (metadata.num_tokens, metadata.num_trained_tokens) == (sum(3 + i % 5 for i in range(23)), 23)
-    assert (metadata.vocab_size, metadata.seq_len, metadata.pad_id, metadata.sets) == (
-        VOCAB_SIZE,
-        SEQ_LEN,
-        2,
-        ["train"],
-    )
-    assert make_dataset(count=23, packing=True).metadata.num_rows < 23
+    assert (len(dataset.rows), dataset.batches_per_epoch) == (23, 6)
+    store = make_store(23)
+    assert (len(store), store.num_tokens, store.num_trained_tokens) == (23, sum(3 + i % 5 for i in range(23)), 23)
+    assert len(make_dataset(count=23, packing=True).rows) < 23
 
 
 def test_iterations_are_shuffled_anew_and_repeat_by_seed() -> None:
@@ -137,7 +133,7 @@ def test_spawned_workers_share_the_tokens() -> None:
     expected = list(make_dataset())
     loader = DataLoader(dataset, batch_size=None, num_workers=1, multiprocessing_context="spawn")
     assert_equal(list(loader), expected)
-    assert dataset._store.tokens.is_shared()
+    assert dataset.rows._documents.tokens.is_shared()
 
 
 def test_fewer_examples_than_a_batch_are_an_error_with_both_numbers() -> None:
@@ -173,8 +169,8 @@ def test_impossible_options_are_refused(options: dict[str, int], problem: str) -
 
 def test_an_impossible_start_is_refused() -> None:
     dataset = make_dataset(count=23, packing=False)
-    for iteration, batches_done in ((0, 0), (1, 7), (1, -1)):
-        with pytest.raises(ValueError, match="one has 6 batches"):
+    for iteration, batches_done, found in ((0, 0, r"\(0, 0\)"), (1, 7, "6 batches"), (1, -1, "-1")):
+        with pytest.raises(ValueError, match=found):
             dataset.start_from(iteration, batches_done)
     with pytest.raises(ValueError, match="is for training"):
         make_dataset(is_test=True).start_from(1, 0)
