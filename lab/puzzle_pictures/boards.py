@@ -17,10 +17,9 @@ ANSWER, WRONG = "#1f7396", "#c8553d"
 GIVEN_CELL, WRONG_CELL, CHANGED_CELL = "#eceef1", "#f7dbd3", "#fdf0c4"
 WALL, START, GOAL = "#3b414b", "#5f9a4a", "#dd9a26"
 # The colours in which ARC is usually shown, 0 to 9.
-ARC_COLOURS = (
-    *("#000000", "#0074d9", "#ff4136", "#2ecc40", "#ffdc00"),
-    *("#aaaaaa", "#f012be", "#ff851b", "#7fdbff", "#870c25"),
-)
+ARC_COLOURS = [
+    "#000000", "#0074d9", "#ff4136", "#2ecc40", "#ffdc00", "#aaaaaa", "#f012be", "#ff851b", "#7fdbff", "#870c25",
+]  # fmt: skip
 
 
 class View(NamedTuple):
