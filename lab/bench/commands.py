@@ -17,15 +17,9 @@ def train(args: Namespace, overrides: Sequence[str]) -> dict[str, Any]:
     overrides = [*overrides, f"global_batch_size={args.rows}"]
     puzzles = composed("cfg_pretrain", ["evaluators=[]", *overrides])
     if not puzzles["arch"]["loss"]["name"].endswith("TextLossHead"):
-        config = check(PretrainConfig, puzzles)
-        return bench_puzzles(config, positions=args.positions, vocab_size=args.vocab_size, steps=args.steps)
-    return bench_text(
-        instruct_config([*overrides, f"dataset.seq_len={args.positions}"]),
-        vocab_size=args.vocab_size,
-        depth=args.depth,
-        steps=args.steps,
-        compare=args.compare,
-    )
+        return bench_puzzles(check(PretrainConfig, puzzles), args.positions, args.vocab_size, args.steps)
+    config = instruct_config([*overrides, f"dataset.seq_len={args.positions}"])
+    return bench_text(config, args.vocab_size, args.depth, args.steps, args.compare)
 
 
 def load(args: Namespace, overrides: Sequence[str]) -> dict[str, Any]:
@@ -39,14 +33,8 @@ def generate(args: Namespace, overrides: Sequence[str]) -> dict[str, Any]:
     """Decoding with the architecture of `cfg_pretrain_instruct` and these overrides."""
     from lab.bench.generate import bench_generate
 
-    return bench_generate(
-        instruct_config(overrides),
-        vocab_size=args.vocab_size,
-        prompt=args.prompt,
-        new_tokens=args.new_tokens,
-        depth=args.depth,
-        batch_sizes=args.batch,
-    )
+    sizes = (args.prompt, args.new_tokens, args.depth, args.batch)
+    return bench_generate(instruct_config(overrides), args.vocab_size, *sizes)
 
 
 def distill(args: Namespace, overrides: Sequence[str]) -> dict[str, Any]:
@@ -55,16 +43,7 @@ def distill(args: Namespace, overrides: Sequence[str]) -> dict[str, Any]:
 
     if overrides:
         raise ValueError(f"unknown: {' '.join(overrides)}; distill takes only the flags that its --help lists")
-    return bench_distill(
-        vocab_size=args.vocab_size,
-        hidden_size=args.hidden_size,
-        layers=args.layers,
-        rows=args.rows,
-        positions=args.positions,
-        topk=args.topk,
-        steps=args.steps,
-        device=args.device,
-    )
+    return bench_distill(**{name: value for name, value in vars(args).items() if name != "command"})
 
 
 def instruct_config(overrides: Sequence[str]) -> InstructConfig:

@@ -22,7 +22,7 @@ FEW_TOKENS = 12  # timed at each of them
 
 
 def bench_generate(
-    config: InstructConfig, *, vocab_size: int, prompt: int, new_tokens: int, depth: int, batch_sizes: list[int]
+    config: InstructConfig, vocab_size: int, prompt: int, new_tokens: int, depth: int, batch_sizes: list[int]
 ) -> dict[str, Any]:
     """Greedy decoding of a fresh model after random prompts; all ways in one run."""
     runtime = start_runtime(config.device, config.compile, config.seed)

@@ -14,7 +14,7 @@ from engine.runtime.devices import start_runtime
 from lab.bench.measure import ProductLog, best_seconds, count_flops, peak_memory, product_rate
 
 
-def bench_puzzles(config: PretrainConfig, *, positions: int, vocab_size: int, steps: int) -> dict[str, Any]:
+def bench_puzzles(config: PretrainConfig, positions: int, vocab_size: int, steps: int) -> dict[str, Any]:
     """Forward and backward of one supervision step on random rows, beside the machine's matrix products."""
     runtime = start_runtime(config.device, config.compile, config.seed)
     rows = config.global_batch_size

@@ -18,7 +18,7 @@ from lab.bench.measure import best_seconds, count_flops, peak_memory
 MEDIAN_LENGTH, LOG_SPREAD, MEAN_ANSWER = 145, 1.04, 45
 
 
-def bench_text(config: InstructConfig, *, vocab_size: int, depth: int, steps: int, compare: bool) -> dict[str, Any]:
+def bench_text(config: InstructConfig, vocab_size: int, depth: int, steps: int, compare: bool) -> dict[str, Any]:
     """Whole optimizer steps on made-up conversations; with `compare` also without packing and chunked head."""
     runtime = start_runtime(config.device, config.compile, config.seed)
     result = _measure(config, runtime, vocab_size, depth, steps)
