@@ -5,10 +5,10 @@ from functools import partial
 from itertools import chain, groupby, islice
 from typing import Any
 
-from dataset.chat.messages import Conversation, bounded, conversation_of, turn_of
+from dataset.chat.messages import Conversation, bounded, conversation_of
 from dataset.chat.source import Record
 from dataset.chat.trees import read_tree_rows, read_trees
-from dataset.text.conversation import Turn, make_turn
+from dataset.text.conversation import Turn, make_turn, parse_message, parse_messages
 
 LOOKED_AT = 20  # records from which a format is recognised
 
@@ -120,13 +120,10 @@ def _each(parse: Callable[[Any], list[Turn]], records: Iterable[Record]) -> Iter
 
 def _message_list(value: Any) -> list[Turn]:
     """A list of messages, or a record that has one, and perhaps a system prompt beside it."""
-    beside, messages = [], value
-    if isinstance(value, Mapping):
-        messages = value.get("conversations", value.get("messages"))
-        beside = [make_turn("system", value.get("system") or value.get("system_prompt"))]
-    if not isinstance(messages, list):
-        raise ValueError(f"expected a list of messages, found {type(messages).__name__}")
-    return [*beside, *(turn_of(message) for message in messages)]
+    if not isinstance(value, Mapping):
+        return parse_messages(value)
+    beside = make_turn("system", value.get("system") or value.get("system_prompt"))
+    return [beside, *parse_messages(value.get("conversations", value.get("messages")))]
 
 
 def _instruction(value: Mapping[str, Any]) -> list[Turn]:
@@ -138,7 +135,7 @@ def _instruction(value: Mapping[str, Any]) -> list[Turn]:
 def _single_messages(records: Iterable[Record]) -> Iterator[Conversation]:
     """Records that are messages, with nothing to tell conversations apart: all of a file are one."""
     rows = bounded(records)
-    turns = [turn for row in _each(lambda value: [turn_of(value)], rows) for turn in row.turns]
+    turns = [turn for row in _each(lambda value: [parse_message(value)], rows) for turn in row.turns]
     yield Conversation(rows[0].number, rows[0].place, turns)
 
 

@@ -11,9 +11,9 @@ from functools import partial
 from itertools import groupby
 from typing import Any
 
-from dataset.chat.messages import CHAT_ROLES, MAX_MESSAGES, Conversation, bounded, conversation_of, turn_of
+from dataset.chat.messages import MAX_MESSAGES, Conversation, bounded, conversation_of
 from dataset.chat.source import Record
-from dataset.text.conversation import Turn
+from dataset.text.conversation import ROLES, Turn, parse_message
 
 Message = Mapping[str, Any]
 
@@ -83,7 +83,7 @@ def _ways(record: Record, root: Message, replies: Callable[[Message], list[Any]]
 
 
 def _turns(way: tuple[Message, ...], learnt: set[int]) -> list[Turn]:
-    turns = [turn_of(message) for message in way]
+    turns = [parse_message(message) for message in way]
     return [
         replace(turn, is_trained=turn.is_trained and id(message) not in learnt)
         for turn, message in zip(turns, way, strict=True)
@@ -91,9 +91,9 @@ def _turns(way: tuple[Message, ...], learnt: set[int]) -> list[Turn]:
 
 
 def _followed(replies: list[Any]) -> list[Message]:
-    """Which replies a conversation may go on with: all of users, the best ranked of the assistant."""
+    """The replies that a conversation continues with: all of users, the best ranked of the assistant."""
     alive = [reply for reply in replies if isinstance(reply, Mapping) and not reply.get("deleted")]
-    is_answer = [CHAT_ROLES.get(str(reply.get("role"))) == "assistant" for reply in alive]
+    is_answer = [ROLES.get(str(reply.get("role"))) == "assistant" for reply in alive]
     answers = [reply for reply, answers in zip(alive, is_answer, strict=True) if answers]
     best = min(answers, key=_rank, default=None)
     return [reply for reply, answers in zip(alive, is_answer, strict=True) if not answers or reply is best]

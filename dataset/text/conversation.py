@@ -1,24 +1,28 @@
-"""One template for conversations: from a record to turns, from turns to token ids and the mask of trained tokens."""
+"""Conversations: a turn, and from the messages of a record to turns; the templates make token ids of them."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dataset.tokenization.protocol import Tokenizer, is_unicode
+from dataset.tokenization.protocol import is_unicode
 
 Role = Literal["system", "user", "assistant"]
 
-ROLES: dict[str, Role] = {
+ROLES: dict[str, Role] = {  # what data sets call them
     "system": "system",
+    "developer": "system",
     "human": "user",
     "user": "user",
+    "prompter": "user",
     "gpt": "assistant",
     "assistant": "assistant",
+    "chatgpt": "assistant",
+    "model": "assistant",
+    "bot": "assistant",
 }
-MARKERS: dict[Role, str] = {"system": "[SYSTEM]\n", "user": "[USER]\n", "assistant": "[ASSISTANT]\n"}
 
 
 @dataclass(frozen=True)
@@ -42,12 +46,11 @@ def parse_record(record: Any) -> list[Turn]:
     if not isinstance(record, Mapping):
         raise ValueError(f"expected a JSON object, found {type(record).__name__}")
     if "conversations" in record or "messages" in record:
-        messages = record.get("conversations", record.get("messages"))
-        if not isinstance(messages, list):
-            raise ValueError(f"expected a list of messages, found {type(messages).__name__}")
-        turns = [parse_message(message) for message in messages]
-    else:
-        turns = _parse_pair(record)
+        return without_empty_system(parse_messages(record.get("conversations", record.get("messages"))))
+    return without_empty_system(_parse_pair(record))
+
+
+def without_empty_system(turns: Iterable[Turn]) -> list[Turn]:
     return [turn for turn in turns if turn.text or turn.role != "system"]
 
 
@@ -55,16 +58,36 @@ def has_answer(turns: Iterable[Turn]) -> bool:
     return any(turn.is_trained for turn in turns)
 
 
-def parse_message(message: Any, roles: Mapping[str, Role] = ROLES) -> Turn:
+def parse_messages(messages: Any) -> list[Turn]:
+    if not isinstance(messages, list):
+        raise ValueError(f"expected a list of messages, found {type(messages).__name__}")
+    return [parse_message(message) for message in messages]
+
+
+def parse_message(message: Any) -> Turn:
+    """The turn of a message: its role under `from` or `role`, its text under `value`, `content` or `text`."""
     if not isinstance(message, Mapping):
         raise ValueError(f"expected a message with 'from' and 'value', found {type(message).__name__}")
     name = message.get("from", message.get("role"))
-    if not isinstance(name, str) or name not in roles:
-        raise ValueError(f"unknown role {name!r}, expected one of {', '.join(roles)}")
+    if not isinstance(name, str) or name not in ROLES:
+        raise ValueError(f"unknown role {name!r}, expected one of {', '.join(ROLES)}")
     weight = message.get("weight")
     if weight not in (None, 0, 1):
         raise ValueError(f"weight {weight!r}, expected 0, 1 or null")
-    return make_turn(roles[name], message.get("value", message.get("content")), is_trained=weight != 0)
+    text = next((message[key] for key in ("value", "content", "text") if key in message), None)
+    if isinstance(text, list):
+        text = "".join(_part(part) for part in text)
+    return make_turn(ROLES[name], text, is_trained=weight != 0)
+
+
+def _part(part: Any) -> str:
+    """The text of one part of a message that has several."""
+    if isinstance(part, str):
+        return part
+    kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+    if not isinstance(part, Mapping) or not isinstance(part.get("text"), str):
+        raise ValueError(f"a message has a part of type {kind!r}, expected text only")
+    return part["text"]
 
 
 def _parse_pair(record: Mapping[str, Any]) -> list[Turn]:
@@ -95,90 +118,3 @@ def make_turn(role: Role, text: Any, is_trained: bool = True) -> Turn:
     if not is_unicode(text):
         raise ValueError(f"the text of the {role} is not valid Unicode (half of a surrogate pair)")
     return Turn(role, text, role == "assistant" and is_trained and bool(text.strip()))
-
-
-class ConversationEncoder:
-    """Writes turns as `[SYSTEM]\\n…\\n[USER]\\n…\\n[ASSISTANT]\\n…</s>`.
-
-    Markers and texts are encoded apart, so that a boundary is the same tokens in training and in generation, and a
-    text that looks like a marker ends no turn. Every answer ends with the end-of-sequence token; other turns end with
-    a new line. A conversation longer than `max_tokens` keeps its left part (truncate="right"), or first loses the end
-    of its prompt, so that the answer has room (truncate="prompt").
-    """
-
-    def __init__(
-        self, tokenizer: Tokenizer, max_tokens: int | None = None, truncate: Literal["right", "prompt"] = "right"
-    ) -> None:
-        self._tokenizer = tokenizer
-        self._max_tokens = max_tokens
-        self._truncate = truncate
-        self._begin = _ids([tokenizer.bos_id] if tokenizer.bos_id is not None else [])
-        self._end_of_answer = _ids([tokenizer.eos_id])
-        self._end_of_turn = _ids(_continuation(tokenizer, "\n"))
-        self._markers = {role: _ids(tokenizer.encode(marker)) for role, marker in MARKERS.items()}
-
-    def encode(self, turns: Sequence[Turn]) -> EncodedConversation | None:
-        """None if truncation leaves nothing to train."""
-        return self.encode_batch([turns])[0]
-
-    def encode_batch(self, conversations: Sequence[Sequence[Turn]]) -> list[EncodedConversation | None]:
-        """The same as `encode` of each conversation, faster."""
-        texts = iter(self._tokenizer.encode_batch([turn.text for turns in conversations for turn in turns]))
-        return [self._assemble(turns, [next(texts) for _ in turns]) for turns in conversations]
-
-    def encode_prompt(self, turns: Sequence[Turn]) -> list[int]:
-        """What stands before the next answer: exactly how a training conversation that goes on with it begins."""
-        texts = self._tokenizer.encode_batch([turn.text for turn in turns])
-        parts, _ = self._parts(turns, texts)
-        return np.concatenate([*parts, self._markers["assistant"]]).tolist()
-
-    def _parts(
-        self, turns: Sequence[Turn], texts: Sequence[NDArray[np.int32]]
-    ) -> tuple[list[NDArray[np.int32]], list[bool]]:
-        parts, trained = [self._begin], [False]
-        for turn, text in zip(turns, texts, strict=True):
-            end = self._end_of_answer if turn.role == "assistant" else self._end_of_turn
-            parts += [self._markers[turn.role], text, end]
-            trained += [False, turn.is_trained, turn.is_trained]
-        return parts, trained
-
-    def _assemble(self, turns: Sequence[Turn], texts: Sequence[NDArray[np.int32]]) -> EncodedConversation | None:
-        parts, trained = self._parts(turns, texts)
-        if not any(trained):
-            return None
-        used = len(trained) - trained[::-1].index(True)  # what follows the last trained token teaches nothing
-        ids = np.concatenate(parts[:used])
-        is_trained = np.repeat(np.array(trained[:used]), np.array([len(part) for part in parts[:used]]))
-        excess = 0 if self._max_tokens is None else len(ids) - self._max_tokens
-        if excess <= 0:
-            return EncodedConversation(ids, is_trained, is_truncated=False)
-        if self._truncate == "prompt":
-            kept = _without_end_of_prompt(parts[:used], trained.index(True), excess)
-            ids, is_trained = ids[kept], is_trained[kept]
-        ids, is_trained = ids[: self._max_tokens], is_trained[: self._max_tokens]
-        return EncodedConversation(ids, is_trained, is_truncated=True) if is_trained.any() else None
-
-
-def encode_prompt(turns: Sequence[Turn], tokenizer: Tokenizer) -> list[int]:
-    """The ids from which a model continues with the assistant's answer to `turns`."""
-    return ConversationEncoder(tokenizer).encode_prompt(turns)
-
-
-def _without_end_of_prompt(parts: list[NDArray[np.int32]], answer: int, excess: int) -> NDArray[np.bool_]:
-    """A mask that drops the last `excess` tokens, or all there are, of the texts before part number `answer`."""
-    kept = [np.ones(len(part), dtype=np.bool_) for part in parts]
-    for index in range(answer - 3, 0, -3):  # a beginning, then marker, text, end of every turn
-        removed = min(excess, len(parts[index]))
-        kept[index][len(parts[index]) - removed :] = False
-        excess -= removed
-    return np.concatenate(kept)
-
-
-def _ids(values: Sequence[int]) -> NDArray[np.int32]:
-    return np.array(values, dtype=np.int32)
-
-
-def _continuation(tokenizer: Tokenizer, text: str) -> list[int]:
-    """The ids of `text` after other text: without the space that some tokenizers put before a beginning."""
-    before, whole = tokenizer.encode("a"), tokenizer.encode(f"a{text}")
-    return whole[len(before) :] if whole[: len(before)] == before else tokenizer.encode(text)

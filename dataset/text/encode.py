@@ -9,8 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from dataset.text.conversation import ConversationEncoder, EncodedConversation, Turn, has_answer, parse_record
+from dataset.text.conversation import EncodedConversation, Turn, has_answer, parse_record
 from dataset.text.encoder_pool import EncoderPool, chunked
+from dataset.text.template import ConversationEncoder
 from dataset.text.token_store import EncodedDocuments, join_documents
 from dataset.tokenization.lookup import load_tokenizer
 from dataset.tokenization.protocol import Tokenizer

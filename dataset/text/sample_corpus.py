@@ -8,8 +8,8 @@ from random import Random
 from typing import Any
 
 from dataset.files.disk import write_file
-from dataset.text.conversation import MARKERS
 from dataset.text.sample_tasks import TASKS, Exchange
+from dataset.text.template import MARKERS
 
 Record = dict[str, Any]
 

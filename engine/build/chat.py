@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dataset.chat.reader import chat_splits, chat_tokenizer_folder, open_chat_data
 from dataset.chat.template import ChatEncoder
-from dataset.text.conversation import ConversationEncoder
+from dataset.text.template import ConversationEncoder
 from dataset.tokenization.lookup import find_tokenizer, load_tokenizer
 from dataset.tokenization.protocol import Tokenizer
 from dataset.tokenization.special_tokens import load_chat_tokenizer

@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataset.files.jsonl import numbered_lines, read_blocks
-from dataset.text.conversation import ConversationEncoder, Turn, parse_record
+from dataset.text.conversation import Turn, parse_record
 from dataset.text.encoder_pool import EncoderPool, chunked
+from dataset.text.template import ConversationEncoder
 from dataset.tokenization.lookup import open_tokenizer
 from dataset.tokenization.protocol import is_unicode
 
