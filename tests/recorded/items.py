@@ -120,7 +120,7 @@ def eager_weights(world: World) -> Path:
 @item(
     "puzzles/options",
     {"optimizer": "adamw", "grad_clip": 0.5, "gradient_accumulation_steps": 2, "ema": True, "ema_rate": 0.9},
-    {"arch.supervise": "cycle", "arch.grad_cycles": "all", "arch.norm": "pre", "arch.latent_init": "embedding"},
+    {"arch.grad_cycles": "all", "arch.norm": "pre", "arch.latent_init": "embedding"},
     {"eval.rollouts": 3, "eval.noise": 0.3, "eval.validation_split": 0.25, "arch.pos_encodings": "learned"},
     {"arch.depth_curriculum": "[{until: 0.5, H_cycles: 1, L_cycles: 1}]", "epochs": 12, "eval_interval": 6},
 )
@@ -382,7 +382,7 @@ def chat(world: World, name: str, *changes: Words) -> Found:
 def chat_answers(world: World) -> Found:
     run = chat_run(world, "chat")
     words = ["--checkpoint", run, "--temperature", 0, "--max-new-tokens", 16, "--no-stream", "--device", "cpu"]
-    said = world.call("generate" if "generate" in DOORS else "chat", *words, "--prompt", "I am Ada and I have 3 cats.")
+    said = world.call("chat", *words, "--prompt", "I am Ada and I have 3 cats.")
     talk = world.call("chat", *words, "--interactive", stdin="I am Ada and I have 3 cats.\nHow many?\n")
     return {"prompt": said, "interactive": talk} | {f"json {k}": v for k, v in answers(world, run, *GREEDY).items()}
 
@@ -493,6 +493,7 @@ def recording(world: World) -> Found:
     folder = world.place / "caches" / "recorded"
     words = {"cache_logits": True, "cache_dir": folder, "max_steps": 6, "eval_niah": True, "eval_niah_samples": 2}
     words |= {"eval_niah_lengths": 24, "init_from_teacher": "embed", "eval_interval": 6}
+    words["student_overrides"] = f"{STUDENT['student_overrides']} tie_embeddings=false"
     run = student_run(world, "recording", words)
     return training(run) | {f"cache {key}": value for key, value in tables(folder).items()}
 
@@ -526,8 +527,6 @@ def changed_mode(world: World) -> Found:
 @item("distill/answers")
 def student_answers(world: World) -> Found:
     run = student_run(world, "direct")
-    words = ["--checkpoint", run, "--split", "val"]
-    del words
     evaluation = flags(STUDENT, places(world), {"output_dir": run})
     perplexity = json.loads(world.call("perplexity", *evaluation, "--split", "val", "--with-teacher"))
     found = {key: value for key, value in flat(perplexity).items() if not isinstance(value, str)}

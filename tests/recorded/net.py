@@ -185,6 +185,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="items, or beginnings of their names; default: all")
     parser.add_argument("--root", type=Path, default=Path(__file__).resolve().parents[2], help="the tree that is run")
     parser.add_argument("--why", help="accept: the reason")
+    parser.add_argument("--plain", action="store_true", help="a new interpreter for every program; slower")
     parser.add_argument("--keep", type=Path, help="keep the runs in this new folder, to look at them")
     args = parser.parse_args()
     names = chosen(args.names)
@@ -197,13 +198,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         if args.keep:
             args.keep.mkdir(parents=True)
-        world, numbers = World(args.root.resolve(), (args.keep or Path(place)).resolve()), load()
+        world, numbers = World(args.root.resolve(), (args.keep or Path(place)).resolve(), args.plain), load()
         if args.what == "check":
             well = check(world, names, numbers)
         elif args.what == "record":
             well = record(world, names, numbers)
         else:
             well = accept(world, names, numbers, args.why)
+        world.close()
     print(f"{time.monotonic() - start:.0f} s")
     sys.exit(0 if well else 1)
 

@@ -69,7 +69,7 @@ def tensors(folder: Path) -> Found:
 
     found: Found = {}
     for file in sorted(folder.iterdir()):
-        if file.is_file() and file.suffix not in (".json", ".jsonl"):
+        if file.is_file() and re.search(r"\.\d+$", file.name):
             saved = torch.load(file, weights_only=True)
             for key, value in (saved.items() if isinstance(saved, dict) else [("", saved)]):
                 content = value.contiguous().view(torch.uint8).numpy().tobytes() if value.dim() else repr(value).encode()

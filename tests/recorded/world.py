@@ -56,23 +56,53 @@ class FailedError(RuntimeError):
     """A program did not end well."""
 
 
+def environment() -> dict[str, str]:
+    return {key: value for key, value in os.environ.items() if key not in DROPPED} | SETTINGS
+
+
 @dataclass
 class World:
     """One tree, and one folder in which everything that it writes is kept until the end."""
 
     root: Path
     place: Path
+    is_plain: bool = False  # a new interpreter for every program instead of a fork of a warm one
+    warm: subprocess.Popen[str] | None = None
 
-    def call(self, door: str, *words: Any, stdin: str = "") -> str:
-        """What the program prints."""
-        command = [sys.executable, *DOORS[door], *(str(word) for word in words)]
-        environment = {key: value for key, value in os.environ.items() if key not in DROPPED} | SETTINGS
-        ended = subprocess.run(
-            command, cwd=self.root, env=environment, input=stdin, capture_output=True, text=True, check=False
-        )
-        if ended.returncode:
-            raise FailedError(f"{door} ended with {ended.returncode}: {' | '.join(ended.stderr.splitlines()[-4:])}")
-        return ended.stdout
+    def call(self, door: str, *words: Any, stdin: str = "", cwd: Path | None = None) -> str:
+        """What the program prints, started in the tree's root or in `cwd`."""
+        program = DOORS[door] if DOORS[door][0] == "-m" else [str(self.root / DOORS[door][0])]
+        command = [*program, *(str(word) for word in words)]
+        files = {name: str(self.place / f"last.{name}") for name in ("stdin", "stdout", "stderr")}
+        Path(files["stdin"]).write_text(stdin, encoding="utf-8")
+        code = (self.run_plain if self.is_plain else self.run_warm)(command, files, cwd or self.root)
+        if code:
+            last = Path(files["stderr"]).read_text(encoding="utf-8", errors="replace").splitlines()[-4:]
+            raise FailedError(f"{door} ended with {code}: {' | '.join(last)}")
+        return Path(files["stdout"]).read_text(encoding="utf-8", errors="replace")
+
+    def run_plain(self, command: list[str], files: dict[str, str], cwd: Path) -> int:
+        with open(files["stdin"]) as given, open(files["stdout"], "w") as out, open(files["stderr"], "w") as err:
+            words, env = [sys.executable, *command], environment() | {"PYTHONPATH": str(self.root)}
+            return subprocess.run(words, cwd=cwd, env=env, stdin=given, stdout=out, stderr=err, check=False).returncode
+
+    def run_warm(self, command: list[str], files: dict[str, str], cwd: Path) -> int:
+        if self.warm is None:
+            words = [sys.executable, str(Path(__file__).with_name("warm.py")), str(self.place / "compiled")]
+            self.warm = subprocess.Popen(
+                words, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
+            assert self.warm.stdout and self.warm.stdout.readline() == "ready\n"
+        assert self.warm.stdin and self.warm.stdout
+        self.warm.stdin.write(json.dumps({"command": command, "root": str(self.root), "cwd": str(cwd), **files}) + "\n")
+        self.warm.stdin.flush()
+        return int(self.warm.stdout.readline())
+
+    def close(self) -> None:
+        if self.warm is not None and self.warm.stdin:
+            self.warm.stdin.close()
+            self.warm.wait()
+            self.warm = None
 
     def made(self, name: str, make: Callable[[Path], object]) -> Path:
         """A file or folder that several items share; the first to ask for it makes it."""
@@ -170,7 +200,7 @@ SIZES = {
 }
 
 
-def write_teacher(folder: Path) -> None:
+def write_teacher(folder: Path, **changes: Any) -> None:
     """A tiny Llama of random weights that is sure of what it says, for the tokenizer of bytes."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -178,7 +208,7 @@ def write_teacher(folder: Path) -> None:
 
     logging.disable_progress_bar()
     torch.manual_seed(0)
-    LlamaForCausalLM(LlamaConfig(**SIZES)).save_pretrained(folder)
+    LlamaForCausalLM(LlamaConfig(**(SIZES | changes))).save_pretrained(folder)
 
 
 # --- texts ---
