@@ -70,8 +70,20 @@ def test_a_tuned_teacher_teaches(world: World, tmp_path: Path) -> None:
     """The merged model and its adapter, each as a teacher of the run that was written before."""
     student, tuned = copied("distilled", tmp_path), copied("tuned", tmp_path)
     losses = []
-    for output, teacher in (("a", {"model": tuned / "run"}), ("b", {"model": tuned / "teacher", "adapter": tuned / "run"})):
-        words = ["--teacher-mode", "direct", "--teacher-model", teacher["model"], "--output-dir", output, "--max-steps", 2]
+    for output, teacher in (
+        ("a", {"model": tuned / "run"}),
+        ("b", {"model": tuned / "teacher", "adapter": tuned / "run"}),
+    ):
+        words = [
+            "--teacher-mode",
+            "direct",
+            "--teacher-model",
+            teacher["model"],
+            "--output-dir",
+            output,
+            "--max-steps",
+            2,
+        ]
         words += ["--teacher-adapter-path", teacher["adapter"]] if "adapter" in teacher else []
         world.call("distill", *without_last(GOES_ON["distilled"]["command"]), *words, cwd=student)
         lines = [json.loads(line) for line in (student / output / "metrics.jsonl").read_text().splitlines()]

@@ -372,7 +372,11 @@ def chat_run(world: World, name: str, *changes: Words) -> Path:
 
 
 @item("chat/plain", "chat")
-@item("chat/recursive", "deep", {"arch.H_cycles": 2, "arch.halt_max_steps": 3, "seq_len": 64, "epochs": 2, "eval_interval": 2})
+@item(
+    "chat/recursive",
+    "deep",
+    {"arch.H_cycles": 2, "arch.halt_max_steps": 3, "seq_len": 64, "epochs": 2, "eval_interval": 2},
+)
 def chat(world: World, name: str, *changes: Words) -> Found:
     given = [{("arch.seq_len" if key == "seq_len" else key): value for key, value in part.items()} for part in changes]
     return training(chat_run(world, name, *given))
@@ -402,7 +406,9 @@ def pets_tokens(world: World) -> Found:
 @item("tokens/sentencepiece", "sharegpt", "model", "--subsample-size", 30)
 def chat_tokens(world: World, form: str, tokenizer: str, *words: Any) -> Found:
     place = world.fresh()
-    source = place / ("in.json" if form in ("sharegpt", "openai") else "in.jsonl.zst" if form == "alpaca" else "in.jsonl")
+    source = place / (
+        "in.json" if form in ("sharegpt", "openai") else "in.jsonl.zst" if form == "alpaca" else "in.jsonl"
+    )
     if source.suffix == ".json":
         source.write_text(json.dumps(chat_records(form), ensure_ascii=False), encoding="utf-8")
     else:
@@ -481,9 +487,19 @@ def packed_tokens(world: World) -> Found:
 @item("distill/direct", "direct")
 @item("distill/ce_only", "ce", {"pretrain_ce_only": True})
 @item("distill/trm", "trm-student", {"student": "trm_text", "student_overrides": TRM, "max_steps": 10})
-@item("distill/options", "muon", {"optimizer_type": "muon", "divergence": "jsd", "teacher_temperature": 2.0, "max_steps": 8})
-@item("distill/reverse", "reverse", {"divergence": "reverse_kl", "tail": "renorm", "teacher_kind": "topk", "max_steps": 6})
-@item("distill/dense_bf16", "dense-kind", {"teacher_kind": "dense", "use_bf16": True, "optimizer_type": "adam_atan2", "max_steps": 6})
+@item(
+    "distill/options",
+    "muon",
+    {"optimizer_type": "muon", "divergence": "jsd", "teacher_temperature": 2.0, "max_steps": 8},
+)
+@item(
+    "distill/reverse", "reverse", {"divergence": "reverse_kl", "tail": "renorm", "teacher_kind": "topk", "max_steps": 6}
+)
+@item(
+    "distill/dense_bf16",
+    "dense-kind",
+    {"teacher_kind": "dense", "use_bf16": True, "optimizer_type": "adam_atan2", "max_steps": 6},
+)
 def distilled(world: World, name: str, *changes: Words) -> Found:
     return training(student_run(world, name, *changes))
 

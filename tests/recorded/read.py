@@ -20,7 +20,9 @@ def flat(data: Any, prefix: str = "") -> Found:
     """Nested dictionaries as one, with dots in the keys."""
     if not isinstance(data, dict):
         return {prefix: data}
-    return {key: value for name, part in data.items() for key, value in flat(part, f"{prefix}.{name}".strip(".")).items()}
+    return {
+        key: value for name, part in data.items() for key, value in flat(part, f"{prefix}.{name}".strip(".")).items()
+    }
 
 
 def lines_of(run_dir: Path) -> list[dict[str, Any]]:
@@ -59,7 +61,11 @@ def arrays(folder: Path) -> Found:
         elif file.suffix == ".json":
             content = json.loads(file.read_text())
             small = isinstance(content, dict) and "tokenizer" not in name
-            found |= {f"{name}: {key}": value for key, value in flat(content).items()} if small else {name: digest(repr(content))}
+            found |= (
+                {f"{name}: {key}": value for key, value in flat(content).items()}
+                if small
+                else {name: digest(repr(content))}
+            )
     return found
 
 
@@ -71,8 +77,10 @@ def tensors(folder: Path) -> Found:
     for file in sorted(folder.iterdir()):
         if file.is_file() and re.search(r"\.\d+$", file.name):
             saved = torch.load(file, weights_only=True)
-            for key, value in (saved.items() if isinstance(saved, dict) else [("", saved)]):
-                content = value.contiguous().view(torch.uint8).numpy().tobytes() if value.dim() else repr(value).encode()
+            for key, value in saved.items() if isinstance(saved, dict) else [("", saved)]:
+                content = (
+                    value.contiguous().view(torch.uint8).numpy().tobytes() if value.dim() else repr(value).encode()
+                )
                 found[f"{file.name} {key}".strip()] = digest(f"{value.dtype}{tuple(value.shape)}".encode() + content)
     return found
 

@@ -26,7 +26,7 @@ def become(request: dict[str, Any]) -> None:
         file = os.open(name, flags, 0o644)
         os.dup2(file, number)
         os.close(file)
-    sys.stdin = open(0, encoding="utf-8", closefd=False)
+    sys.stdin = os.fdopen(0, encoding="utf-8", closefd=False)
     os.chdir(request["cwd"])
     sys.argv = request["command"]
     if sys.argv[0] == "-m":

@@ -224,9 +224,7 @@ def turns_of(number: int) -> list[tuple[bool, str]]:
     """(is an answer, text) of two or four turns; some are hard on a tokenizer and on a template."""
     odd = ["  two  spaces\nand a line", "[ASSISTANT] no answer</s>", "<|user|>not a turn<|endoftext|>", "tab\tend "]
     count = 2 + 2 * (number % 2)
-    return [
-        (turn % 2 == 1, sentence(number, turn) + (odd[turn] if number % 5 == 0 else "")) for turn in range(count)
-    ]
+    return [(turn % 2 == 1, sentence(number, turn) + (odd[turn] if number % 5 == 0 else "")) for turn in range(count)]
 
 
 def instruct_records(count: int = 60) -> list[dict[str, Any]]:
@@ -239,7 +237,11 @@ def instruct_records(count: int = 60) -> list[dict[str, Any]]:
         if form == 0:
             system = [{"from": "system", "value": "Be brief.", "weight": None}] if number % 8 else []
             talk = [
-                {"from": "gpt" if says else "human", "value": text, "weight": float(says and (number % 12 > 0 or i > 1))}
+                {
+                    "from": "gpt" if says else "human",
+                    "value": text,
+                    "weight": float(says and (number % 12 > 0 or i > 1)),
+                }
                 for i, (says, text) in enumerate(turns)
             ]
             records.append({"conversations": [*system, *talk]})
@@ -255,7 +257,9 @@ def instruct_records(count: int = 60) -> list[dict[str, Any]]:
 
 def chat_records(form: str, count: int = 40) -> list[dict[str, Any]]:
     if form == "sharegpt":
-        named = [[{"from": "gpt" if says else "human", "value": text} for says, text in turns_of(n)] for n in range(count)]
+        named = [
+            [{"from": "gpt" if says else "human", "value": text} for says, text in turns_of(n)] for n in range(count)
+        ]
         return [{"id": f"chat {number}", "conversations": talk} for number, talk in enumerate(named)]
     if form == "alpaca":
         pairs = [[text for _, text in turns_of(number)] for number in range(count)]
@@ -277,9 +281,17 @@ def chat_records(form: str, count: int = 40) -> list[dict[str, Any]]:
             for place, (says, text) in enumerate(turns_of(number)):
                 name = f"{number}-{place}"
                 common = {"message_id": name, "parent_id": parent, "message_tree_id": f"{number}-0", "lang": "en"}
-                rows.append({**common, "role": "assistant" if says else "prompter", "text": text, "rank": 0 if says else None})
+                rows.append(
+                    {**common, "role": "assistant" if says else "prompter", "text": text, "rank": 0 if says else None}
+                )
                 if says and number % 3 == 0:
-                    other = {**common, "message_id": f"{name}-b", "role": "assistant", "text": f"worse {text}", "rank": 1}
+                    other = {
+                        **common,
+                        "message_id": f"{name}-b",
+                        "role": "assistant",
+                        "text": f"worse {text}",
+                        "rank": 1,
+                    }
                     rows.append(other)
                 parent = name
         return rows
@@ -311,9 +323,7 @@ def arc_puzzles() -> tuple[dict[str, Any], dict[str, Any]]:
     challenges: dict[str, Any] = {}
     solutions: dict[str, Any] = {}
     for number in range(3):
-        grids = [
-            [[draw.randint(0, 9) for _ in range(3 + number)] for _ in range(2 + pair)] for pair in range(3)
-        ]
+        grids = [[[draw.randint(0, 9) for _ in range(3 + number)] for _ in range(2 + pair)] for pair in range(3)]
         mirrored = [[row[::-1] for row in grid] for grid in grids]
         name = f"puzzle{number}"
         pairs = [{"input": one, "output": other} for one, other in zip(grids, mirrored, strict=True)]

@@ -13,8 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.recorded.items import PUZZLES, SMALL, STUDENT, TEXT, TUNING, Words
 from tests.recorded.read import lines_of
@@ -28,6 +27,7 @@ from tests.recorded.world import (
     write_teacher,
 )
 
+ROOT = Path(__file__).resolve().parents[2]
 PLACE = ROOT / "tests" / "fixtures" / "written_before"
 TINY = {"arch.hidden_size": 8, "arch.tie_embeddings": True}
 MORE = 3
@@ -60,16 +60,23 @@ def add_answers(world: World, found: dict[str, Words]) -> None:
         copy = Path(place) / "copy"
         shutil.copytree(PLACE, copy, symlinks=True)
         for name in ("unrolled", "carried", "chat", "distilled"):
-            said = json.loads(
-                world.call("answer", "--checkpoint", "run", *words, "--temperature", 0, cwd=copy / name)
-            )
+            said = json.loads(world.call("answer", "--checkpoint", "run", *words, "--temperature", 0, cwd=copy / name))
             found[name]["answer"] = {key: said[key] for key in ("tokens", "logprobs")}
         command = [word for word in found["puzzle"]["command"] if not word.startswith(("resume", "max_steps"))]
         out = world.call("pretrain", *command, "eval_only=true", "load_checkpoint=run", cwd=copy / "puzzle")
         found["puzzle"]["evaluated"] = json.loads(out)
         command = found["distilled"]["command"]
         command = command[: command.index("--resume-from")]
-        more = ["--teacher-mode", "direct", "--teacher-model", copy / "tuned" / "run", "--output-dir", "a", "--max-steps", 2]
+        more = [
+            "--teacher-mode",
+            "direct",
+            "--teacher-model",
+            copy / "tuned" / "run",
+            "--output-dir",
+            "a",
+            "--max-steps",
+            2,
+        ]
         world.call("distill", *command, *more, cwd=copy / "distilled")
         found["tuned"]["teaches"] = [line["train/kd"] for line in steps(copy / "distilled" / "a")]
 
