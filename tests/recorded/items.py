@@ -337,7 +337,8 @@ def leaving_early(world: World) -> Found:
 @item("answers/bigrams")
 def bigrams(world: World) -> Found:
     out = world.call("bigram", "--checkpoint", text_run(world, "unrolled", UNROLLED))
-    return {"said": [line for line in out.splitlines() if "second" not in line]}
+    found = flat(json.loads(out))
+    return {key: value for key, value in found.items() if str(world.place) not in str(value)}
 
 
 # --- chat ---

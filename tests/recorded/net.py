@@ -4,10 +4,12 @@
     python tests/recorded/net.py record text/carry help/     one item, and all items whose names begin so
     python tests/recorded/net.py check                       everything against numbers.json; exit code 1 if a number differs
     python tests/recorded/net.py check --root ../other       another tree, by the items and numbers of this one
+    python tests/recorded/net.py check --plain text/carry    a new interpreter for every program, which is slower
     python tests/recorded/net.py list                        the names
 
 It runs the programs (DOORS in world.py) as processes with tiny seeded settings on one CPU thread, in a temporary folder,
-and reads only the files and the output that they leave; it imports nothing of models, engine, dataset and src, so those may
+and reads only the files and the output that they leave. Each is a fork of a process that has imported the libraries, not the
+tree (warm.py), because most of a tiny run would be imports; it imports nothing of models, engine, dataset and src, so those may
 move. Losses are compared bit by bit, arrays and long texts by a hash. What is new (another option, another metric) is no
 difference; what was recorded and is gone is one. Bit equality holds on the same kind of machine and versions only:
 numbers.json says on which it was recorded, and a check says when this one is another.
@@ -109,6 +111,7 @@ def compare(name: str, was: Found, now: Found, accepted: dict[str, Any]) -> tupl
             differs.append(f"{key}:{distance(entry['is'], found)}, accepted was {entry['is']!r}")
         elif json.dumps(found) != json.dumps(value):
             differs.append(f"{key}:{distance(value, found)}")
+    differs.sort(key=lambda line: "(relative" not in line)  # a number says more than a hash
     return differs, on_purpose
 
 
@@ -187,7 +190,7 @@ def main() -> None:
     parser.add_argument("--why", help="accept: the reason")
     parser.add_argument("--plain", action="store_true", help="a new interpreter for every program; slower")
     parser.add_argument("--keep", type=Path, help="keep the runs in this new folder, to look at them")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     names = chosen(args.names)
     if args.what == "list":
         print("\n".join(names))

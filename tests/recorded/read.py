@@ -106,7 +106,7 @@ def number_words(text: str) -> bool:
 def options_of(text: str) -> Found:
     """Option -> its other names, what it takes, its choices and its default, out of what --help prints."""
     found: Found = {}
-    for line in text.splitlines():
+    for line in re.sub(r"\n {10,}(?=\S)", "  ", text).splitlines():  # what is told below a long name belongs to it
         entry = re.match(r"  (-\S.*?|\{\S+\}|[a-zA-Z_=]+)(?:  +(.*))?$", line)
         if not entry or line.startswith("   "):
             continue
