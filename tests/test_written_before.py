@@ -46,7 +46,7 @@ def test_a_run_goes_on(name: str, world: World, tmp_path: Path) -> None:
     assert [line["step"] for line in more] == [facts["step"] + 1 + i for i in range(len(facts["losses"]))]
     losses = [line[facts["key"]] for line in more]
     assert all(math.isfinite(loss) for loss in losses)
-    assert losses == pytest.approx(facts["losses"], abs=TOLERANCE, rel=TOLERANCE)
+    assert losses == pytest.approx(facts["losses"], abs=TOLERANCE)
 
 
 @pytest.mark.parametrize("name", ["unrolled", "carried", "chat", "distilled"])
