@@ -16,8 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run by path, 
 from dataset.common import dihedral_transform
 from dataset.files.flags import positive, run_door
 from dataset.files.writer import dataset_folder, write_boards
-from dataset.puzzles.boards import board_parser, boards_from_source, generated_boards, parse_board_flags
-from dataset.puzzles.csv_boards import check_boards
+from dataset.puzzles.boards import board_parser, boards_from_source, check_boards, generated_boards, parse_board_flags
 from dataset.puzzles.generation import Puzzle
 from dataset.puzzles.maze import SYMBOLS, VOCAB_SIZE, dihedral_key, generate_maze, maze_problem, side_of
 

@@ -16,8 +16,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run by path, 
 
 from dataset.files.flags import not_negative, positive, run_door
 from dataset.files.writer import BOARD_SET, create_array, dataset_folder, write_boards
-from dataset.puzzles.boards import board_parser, boards_from_source, generated_boards, parse_board_flags
-from dataset.puzzles.csv_boards import Boards, check_boards
+from dataset.puzzles.boards import (
+    Boards,
+    board_parser,
+    boards_from_source,
+    check_boards,
+    generated_boards,
+    parse_board_flags,
+)
 from dataset.puzzles.generation import Puzzle
 from dataset.puzzles.sudoku import (
     SHAPES,

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +33,13 @@ def write_file(target: Path, content: str | bytes) -> None:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
+def check_space(folder: Path, needed: int) -> None:
+    """Raise the error of a full disk, with both numbers, before anything is written."""
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise OSError(errno.ENOSPC, f"{needed / 1e6:.1f} MB are needed, {free / 1e6:.1f} MB are free")
+
+
 def file_sha256(path: Path) -> str:
     digest = hashlib.sha256()
     with open(path, "rb") as file:
@@ -49,5 +57,5 @@ def disk_errors(path: Path) -> Iterator[None]:
         full = "The disk is full. " if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
         raise ValueError(
             f"Cannot write {path}: {error.strerror or error}. {full}Make room or choose another folder, and run again; "
-            "what was finished is kept."
+            "what is finished is kept."
         ) from error

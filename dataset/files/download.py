@@ -1,25 +1,25 @@
 """Files of the Hugging Face Hub: fetched front to back, resumed, checked, and never taken for whole before they are."""
 
-import errno
-import hashlib
 import http.client
 import importlib.util
 import json
 import os
-import shutil
 import ssl
-import sys
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from tqdm import tqdm
+
+from dataset.files.disk import check_space, disk_errors, file_sha256, write_file
+from dataset.files.locks import exclusive_lock
 
 BLOCK_BYTES = 1 << 18
 HEAD_STEP_BYTES = 8 << 20  # how much more of a file is asked for when its head turns out too short
@@ -81,25 +81,20 @@ class HubFile:
     def _extend(self, stop: int, on_bytes: Callable[[int], Any] = lambda count: None) -> None:
         """Let the part file hold at least `stop` bytes; one that has all becomes the target."""
         folder = self.target.parent
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with _locked(folder):  # several processes of one machine may start at once
-                if not self.is_complete:
-                    self._append(stop, on_bytes)
-                    if stop == self.size:
-                        self._check()
-                        os.replace(self.part, self.target)
-                if self.is_complete:
-                    _description(self.target).unlink(missing_ok=True)
-        except OSError as error:  # of the disk; those of the network are turned into ValueError below
-            raise _disk_error(self.part, error) from error
+        # Several processes of one machine may start at once. Errors of the network are ValueErrors already.
+        with disk_errors(self.part), exclusive_lock(folder, wait=True):
+            if not self.is_complete:
+                self._append(stop, on_bytes)
+                if stop == self.size:
+                    self._check()
+                    os.replace(self.part, self.target)
+            if self.is_complete:
+                _description(self.target).unlink(missing_ok=True)
 
     def _append(self, stop: int, on_bytes: Callable[[int], Any]) -> None:
         with open(self.part, "ab") as out:
             have = os.fstat(out.fileno()).st_size
-            needed, free = stop - have, shutil.disk_usage(self.target.parent).free
-            if needed > free:
-                raise OSError(errno.ENOSPC, f"{_megabytes(needed)} are needed, {_megabytes(free)} are free")
+            check_space(self.target.parent, stop - have)
             for block in self._from_network(have, stop):
                 out.write(block)
                 out.flush()
@@ -129,15 +124,29 @@ class HubFile:
                 time.sleep(RETRY_SECONDS[failures - 1])
 
     def _check(self) -> None:
-        with open(self.part, "rb") as file:
-            found = os.fstat(file.fileno()).st_size
-            digest = _sha256(file) if self.sha256 else None
+        found = self.part.stat().st_size
+        digest = file_sha256(self.part) if self.sha256 else None
         if found != self.size or digest != self.sha256:
             self.part.unlink()
             raise ValueError(
                 f"The download of {self.url} is damaged: {found} bytes with SHA-256 {digest}, expected {self.size} "
-                f"bytes with {self.sha256}. It was deleted; run again to fetch it anew."
+                f"bytes with {self.sha256}. It was deleted; run again to fetch it from scratch."
             )
+
+
+def hub_files(repo: str, by_hand: Path, repo_type: str = "datasets") -> tuple[str, dict[str, Any]]:
+    """The newest revision of a repository, and what the Hub says of each file; errors name the place `by_hand`."""
+    api = f"{_endpoint()}/api/{repo_type}/{repo}/revision/main?blobs=true"
+    try:
+        with _open_url(api) as response:
+            answer = json.loads(response.read())
+        return answer["sha"], {entry["rfilename"]: entry for entry in answer["siblings"]}
+    except (OSError, http.client.HTTPException) as error:
+        raise ValueError(
+            f"Cannot reach {api}: {error}. Check the network (and HF_ENDPOINT), or put the file at {by_hand} by hand."
+        ) from error
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{api} did not answer with a list of files ({error!r}). Check HF_ENDPOINT.") from error
 
 
 def find_hub_file(repo: str, choose: Callable[[list[str]], str], target: Path, repo_type: str = "datasets") -> HubFile:
@@ -145,51 +154,33 @@ def find_hub_file(repo: str, choose: Callable[[list[str]], str], target: Path, r
     description = _description(target)
     with suppress(FileNotFoundError, NotADirectoryError):
         return HubFile(**json.loads(description.read_text()), target=target)
-    api = f"{_endpoint()}/api/{repo_type}/{repo}/revision/main?blobs=true"
-    try:
-        with _open_url(api) as response:
-            answer = json.loads(response.read())
-        entries = {entry["rfilename"]: entry for entry in answer["siblings"]}
-        name = choose(list(entries))
-        lfs = entries[name].get("lfs") or {}
-        prefix = "datasets/" if repo_type == "datasets" else ""
-        url = f"{_endpoint()}/{prefix}{repo}/resolve/{answer['sha']}/{urllib.parse.quote(name)}"
-        size = int(lfs.get("size") or entries[name]["size"])
-        found = HubFile(url, answer["sha"], size, lfs.get("sha256"), target)
-    except (OSError, http.client.HTTPException) as error:
-        raise ValueError(
-            f"Cannot reach {api}: {error}. Check the network (and HF_ENDPOINT), or put the file at {target} by hand."
-        ) from error
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{api} did not answer with a list of files ({error!r}). Check HF_ENDPOINT.") from error
+    revision, files = hub_files(repo, target, repo_type)
+    name = choose(list(files))
+    lfs = files[name].get("lfs") or {}
+    prefix = "datasets/" if repo_type == "datasets" else ""
+    found = HubFile(
+        url=f"{_endpoint()}/{prefix}{repo}/resolve/{revision}/{urllib.parse.quote(name)}",
+        revision=revision,
+        size=int(lfs.get("size") or files[name]["size"]),
+        sha256=lfs.get("sha256"),
+        target=target,
+    )
     fields = {key: value for key, value in asdict(found).items() if key != "target"}
-    unfinished = description.with_name(f"{description.name}.{os.getpid()}")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_text(json.dumps(fields))
-        os.replace(unfinished, description)
-    except OSError as error:
-        raise _disk_error(description, error) from error
+    with disk_errors(description):
+        write_file(description, json.dumps(fields))
     return found
 
 
 def fetch_hub_file(repo: str, filename: str, target: Path, repo_type: str = "datasets") -> Path:
     """Download one file by its name."""
-
-    def choose(names: list[str]) -> str:
-        if filename not in names:
-            raise ValueError(f"The repository {repo} holds no {filename}, only {', '.join(sorted(names))}.")
-        return filename
-
-    return find_hub_file(repo, choose, target, repo_type).fetch()
+    return find_hub_file(repo, partial(only, repo, filename), target, repo_type).fetch()
 
 
-def _disk_error(path: Path, error: OSError) -> ValueError:
-    full = "The disk is full. " if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
-    return ValueError(
-        f"Cannot write {path}: {error.strerror or error}. {full}Make room or choose another folder (dataset.data_dir) "
-        "and run again; a download continues where it stopped."
-    )
+def only(repo: str, filename: str, names: list[str]) -> str:
+    """The choice of the file of this name, which must be among those of the repository."""
+    if filename not in names:
+        raise ValueError(f"The repository {repo} holds no {filename}, only {', '.join(sorted(names))}.")
+    return filename
 
 
 def _endpoint() -> str:
@@ -224,29 +215,6 @@ def _skip(response: http.client.HTTPResponse, count: int) -> None:
         if not block:
             raise ConnectionError("the server ended the transfer early")
         count -= len(block)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Only one process of this machine at a time; on Windows, where training has one process, nothing."""
-    if sys.platform == "win32":
-        yield
-        return
-    import fcntl
-
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)  # gives the lock back
-
-
-def _sha256(file: BinaryIO) -> str:
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
 
 
 def _description(target: Path) -> Path:

@@ -4,6 +4,9 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from typing import TypeVar
+
+Options = TypeVar("Options")
 
 
 def positive(text: str) -> int:
@@ -36,9 +39,9 @@ def add_workers_flag(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run_door(build: Callable[[argparse.Namespace], str], args: argparse.Namespace) -> None:
+def run_door(build: Callable[[Options], str], options: Options) -> None:
     """Print the summary of what was built, or leave with the error as one message."""
     try:
-        print(build(args))
+        print(build(options))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

@@ -1,5 +1,6 @@
-"""Reads JSON Lines, plain or packed with zstd, and divides their lines between training and test."""
+"""Reads JSON Lines, plain or packed with gzip or zstd, and divides their lines between training and test."""
 
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,10 @@ UNUSED = 255  # the split number of a line that is read past
 
 def read_blocks(path: Path, on_bytes: Callable[[int], Any] = lambda count: None) -> Iterator[bytes]:
     """The text of a file in blocks; `on_bytes` is told how much of the file itself was read."""
+    unpack = UNPACKERS.get(path.suffix)
     with open(path, "rb") as file:
-        yield from (
-            _unpacked(path, _raw_blocks(file, on_bytes)) if path.suffix == ".zst" else _raw_blocks(file, on_bytes)
-        )
+        blocks = _raw_blocks(file, on_bytes)
+        yield from unpack(path, blocks) if unpack else blocks
 
 
 def numbered_lines(blocks: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
@@ -106,7 +107,7 @@ def _raw_blocks(file: BinaryIO, on_bytes: Callable[[int], Any]) -> Iterator[byte
         yield block
 
 
-def _unpacked(path: Path, packed: Iterable[bytes]) -> Iterator[bytes]:
+def _unzstd(path: Path, packed: Iterable[bytes]) -> Iterator[bytes]:
     try:
         import zstandard
     except ImportError as error:
@@ -120,7 +121,7 @@ def _unpacked(path: Path, packed: Iterable[bytes]) -> Iterator[bytes]:
             try:
                 text = frame.decompress(block)
             except zstandard.ZstdError as error:
-                raise ValueError(f"{path} is no zstd file or is damaged: {error}. Fetch it again.") from error
+                raise ValueError(f"{path} is not a zstd file or is damaged: {error}. Fetch it again.") from error
             is_inside, block = not frame.eof, frame.unused_data
             if frame.eof:
                 frame = zstandard.ZstdDecompressor().decompressobj()
@@ -128,3 +129,26 @@ def _unpacked(path: Path, packed: Iterable[bytes]) -> Iterator[bytes]:
                 yield text
     if is_inside:
         raise ValueError(f"{path} is cut off in the middle of its zstd data. Fetch it again.")
+
+
+def _gunzipped(path: Path, packed: Iterable[bytes]) -> Iterator[bytes]:
+    """A file may be several gzip members, one after another."""
+    member = zlib.decompressobj(zlib.MAX_WBITS | 16)
+    is_inside = False
+    for block in packed:
+        while block:
+            try:
+                text = member.decompress(block, BLOCK_BYTES)
+            except zlib.error as error:
+                raise ValueError(f"{path} is not a gzip file or is damaged: {error}. Fetch it again.") from error
+            is_inside, block = not member.eof, member.unconsumed_tail
+            if member.eof:
+                block = member.unused_data
+                member = zlib.decompressobj(zlib.MAX_WBITS | 16)
+            if text:
+                yield text
+    if is_inside:
+        raise ValueError(f"{path} is cut off in the middle of its gzip data. Fetch it again.")
+
+
+UNPACKERS = {".gz": _gunzipped, ".zst": _unzstd}

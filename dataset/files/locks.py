@@ -8,8 +8,8 @@ from pathlib import Path
 
 
 @contextmanager
-def exclusive_lock(directory: Path) -> Iterator[None]:
-    """Create the directory and hold its lock within the block; refuses at once if another process holds it.
+def exclusive_lock(directory: Path, wait: bool = False) -> Iterator[None]:
+    """Create the directory and hold its lock within the block; `wait` for another holder, or refuse at once.
 
     On Windows, which has no such locks, nothing is held.
     """
@@ -21,7 +21,7 @@ def exclusive_lock(directory: Path) -> Iterator[None]:
 
     descriptor = os.open(directory, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError as error:
         os.close(descriptor)
         raise ValueError(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -14,8 +15,9 @@ from typing import Any
 import pytest
 
 import dataset.files.download
+import dataset.files.json_stream
 import src.distillation.corpus.download
-import src.distillation.corpus.hub_records
+from dataset.files.json_stream import read_values
 from src.distillation.corpus.download import download, main_baseline, main_curriculum
 from src.distillation.corpus.plans import BASELINE, CATEGORIES, CURRICULUM, HubSource
 from src.distillation.corpus.source_note import read_note
@@ -88,6 +90,7 @@ def test_only_as_many_rows_and_bytes_as_the_plan_wants(
     hubs: dict[str, FakeHub], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dataset.files.download, "HEAD_STEP_BYTES", 500)
+    monkeypatch.setattr(dataset.files.json_stream, "HEAD_BYTES", 100)
     assert download([short(METAMATH, 5)], tmp_path) == 0
     assert len(rows_of(tmp_path / "math_reasoning/metamath.jsonl")) == 5
     note = read_note(tmp_path / "math_reasoning/metamath.jsonl")
@@ -100,12 +103,9 @@ def test_only_as_many_rows_and_bytes_as_the_plan_wants(
 def test_a_json_list_is_read_however_it_is_cut(size: int) -> None:
     items = [{"a": [1, {"b": "],["}], "é": '"'}, {}, {"日本": "\\"}]
     text = json.dumps(items, ensure_ascii=False, indent=1).encode()
-    read = src.distillation.corpus.hub_records._list_items
-    assert list(read((text[i : i + size] for i in range(0, len(text), size)), "x")) == items
-    with pytest.raises(ValueError, match="x ends in the middle of its list"):
-        list(read([text[:-3]], "x"))
-    with pytest.raises(ValueError, match="x: expected a JSON list"):
-        list(read([b'{"a": 1}'], "x"))
+    assert [value for _, value in read_values((text[i : i + size] for i in range(0, len(text), size)), "x")] == items
+    with pytest.raises(ValueError, match="^x, byte .* cut off"):
+        list(read_values(iter([text[:-3]]), "x"))
 
 
 # --- going on
@@ -178,8 +178,8 @@ def test_each_source_fails_alone_and_the_exit_code_says_so(
     err = capsys.readouterr().err
     assert "metamath failed: Cannot reach" in err and "401" in err
     assert f"put the file at {tmp_path / 'math_reasoning/metamath.jsonl'} by hand" in err
-    assert "apps failed: The repository codeparrot/apps holds nothing like train.jsonl, only renamed.jsonl" in err
-    assert "mbpp failed" in err and "no parquet file or is damaged" in err
+    assert re.search("apps failed: .*codeparrot/apps .*train.jsonl.*renamed.jsonl", err)
+    assert re.search("mbpp failed: .*parquet", err)
     assert "error: not downloaded: metamath, apps, mbpp. Run again" in err
 
 

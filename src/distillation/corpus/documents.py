@@ -1,9 +1,7 @@
 """From files of JSON lines to tokenized documents, in several processes where that pays, always in the same order."""
 
-import gzip
 import hashlib
 import json
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -57,8 +55,7 @@ def find_jsonl(root: Path, recursive: bool) -> list[Path]:
 
 def read_chunks(path: Path, on_bytes: Callable[[int], Any]) -> Iterator[list[Line]]:
     """The lines that are not blank, in chunks; `on_bytes` is told how much of the file itself was read."""
-    blocks = _unzipped(path, on_bytes) if path.suffix == ".gz" else read_blocks(path, on_bytes)
-    lines = ((path, number, line) for number, line in numbered_lines(blocks) if line.strip())
+    lines = ((path, number, line) for number, line in numbered_lines(read_blocks(path, on_bytes)) if line.strip())
     return chunked(lines, lambda line: len(line[2]), CHUNK_BYTES)
 
 
@@ -147,15 +144,3 @@ DocumentPool = EncoderPool[list[Line], CorpusDocuments]
 
 def open_pool(tokenizer_name: str, val_fraction: float, num_workers: int) -> DocumentPool:
     return EncoderPool(partial(DocumentEncoder, tokenizer_name, val_fraction), num_workers)
-
-
-def _unzipped(path: Path, on_bytes: Callable[[int], Any]) -> Iterator[bytes]:
-    with open(path, "rb") as raw, gzip.open(raw) as file:
-        done = 0
-        try:
-            while block := file.read(BLOCK_BYTES):
-                on_bytes(raw.tell() - done)
-                done = raw.tell()
-                yield block
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise ValueError(f"{path} is no gzip file or is cut off or damaged: {error}. Fetch it again.") from error

@@ -12,8 +12,8 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataset.chat import source as chat_source
 from dataset.chat.source import check_files, read_records
+from dataset.files import json_stream
 
 PACKERS: dict[str, Callable[[bytes], bytes]] = {
     "": lambda content: content,
@@ -44,8 +44,7 @@ def values(*files: Path) -> list[Any]:
 @pytest.fixture(params=[3, 1 << 20], ids=["tiny blocks", "usual blocks"])
 def block_bytes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     monkeypatch.setattr("dataset.files.jsonl.BLOCK_BYTES", request.param)
-    monkeypatch.setattr(chat_source, "BLOCK_BYTES", request.param)
-    monkeypatch.setattr(chat_source, "HEAD_BYTES", 2 * request.param)
+    monkeypatch.setattr(json_stream, "HEAD_BYTES", 2 * request.param)
     return request.param
 
 
@@ -76,7 +75,7 @@ def test_records_are_numbered_over_all_files(tmp_path: Path) -> None:
 def test_array_survives_any_cut_of_its_bytes(found: list[Any], size: int) -> None:
     content = json.dumps(found, ensure_ascii=False).encode()
     blocks = [content[at : at + size] for at in range(0, len(content), size)]
-    elements = chat_source._array_elements(Path("x.json"), blocks, 0)
+    elements = json_stream._array_elements("x.json", blocks, 0)
     assert [value for _, value in elements] == found
 
 
@@ -119,10 +118,10 @@ def test_records_before_the_broken_place_are_given(tmp_path: Path) -> None:
 def test_damaged_packed_file_is_refused(tmp_path: Path, suffix: str) -> None:
     file = write(tmp_path, json.dumps(VALUES * 100), f"data.json{suffix}")
     file.write_bytes(file.read_bytes()[:-9])
-    with pytest.raises(ValueError, match="is cut off in the middle of its"):
+    with pytest.raises(ValueError, match="cut off"):
         values(file)
     file.write_bytes(b"[1, 2]")
-    with pytest.raises(ValueError, match="or is damaged"):
+    with pytest.raises(ValueError, match="damaged"):
         values(file)
 
 
@@ -141,9 +140,8 @@ def test_missing_file_and_folder_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ['["' + "x" * 5000, '{"data": "' + "x" * 5000])
 def test_endless_record_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str) -> None:
     monkeypatch.setattr("dataset.files.jsonl.BLOCK_BYTES", 500)
-    monkeypatch.setattr(chat_source, "BLOCK_BYTES", 500)
-    monkeypatch.setattr(chat_source, "MAX_RECORD_BYTES", 2000)
-    with pytest.raises(ValueError, match="longer than .* MB; no conversation is"):
+    monkeypatch.setattr(json_stream, "MAX_RECORD_BYTES", 2000)
+    with pytest.raises(ValueError, match="MB"):
         values(write(tmp_path, content))
 
 
@@ -153,7 +151,6 @@ def test_file_is_never_whole_in_memory(
 ) -> None:
     """Three megabytes of text (far less when packed) are read within a few blocks of 64 kilobytes."""
     monkeypatch.setattr("dataset.files.jsonl.BLOCK_BYTES", 1 << 16)
-    monkeypatch.setattr(chat_source, "BLOCK_BYTES", 1 << 16)
     file = write(tmp_path, WRITERS[writer]([{"text": "word " * 200}] * 3000), f"data.json{suffix}")
     tracemalloc.start()
     try:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dataset.puzzles.csv_boards import Boards, check_boards, csv_files, read_boards
+from dataset.puzzles.boards import Boards, check_boards, csv_files, read_boards
 
 SYMBOLS = {".": 0, "a": 1, "b": 2}
 
