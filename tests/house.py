@@ -31,6 +31,7 @@ SHARED = (
     "dataset.text.conversation",
     "dataset.text.encoder_pool",
     "dataset.text.packing",
+    "dataset.text.template",
     "dataset.tokenization",
 )
 OPTIMIZERS = ("AdamATan2", "AdamW", "SparseSignSGD", "network_optimizer")
