@@ -2,14 +2,31 @@
 
     python data/preprocess_to_parquet.py --input data/distillation --output data/distillation_preprocessed \\
         --recursive --skip-existing --max-seq-length 8192
+
+Each line is an object with a 'text', 'messages', or 'prompt' and 'response'.
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run by path, Python sees only this folder
 
-from src.distillation.corpus.preprocess import main
+from engine.config.flags import FlagParser
+from src.distillation.corpus.options import PreprocessOptions
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    options, _ = FlagParser(PreprocessOptions, str(__doc__)).read(argv)
+
+    # Late, so that --help needs nothing but the options.
+    from engine.entry import user_errors
+    from src.distillation.corpus.preprocess import preprocess
+
+    kept = "the files that were finished are kept, the unfinished one was removed."
+    with user_errors(if_interrupted=f"{kept} Run the same command with --skip-existing to resume."):
+        print(preprocess(options))
+
 
 if __name__ == "__main__":
     main()

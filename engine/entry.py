@@ -30,13 +30,18 @@ def launch(main: Callable[[], None]) -> None:
 
 
 @contextmanager
-def user_errors() -> Iterator[None]:
-    """Faults that a user can mend end the program in their own words and with exit code 1, Ctrl-C with 130."""
+def user_errors(if_interrupted: str | None = None) -> Iterator[None]:
+    """Faults that a user can mend end the program in their own words and with exit code 1, Ctrl-C with 130.
+
+    `if_interrupted` says what Ctrl-C leaves and how to resume.
+    """
     try:
         yield
     except (ValueError, OSError, RunError, FloatingPointError) as error:
         raise SystemExit(f"error: {error}") from None
     except KeyboardInterrupt:
+        if if_interrupted is not None:
+            print(f"\ninterrupted: {if_interrupted}", file=sys.stderr)
         raise SystemExit(INTERRUPTED) from None
 
 

@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import src.distillation.corpus.documents
+from data.preprocess_to_parquet import main
 from src.distillation.corpus.manifest import Manifest, load_manifest
-from src.distillation.corpus.preprocess import main
 
 BYTES = 256
 

@@ -14,7 +14,7 @@ from src.distillation.tuning.config import TeacherFtConfig
 from tests.distillation.run_samples import shipped, train_as_is
 from tests.tiny import ROOT
 
-PATHS = ["scripts/finetune_teacher.py", "scripts/cache_teacher_logits.py"]
+PATHS = ["scripts/finetune_teacher.py", "scripts/cache_teacher_logits.py", "data/preprocess_to_parquet.py"]
 
 
 def read(*line: str) -> DistillConfig:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-import src.distillation.corpus.preprocess
 import src.distillation.corpus.shards
+from data.preprocess_to_parquet import main
 from src.distillation.corpus.manifest import load_manifest
 from tests.distillation.corpus_samples import (
     contents,
@@ -28,9 +28,7 @@ def test_no_jsonl_is_an_error_that_says_where_it_looked(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "raw" / "deep" / "a.jsonl", texts(3))
     write_jsonl(tmp_path / "raw" / ".downloads" / "b.jsonl", texts(3))
     with pytest.raises(SystemExit, match=r"No JSONL files found.*1 lie in its subfolders: add --recursive"):
-        src.distillation.corpus.preprocess.main(
-            ["--input", str(tmp_path / "raw"), "--output", str(tmp_path / "packed")]
-        )
+        main(["--input", str(tmp_path / "raw"), "--output", str(tmp_path / "packed")])
 
 
 @pytest.mark.parametrize(

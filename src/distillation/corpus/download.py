@@ -14,16 +14,16 @@ from tqdm import tqdm
 from dataset.files.disk import disk_errors
 from dataset.text.conversation import has_answer, parse_record
 from dataset.tokenization.protocol import is_unicode
+from engine.entry import INTERRUPTED
 from src.distillation.corpus.hub_records import read_records
 from src.distillation.corpus.plans import BASELINE, CATEGORIES, CURRICULUM, HubSource, Row
 from src.distillation.corpus.source_note import SourceNote, read_note, write_note
 
 RAW_FOLDER = ".downloads"  # hidden, so that no half-finished file is taken for data
-INTERRUPTED = 130  # what a shell expects of a program that Ctrl-C ended
 
 
 def main_baseline(data_dir: Path, argv: list[str] | None = None) -> None:
-    """The door of the first, balanced corpus of mathematics and code."""
+    """The entry point of the first, balanced corpus of mathematics and code."""
     parser = argparse.ArgumentParser(description="Download the first corpus: MetaMath, CodeSearchNet, APPS, MBPP.")
     _add_flags(parser, data_dir)
     args = parser.parse_args(argv)
@@ -31,7 +31,7 @@ def main_baseline(data_dir: Path, argv: list[str] | None = None) -> None:
 
 
 def main_curriculum(data_dir: Path, argv: list[str] | None = None) -> None:
-    """The door of the whole curriculum."""
+    """The entry point of the whole curriculum."""
     parser = argparse.ArgumentParser(description="Download the curriculum, or a category of it.")
     _add_flags(parser, data_dir)
     parser.add_argument(
@@ -63,13 +63,13 @@ def download(sources: Iterable[HubSource], data_dir: Path, force: bool = False) 
             failures[source.name] = error
             print(f"{source.name} failed: {error}", file=sys.stderr)
         except KeyboardInterrupt:
-            print(f"\ninterrupted: run again to go on with {source.name} where it stopped", file=sys.stderr)
+            print(f"\ninterrupted: run again to resume {source.name} where it stopped", file=sys.stderr)
             return INTERRUPTED
         else:
             print(f"{target}: {note.rows} rows, licence {note.license}")
     if failures:
         print(
-            f"error: not downloaded: {', '.join(failures)}. Run again to go on; the others are kept.", file=sys.stderr
+            f"error: not downloaded: {', '.join(failures)}. Run again to resume; the others are kept.", file=sys.stderr
         )
     return 1 if failures else 0
 
@@ -161,7 +161,7 @@ def _download_one(source: HubSource, data_dir: Path) -> SourceNote:
 
 
 class _UsableRows:
-    """The rows of a source that a model can learn from; iterating goes on where it stopped."""
+    """The rows of a source that a model can learn from; iterating resumes where it stopped."""
 
     def __init__(self, source: HubSource, raw: Path, target: Path) -> None:
         self.num_refused = 0

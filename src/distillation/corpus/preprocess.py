@@ -1,6 +1,5 @@
 """Turns files of JSON lines into a packed corpus: parquet shards and a manifest, file after file, each all or nothing."""
 
-import argparse
 import re
 import sys
 import time
@@ -12,12 +11,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from dataset.files.disk import disk_errors, file_sha256
-from dataset.files.flags import add_workers_flag, run_door
 from dataset.files.locks import exclusive_lock
 from dataset.tokenization.lookup import open_tokenizer
 from src.distillation.corpus.documents import (
     POOL_PAYS_BYTES,
-    SUFFIXES,
     DocumentPool,
     find_jsonl,
     open_pool,
@@ -32,6 +29,7 @@ from src.distillation.corpus.manifest import (
     load_manifest,
     tokenizer_facts,
 )
+from src.distillation.corpus.options import PreprocessOptions
 from src.distillation.corpus.parquet import import_parquet
 from src.distillation.corpus.shards import (
     ShardWriter,
@@ -41,13 +39,7 @@ from src.distillation.corpus.shards import (
 )
 from src.distillation.corpus.source_note import read_note
 
-DEFAULT_TOKENIZER = "meta-llama/Llama-3.2-1B"
-DEFAULT_LENGTH = 8192
-DEFAULT_SHARD_SIZE = "64M"
-DEFAULT_VAL_FRACTION = 0.01
-UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 USUAL_COMPRESSION = 5  # of text by gzip and zstd
-INTERRUPTED = 130  # what a shell expects of a program that Ctrl-C ended
 
 
 @dataclass(frozen=True)
@@ -67,88 +59,45 @@ class Todo:
         return re.sub(r"\.jsonl(?=(\.gz|\.zst)?$)", "", self.path)
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = parse_flags(argv)
-    try:
-        run_door(preprocess, args)
-    except KeyboardInterrupt:
-        print(
-            "\ninterrupted: the files that were finished are kept, the unfinished one was removed. Run the same command "
-            "with --skip-existing to go on.",
-            file=sys.stderr,
-        )
-        sys.exit(INTERRUPTED)
-
-
-def parse_flags(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Tokenize files of JSON lines (a 'text', 'messages', or 'prompt' and 'response' each) and pack them "
-        "into parquet shards with a manifest.",
-    )
-    parser.add_argument("--input", type=Path, required=True, help=f"a folder of *{', *'.join(SUFFIXES)}, or one file")
-    parser.add_argument("--output", type=Path, required=True, help=f"the folder of the shards and {MANIFEST_FILE}")
-    parser.add_argument("--recursive", action="store_true", help="also the subfolders of the input")
-    parser.add_argument(
-        "--tokenizer", default=DEFAULT_TOKENIZER,
-        help="a folder with tokenizer.json, a file, a SentencePiece model, or a name of the Hub (default %(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--max-seq-length", type=_length, default=DEFAULT_LENGTH, help="tokens of a row (default %(default)s)"
-    )
-    parser.add_argument(
-        "--shard-size", type=_num_bytes, default=DEFAULT_SHARD_SIZE,
-        help="about how large a shard gets: a number of MiB, or with K, M or G (default %(default)s); memory follows it",
-    )  # fmt: skip
-    parser.add_argument(
-        "--val-fraction", type=_fraction, default=DEFAULT_VAL_FRACTION,
-        help="of documents, by a hash of their text, that go into the split val (default %(default)s)",
-    )  # fmt: skip
-    choice = parser.add_mutually_exclusive_group()
-    choice.add_argument("--skip-existing", action="store_true", help="keep files that are done and have not changed")
-    choice.add_argument("--force", action="store_true", help="make everything anew")
-    add_workers_flag(parser)
-    return parser.parse_args(argv)
-
-
-def preprocess(args: argparse.Namespace) -> str:
+def preprocess(options: PreprocessOptions) -> str:
     """Do what is to be done; the summary. Whatever goes wrong, the output folder holds only what its manifest says."""
     started = time.monotonic()
-    files = find_jsonl(args.input, args.recursive)
+    files = find_jsonl(options.input, options.recursive)
     import_parquet()
-    facts = tokenizer_facts(args.tokenizer, open_tokenizer(args.tokenizer))
-    with disk_errors(args.output):
-        args.output.mkdir(parents=True, exist_ok=True)
-    with exclusive_lock(args.output):
-        manifest = _start(args, facts)
-        root = args.input if args.input.is_dir() else args.input.parent
-        todo = [item for item in _with_hashes(files, root) if not _is_done(item, manifest, args.output)]
+    facts = tokenizer_facts(options.tokenizer, open_tokenizer(options.tokenizer))
+    with disk_errors(options.output):
+        options.output.mkdir(parents=True, exist_ok=True)
+    with exclusive_lock(options.output):
+        manifest = _start(options, facts)
+        root = options.input if options.input.is_dir() else options.input.parent
+        todo = [item for item in _with_hashes(files, root) if not _is_done(item, manifest, options.output)]
         _check_folders([file.relative_to(root).as_posix() for file in files])
         num_bytes = sum(item.file.stat().st_size for item in todo)
-        num_workers = args.num_workers if sum(item.text_bytes for item in todo) >= POOL_PAYS_BYTES else 1
-        remove_unnamed_shards(args.output)
+        num_workers = options.num_workers if sum(item.text_bytes for item in todo) >= POOL_PAYS_BYTES else 1
+        remove_unnamed_shards(options.output)
         try:
             with (
-                open_pool(args.tokenizer, args.val_fraction, num_workers) as pool,
+                open_pool(options.tokenizer, options.val_fraction, num_workers) as pool,
                 tqdm(total=num_bytes, desc="tokenizing", unit="B", unit_scale=True) as bar,
             ):
                 for item in todo:
                     bar.set_postfix_str(item.path)
-                    manifest = _pack_file(item, manifest, pool, bar, args)
+                    manifest = _pack_file(item, manifest, pool, bar, options)
         finally:
-            remove_unnamed_shards(args.output)
+            remove_unnamed_shards(options.output)
     if not manifest.shards:
-        raise ValueError(f"{args.input} holds no document with text, so there is nothing to train on.")
+        raise ValueError(f"{options.input} holds no document with text, so there is nothing to train on.")
     if not manifest.splits["val"].rows:
         print("note: no document was held out for validation; raise --val-fraction", file=sys.stderr)
     new_tokens = sum(source.tokens for item in todo if (source := manifest.source(item.path)))
-    return _summary(args.output, manifest, len(todo), new_tokens, time.monotonic() - started)
+    return _summary(options.output, manifest, len(todo), new_tokens, time.monotonic() - started)
 
 
-def _pack_file(item: Todo, manifest: Manifest, pool: DocumentPool, bar: tqdm, args: argparse.Namespace) -> Manifest:
+def _pack_file(item: Todo, manifest: Manifest, pool: DocumentPool, bar: tqdm, options: PreprocessOptions) -> Manifest:
     """Write all of one file, and only then say so in the manifest."""
     length, pad_id = manifest.max_seq_length, manifest.tokenizer.pad_id
-    limit = rows_per_shard(args.shard_size, length)
-    writers = {split: ShardWriter(args.output, item.folder, item.path, split, limit, length) for split in SPLITS}
+    limit = rows_per_shard(options.shard_bytes, length)
+    writers = {split: ShardWriter(options.output, item.folder, item.path, split, limit, length) for split in SPLITS}
     num_documents, num_tokens, skipped, next_row_id = 0, 0, Counter[str](), manifest.next_row_id
     for documents in pool.encode(read_chunks(item.file, bar.update)):
         for split, mask in zip(SPLITS, (~documents.is_val, documents.is_val), strict=True):
@@ -170,30 +119,30 @@ def _pack_file(item: Todo, manifest: Manifest, pool: DocumentPool, bar: tqdm, ar
         license=note.license if note else None,
     )
     manifest = manifest.with_source(source, {split: writer.shards for split, writer in writers.items()})
-    with disk_errors(args.output):
+    with disk_errors(options.output):
         for writer in writers.values():
             writer.name_all()
-        manifest.save(args.output)
+        manifest.save(options.output)
     return manifest
 
 
-def _start(args: argparse.Namespace, facts: TokenizerFacts) -> Manifest:
-    """The corpus that is gone on with, or an empty one."""
-    empty = Manifest(tokenizer=facts, max_seq_length=args.max_seq_length, val_fraction=args.val_fraction)
-    if not (args.output / MANIFEST_FILE).exists():
+def _start(options: PreprocessOptions, facts: TokenizerFacts) -> Manifest:
+    """The corpus that is added to, or an empty one."""
+    empty = Manifest(tokenizer=facts, max_seq_length=options.max_seq_length, val_fraction=options.val_fraction)
+    if not (options.output / MANIFEST_FILE).exists():
         return empty
-    manifest = load_manifest(args.output)  # also with --force: what another program made is not replaced
-    if args.force:
+    manifest = load_manifest(options.output)  # also with --force: what another program made is not replaced
+    if options.force:
         return empty
-    if not args.skip_existing:
+    if not options.skip_existing:
         raise ValueError(
-            f"{args.output} already holds {len(manifest.sources)} preprocessed files. Add --skip-existing to keep them "
+            f"{options.output} already holds {len(manifest.sources)} preprocessed files. Add --skip-existing to keep them "
             "and add what is new, or --force to make everything anew."
         )
-    manifest.check_made_for(args.output, facts, args.max_seq_length)
-    if manifest.val_fraction != args.val_fraction:
+    manifest.check_made_for(options.output, facts, options.max_seq_length)
+    if manifest.val_fraction != options.val_fraction:
         raise ValueError(
-            f"{args.output} was made with --val-fraction {manifest.val_fraction}, not {args.val_fraction}: held-out "
+            f"{options.output} was made with --val-fraction {manifest.val_fraction}, not {options.val_fraction}: held-out "
             "documents would get into training. Use the same, another folder, or --force."
         )
     return manifest
@@ -234,24 +183,3 @@ def _summary(output: Path, manifest: Manifest, num_new: int, new_tokens: int, se
             f"{manifest.max_seq_length} ({full:.1%} full), {len(facts.shards)} shards"
         )
     return "\n".join(lines)
-
-
-def _length(text: str) -> int:
-    if (number := int(text)) < 2:
-        raise argparse.ArgumentTypeError(f"{number}: a row needs at least 2 tokens, one to read and one to predict")
-    return number
-
-
-def _fraction(text: str) -> float:
-    if not 0 <= (number := float(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not at least 0 and below 1")
-    return number
-
-
-def _num_bytes(text: str) -> int:
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?)(?:i?B)?", text, re.IGNORECASE)
-    if not found or float(found[1]) <= 0:
-        raise argparse.ArgumentTypeError(
-            f"{text!r}: expected a size such as 64, 64M or 1G (MiB where no unit is given)"
-        )
-    return int(float(found[1]) * UNITS[found[2].upper() or "M"])

@@ -8,6 +8,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from dataset.common import Batch
+from engine.entry import user_errors
 from src.distillation.cache.format import CACHE_FILE, Cache, CacheError, cache_facts, load_cache
 from src.distillation.cache.options import CacheOptions
 from src.distillation.cache.rows import bytes_per_position
@@ -17,7 +18,6 @@ from src.distillation.corpus.packed_rows import PackedRows
 from src.distillation.teachers.open import open_teacher
 
 FAILED = 2
-INTERRUPTED = 130  # what a shell expects of a program that Ctrl-C ended
 
 
 @dataclass(frozen=True)
@@ -31,17 +31,12 @@ class Place:
 
 def run(options: CacheOptions) -> None:
     """Print the summary of what was cached or verified, or exit with the error as one message."""
-    try:
-        print(verify(options) if options.verify else cache_corpus(options))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(FAILED)
-    except KeyboardInterrupt:
-        print(
-            "\ninterrupted: the shards that were finished are kept. Run the same command again to resume.",
-            file=sys.stderr,
-        )
-        sys.exit(INTERRUPTED)
+    with user_errors(if_interrupted="the shards that were finished are kept. Run the same command again to resume."):
+        try:
+            print(verify(options) if options.verify else cache_corpus(options))
+        except (ValueError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(FAILED)
 
 
 def cache_corpus(options: CacheOptions) -> str:

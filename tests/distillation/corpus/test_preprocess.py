@@ -5,7 +5,6 @@ import hashlib
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -16,6 +15,7 @@ from hypothesis import strategies as st
 
 import src.distillation.corpus.preprocess
 from src.distillation.corpus.documents import CorpusDocuments, is_held_out
+from src.distillation.corpus.options import PreprocessOptions
 from src.distillation.corpus.shards import cut_into_pieces, pack
 from tests.distillation.corpus_samples import (
     preprocess_folder,
@@ -200,10 +200,10 @@ def test_summary_goes_to_stdout_and_progress_elsewhere(tmp_path: Path, capsys: p
     assert "tokenizing" in err
 
 
-def test_defaults_are_those_of_the_documentation(monkeypatch: pytest.MonkeyPatch) -> None:
-    args: Any = src.distillation.corpus.preprocess.parse_flags(["--input", "a", "--output", "b"])
-    assert (args.tokenizer, args.max_seq_length) == ("meta-llama/Llama-3.2-1B", 8192)
-    assert args.shard_size == 64 << 20
+def test_defaults_are_those_of_the_documentation() -> None:
+    required = {"input": "a", "output": "b"}
+    options = PreprocessOptions.model_validate(required)
+    assert (options.tokenizer, options.max_seq_length) == ("meta-llama/Llama-3.2-1B", 8192)
+    assert options.shard_bytes == 64 << 20
     for text, size in (("2", 2 << 20), ("0.5G", 512 << 20), ("7KiB", 7 << 10)):
-        flags = ["--input", "a", "--output", "b", "--shard-size", text]
-        assert src.distillation.corpus.preprocess.parse_flags(flags).shard_size == size
+        assert PreprocessOptions.model_validate(required | {"shard_size": text}).shard_bytes == size

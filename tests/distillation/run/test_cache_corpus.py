@@ -11,8 +11,6 @@ from typing import Any
 
 import pytest
 
-import src.distillation.cache.rows
-import src.distillation.run.cache_corpus
 from src.distillation.teachers.direct import DirectTeacher
 from tests.distillation.cache_samples import (
     batch_of,
@@ -113,7 +111,7 @@ def test_a_full_disk_is_said_and_survived(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(src.distillation.cache.rows.os, "fsync", full)
+        patch.setattr(os, "fsync", full)
         message = write_fails(root, capsys, "--output-dir", str(tmp_path))
     assert "shard-00000.parquet.tmp: No space left on device. The disk is full. Make room" in message
     write_cache(root, "--output-dir", str(tmp_path))
