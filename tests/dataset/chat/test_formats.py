@@ -200,7 +200,7 @@ def test_format_is_that_of_all_first_records() -> None:
         ("sharegpt", {"conversations": "Hi"}, "record 1: expected a list of messages, found str"),
         ("sharegpt", shared(("human", 5)), "expected text from the user, found int"),
         ("sharegpt", shared(("human", "\ud800")), "not valid Unicode"),
-        ("openai", {"messages": said(("tool", "x"))}, "unknown role 'tool', expected one of system, human"),
+        ("openai", {"messages": said(("tool", "x"))}, "'tool'.*human"),
         ("openai", {"messages": ["Hi"]}, "expected a message .*, found str"),
         ("openai", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "part of type 'image_url'"),
         ("alpaca", {"instruction": 1, "output": ""}, "expected text from the user, found int"),
