@@ -1,20 +1,20 @@
-"""A folder of teacher's answers: what its cache.json says, and whether it is what a run expects.
+"""A directory of teacher's answers: what its cache.json says, and whether it is what a run expects.
 
 `cache.json` names the shards that count; each appears there only when it is whole. The rows are those of the packed
 corpus, by their `row_id`.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from dataset.files.disk import disk_errors, write_file
-from src.distillation.corpus.manifest import TokenizerFacts
+from src.distillation.corpus.manifest import Record, TokenizerFacts, read_record
 from src.distillation.targets.signal import Kind, TeacherFacts
 
 CACHE_FILE = "cache.json"
@@ -29,11 +29,7 @@ class CacheError(ValueError):
     """A cache that is damaged, incomplete, or made for something else."""
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class CacheFacts(_Record):
+class CacheFacts(Record):
     """What all rows of a cache have in common."""
 
     teacher: str  # its fingerprint
@@ -47,14 +43,14 @@ class CacheFacts(_Record):
     value_dtype: ValueDType
 
 
-class CacheShard(_Record):
+class CacheShard(Record):
     file: str = Field(pattern=r"^shard-\d{5,}\.parquet$")
     runs: list[tuple[int, int]]  # the rows in it: (the first row id, how many follow one another), ascending
     bytes: int = Field(ge=1)
     sha256: str
 
     @property
-    def num_rows(self) -> int:
+    def rows(self) -> int:
         return sum(count for _, count in self.runs)
 
     @property
@@ -65,7 +61,7 @@ class CacheShard(_Record):
         return np.concatenate([np.arange(first, first + count) for first, count in self.runs], dtype=np.int64)
 
 
-class Cache(_Record):
+class Cache(Record):
     version: Literal[1] = 1
     facts: CacheFacts
     shards: list[CacheShard] = []
@@ -101,19 +97,11 @@ def load_cache(folder: Path) -> Cache:
             f"There is no {CACHE_FILE} in {folder}. Make the cache first: {PROGRAM} --data-path <the corpus> "
             f"--teacher-model <the teacher> --output-dir {folder}"
         )
-    try:
-        return Cache.model_validate_json(file.read_bytes())
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "its JSON"
-        raise CacheError(
-            f"{file} is no list of a cache of this version ({where}: {first['msg']}). It was made by another program or "
-            "is damaged: choose another folder, or remove this one and make the cache anew."
-        ) from error
+    return read_record(file, Cache, "make the cache again", CacheError)
 
 
-def check_same(folder: Path, found: CacheFacts, expected: CacheFacts, but: Iterable[str] = ()) -> None:
-    """Refuse a cache in which anything `but` the named facts differs."""
+def check_same(folder: Path, found: CacheFacts, expected: CacheFacts) -> None:
+    """Refuse a cache of anything else than what is expected."""
     problems = [
         text
         for name, text in (
@@ -130,7 +118,7 @@ def check_same(folder: Path, found: CacheFacts, expected: CacheFacts, but: Itera
             ("temperatures", f"temperatures {_list(found.temperatures)}, expected {_list(expected.temperatures)}"),
             ("value_dtype", f"values as {found.value_dtype}, expected {expected.value_dtype}"),
         )
-        if name not in but and getattr(found, name) != getattr(expected, name)
+        if getattr(found, name) != getattr(expected, name)
     ]
     if problems:
         raise CacheError(
@@ -139,24 +127,16 @@ def check_same(folder: Path, found: CacheFacts, expected: CacheFacts, but: Itera
         )
 
 
-def check_sizes(folder: Path, shards: Iterable[CacheShard]) -> None:
-    for shard in shards:
-        path = folder / shard.file
-        found = path.stat().st_size if path.is_file() else None
-        if found != shard.bytes:
-            raise damaged(folder, shard, "it is missing" if found is None else f"{found} bytes, expected {shard.bytes}")
-
-
-def damaged(folder: Path, shard: CacheShard, found: Any) -> CacheError:
+def damaged(folder: Path, shard: CacheShard, found: object) -> CacheError:
     return CacheError(
         f"The shard {folder / shard.file} cannot be used: {found}. Remove it if it is there, and run {PROGRAM} again as "
         "before: it makes the rows that are missing."
     )
 
 
-def remove_leftovers(folder: Path, cache: Cache | None) -> None:
-    """Remove what an interrupted run left: files of ours that cache.json does not name."""
-    named = {shard.file for shard in cache.shards} if cache else set()
+def remove_leftovers(folder: Path, shards: Sequence[CacheShard]) -> None:
+    """Remove what an interrupted run left: files of ours that are none of these shards."""
+    named = {shard.file for shard in shards}
     for file in folder.iterdir():
         if OUR_FILE.fullmatch(file.name) and file.name not in named:
             file.unlink()

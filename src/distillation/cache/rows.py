@@ -129,8 +129,8 @@ def write_rows(path: Path, facts: CacheFacts, row_ids: Sequence[int], rows: Sequ
     )
 
 
-def read_group(file: Any, group: int, facts: CacheFacts) -> tuple[list[int], list[Row]]:
-    """The rows of one row group of an open parquet file."""
+def read_group(facts: CacheFacts, file: Any, group: int) -> list[tuple[int, Row]]:
+    """The row ids and rows of one row group of an open parquet file."""
     table = file.read_row_group(group, use_threads=False).combine_chunks()
     row_ids = table.column("row_id").to_pylist()
     stored = {}
@@ -139,4 +139,4 @@ def read_group(file: Any, group: int, facts: CacheFacts) -> tuple[list[int], lis
         width = cells.type.byte_width
         whole = np.frombuffer(cells.buffers()[1], dtype="u1")[cells.offset * width :][: len(row_ids) * width]
         stored[name] = whole.view(dtype).reshape(len(row_ids), -1, count)
-    return row_ids, [{name: values[row] for name, values in stored.items()} for row in range(len(row_ids))]
+    return [(row_id, {name: values[row] for name, values in stored.items()}) for row, row_id in enumerate(row_ids)]

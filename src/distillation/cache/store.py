@@ -2,11 +2,10 @@
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from functools import lru_cache
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -19,42 +18,34 @@ from src.distillation.cache.format import (
     CacheFacts,
     CacheShard,
     check_same,
-    check_sizes,
     damaged,
     load_cache,
     remove_leftovers,
 )
 from src.distillation.cache.rows import Row, bytes_per_position, encode, read_group, write_rows
-from src.distillation.corpus.parquet import import_parquet
+from src.distillation.corpus.parquet import ShardFiles
 from src.distillation.targets.signal import TeacherSignal
 
 SHARD_BYTES = 64 << 20  # about, before compression
 MAX_SHARD_ROWS = 512
-KEPT_GROUPS = 64  # of about 1 MiB
-KEPT_FILES = 128
 
 
 class CacheReader:
     """Any row of a cache by its row id."""
 
     def __init__(self, folder: Path, cache: Cache) -> None:
-        check_sizes(folder, cache.shards)
-        self._folder, self._facts = folder, cache.facts
-        self._open = lru_cache(KEPT_FILES)(self._open_file)
-        self._group = lru_cache(KEPT_GROUPS)(self._read_group)
+        self._folder = folder
+        self.files = ShardFiles(folder, partial(read_group, cache.facts), damaged, checks_sums=True)
+        self.files.check_sizes(cache.shards)
         self.use(cache)
 
     def use(self, cache: Cache) -> None:
-        """What is in the shards of `cache`, which may have grown."""
+        """Read the shards of `cache`, which may have grown."""
         self._shards = cache.shards
-        counts = [shard.num_rows for shard in cache.shards]
         row_ids = np.concatenate([np.zeros(0, dtype=np.int64), *(shard.row_ids() for shard in cache.shards)])
         self._order = np.argsort(row_ids, kind="stable")
         self._row_ids = row_ids[self._order]
-        self._ends = np.cumsum(counts, dtype=np.int64)
-
-    def __len__(self) -> int:
-        return len(self._row_ids)
+        self._ends = np.cumsum([shard.rows for shard in cache.shards], dtype=np.int64)
 
     def __contains__(self, row_id: int) -> bool:
         place = int(np.searchsorted(self._row_ids, row_id))
@@ -64,53 +55,16 @@ class CacheReader:
         place = int(self._order[np.searchsorted(self._row_ids, row_id)])
         number = int(np.searchsorted(self._ends, place, side="right"))
         shard = self._shards[number]
-        within = place - (int(self._ends[number]) - shard.num_rows)
-        per_group = self._open(shard.file).metadata.row_group(0).num_rows
-        row_ids, rows = self._group(shard.file, within // per_group)
-        if row_ids[within % per_group] != row_id:
-            raise damaged(self._folder, shard, f"row {row_ids[within % per_group]} stands where {row_id} should")
-        return rows[within % per_group]
-
-    def verify(self, on_shard: Callable[[CacheShard], Any] = lambda shard: None) -> None:
-        """Compare the checksum of every shard."""
-        for shard in self._shards:
-            self._check_sum(shard)
-            on_shard(shard)
-
-    def _check_sum(self, shard: CacheShard) -> None:
-        if (found := file_sha256(self._folder / shard.file)) != shard.sha256:
-            raise damaged(self._folder, shard, f"SHA-256 {found}, expected {shard.sha256}")
-
-    def _open_file(self, name: str) -> Any:
-        parquet = import_parquet()
-        import pyarrow as pa
-
-        shard = self._named(name)
-        self._check_sum(shard)
-        try:
-            file = parquet.ParquetFile(self._folder / name, memory_map=True, page_checksum_verification=True)
-        except (pa.ArrowException, OSError) as error:
-            raise damaged(self._folder, shard, error) from error
-        if file.metadata.num_rows != shard.num_rows:
-            raise damaged(self._folder, shard, f"{file.metadata.num_rows} rows, expected {shard.num_rows}")
-        return file
-
-    def _read_group(self, name: str, group: int) -> tuple[list[int], list[Row]]:
-        import pyarrow as pa
-
-        try:
-            return read_group(self._open(name), group, self._facts)
-        except (pa.ArrowException, OSError, KeyError) as error:
-            raise damaged(self._folder, self._named(name), error) from error
-
-    def _named(self, name: str) -> CacheShard:
-        return next(shard for shard in self._shards if shard.file == name)
+        found, row = self.files.row(shard, place - (int(self._ends[number]) - shard.rows))
+        if found != row_id:
+            raise damaged(self._folder, shard, f"row {found} stands where {row_id} should")
+        return row
 
 
 class CacheWriter:
     """Collects rows that a cache does not hold yet; so many make a shard, which counts as soon as it is whole.
 
-    A cache that is there already is gone on with if it was made of the same; a shard that was removed is made anew.
+    A cache that is there already is extended if it was made of the same; a shard that was removed is made again.
     """
 
     def __init__(self, folder: Path, facts: CacheFacts, shard_rows: int | None = None) -> None:
@@ -140,8 +94,7 @@ class CacheWriter:
         if not new:
             return
         if self.shard_rows is None:
-            row_bytes = bytes_per_position(self.cache.facts) * signal.valid.shape[1]
-            self.shard_rows = min(max(1, SHARD_BYTES // row_bytes), MAX_SHARD_ROWS)
+            self.shard_rows = rows_per_shard(self.cache.facts, signal.valid.shape[1])
         for place, row in zip(new, encode(self.cache.facts, signal.rows(new)), strict=True):
             self._known.add(row_ids[place])
             self._waiting[row_ids[place]] = row
@@ -185,21 +138,25 @@ class CacheWriter:
 
     def _start(self, folder: Path, facts: CacheFacts) -> Cache:
         if not (folder / CACHE_FILE).exists():
-            remove_leftovers(folder, None)
+            remove_leftovers(folder, [])
             return Cache(facts=facts)
         cache = load_cache(folder)
         check_same(folder, cache.facts, facts)
-        there = [shard for shard in cache.shards if (folder / shard.file).exists()]
-        check_sizes(folder, there)
-        if len(there) < len(cache.shards):
+        kept = Cache(facts=cache.facts, shards=[shard for shard in cache.shards if (folder / shard.file).exists()])
+        CacheReader(folder, kept)  # refuses a shard of another size
+        if len(kept.shards) < len(cache.shards):
             print(
-                f"note: {len(cache.shards) - len(there)} shards that {folder / CACHE_FILE} names are not there; their rows "
-                "are made anew",
+                f"note: {len(cache.shards) - len(kept.shards)} shards that {folder / CACHE_FILE} names are not there; "
+                "their rows are made again",
                 file=sys.stderr,
             )
-            cache = Cache(facts=cache.facts, shards=there)
-        remove_leftovers(folder, cache)
-        return cache
+        remove_leftovers(folder, kept.shards)
+        return kept
+
+
+def rows_per_shard(facts: CacheFacts, length: int) -> int:
+    """How many rows of so many positions a shard has by default."""
+    return min(max(1, SHARD_BYTES // (bytes_per_position(facts) * length)), MAX_SHARD_ROWS)
 
 
 def _runs(row_ids: Sequence[int]) -> list[tuple[int, int]]:

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -18,11 +18,16 @@ Split = Literal["train", "val"]
 SPLITS: tuple[Split, ...] = ("train", "val")
 
 
-class _Record(BaseModel):
+Facts = TypeVar("Facts", bound="Record")
+
+
+class Record(BaseModel):
+    """Facts that are kept in a JSON file beside the data."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class TokenizerFacts(_Record):
+class TokenizerFacts(Record):
     name: str
     sha256: str  # of what every id stands for: the same for a copy of the tokenizer elsewhere
     vocab_size: int = Field(ge=1)
@@ -52,7 +57,7 @@ def pieces_sha256(pieces: Sequence[str], bos_id: int | None, eos_id: int) -> str
     return hashlib.sha256(json.dumps([pieces, bos_id, eos_id]).encode()).hexdigest()
 
 
-class Shard(_Record):
+class Shard(Record):
     """One parquet file; its rows are numbered from `first_row_id`."""
 
     file: str  # below the folder of the manifest
@@ -65,7 +70,7 @@ class Shard(_Record):
     sha256: str
 
 
-class Source(_Record):
+class Source(Record):
     """One file of JSON lines that is in the shards."""
 
     path: str  # below the input folder
@@ -78,14 +83,14 @@ class Source(_Record):
     license: str | None = None  # if the download left a note of it
 
 
-class SplitFacts(_Record):
+class SplitFacts(Record):
     rows: int
     documents: int
     tokens: int
     shards: list[Shard]
 
 
-class Manifest(_Record):
+class Manifest(Record):
     version: Literal[1] = 1
     tokenizer: TokenizerFacts
     max_seq_length: int = Field(ge=2)
@@ -147,14 +152,19 @@ def load_manifest(folder: Path) -> Manifest:
             f"There is no {MANIFEST_FILE} in {folder}. Make the corpus first: python data/preprocess_to_parquet.py "
             f"--input data/distillation --output {folder} --recursive"
         )
+    return read_record(file, Manifest, "preprocess again")
+
+
+def read_record(file: Path, record: type[Facts], remedy: str, error_class: type[ValueError] = ValueError) -> Facts:
+    """What a JSON file says; `remedy` is what to do after it was removed because it could not be read."""
     try:
-        return Manifest.model_validate_json(file.read_bytes())
+        return record.model_validate_json(file.read_bytes())
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "its JSON"
-        raise ValueError(
-            f"{file} is no manifest of this version ({where}: {first['msg']}). It was made by another program or is "
-            "damaged: choose another folder, or remove it and preprocess anew."
+        raise error_class(
+            f"{file} is not of this version ({where}: {first['msg']}). It was made by another program or is damaged: "
+            f"choose another folder, or remove it and {remedy}."
         ) from error
 
 

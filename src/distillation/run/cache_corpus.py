@@ -1,4 +1,4 @@
-"""Asks a teacher about every row of a packed corpus, once, and keeps the answers in a folder."""
+"""Asks a teacher about every row of a packed corpus, once, and keeps the answers in a cache directory."""
 
 import sys
 from collections.abc import Iterator
@@ -11,8 +11,7 @@ from dataset.common import Batch
 from engine.entry import user_errors
 from src.distillation.cache.format import CACHE_FILE, Cache, CacheError, cache_facts, load_cache
 from src.distillation.cache.options import CacheOptions
-from src.distillation.cache.rows import bytes_per_position
-from src.distillation.cache.store import MAX_SHARD_ROWS, SHARD_BYTES, CacheReader, CacheWriter
+from src.distillation.cache.store import CacheReader, CacheWriter, rows_per_shard
 from src.distillation.corpus.manifest import SPLITS, Manifest, Split, load_manifest
 from src.distillation.corpus.packed_rows import PackedRows
 from src.distillation.teachers.open import open_teacher
@@ -40,9 +39,12 @@ def run(options: CacheOptions) -> None:
 
 
 def cache_corpus(options: CacheOptions) -> str:
-    """Make the rows that are missing; the summary."""
+    """Make the rows that are missing; returns the summary."""
     manifest = load_manifest(options.data_path)
-    _check_output(options.output_dir, options.resume)
+    if (options.output_dir / CACHE_FILE).exists() and not options.resume:
+        raise CacheError(
+            f"{options.output_dir} holds a cache already. Choose another --output-dir, or resume it with --resume."
+        )
     wanted = _places(manifest, options.split, options.max_sequences)
     tokenizer = manifest.tokenizer
     teacher = open_teacher(
@@ -55,8 +57,7 @@ def cache_corpus(options: CacheOptions) -> str:
     )
     try:
         facts = cache_facts(teacher.facts, tokenizer, manifest.fingerprint, options.value_dtype)
-        row_bytes = bytes_per_position(facts) * manifest.max_seq_length
-        shard_rows = options.shard_size or min(max(1, SHARD_BYTES // row_bytes), MAX_SHARD_ROWS)
+        shard_rows = options.shard_size or rows_per_shard(facts, manifest.max_seq_length)
         writer = CacheWriter(options.output_dir, facts, shard_rows)
         try:
             _check_all(options.output_dir, writer.cache)
@@ -75,27 +76,22 @@ def cache_corpus(options: CacheOptions) -> str:
 
 
 def verify(options: CacheOptions) -> str:
-    """Check that a cache is whole and of this corpus."""
+    """Check that a cache is whole and of this corpus; returns the summary."""
     manifest, cache = load_manifest(options.data_path), load_cache(options.output_dir)
     if cache.facts.corpus != manifest.fingerprint:
         raise CacheError(
             f"{options.output_dir / CACHE_FILE} holds rows of another corpus ({cache.facts.corpus[:12]}) than "
-            f"{options.data_path} ({manifest.fingerprint[:12]}). Name the corpus it was made of, or make the cache anew in "
+            f"{options.data_path} ({manifest.fingerprint[:12]}). Name the corpus it was made of, or make another cache in "
             "another folder."
         )
     _check_all(options.output_dir, cache)
     return _summary(options.output_dir, cache, 0, manifest)
 
 
-def _check_output(folder: Path, resume: bool) -> None:
-    if (folder / CACHE_FILE).exists() and not resume:
-        raise CacheError(f"{folder} holds a cache already. Choose another --output-dir, or go on with --resume.")
-
-
 def _check_all(folder: Path, cache: Cache) -> None:
-    reader = CacheReader(folder, cache)
-    with tqdm(total=len(cache.shards), desc="checking", unit=" shards", disable=not cache.shards) as bar:
-        reader.verify(lambda shard: bar.update())
+    files = CacheReader(folder, cache).files
+    for shard in tqdm(cache.shards, desc="checking", unit=" shards", disable=not cache.shards):
+        files.check_sum(shard)
 
 
 def _places(manifest: Manifest, split: str, limit: int | None) -> list[Place]:
@@ -125,7 +121,7 @@ def _batches(places: list[Place], shard_rows: int, options: CacheOptions) -> Ite
 
 
 def _summary(folder: Path, cache: Cache, num_new: int, manifest: Manifest) -> str:
-    rows = sum(shard.num_rows for shard in cache.shards)
+    rows = sum(shard.rows for shard in cache.shards)
     of_corpus = sum(facts.rows for facts in manifest.splits.values())
     num_bytes = sum(shard.bytes for shard in cache.shards)
     tokens = rows * manifest.max_seq_length

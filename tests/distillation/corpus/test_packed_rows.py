@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-import src.distillation.corpus.packed_rows
+import src.distillation.corpus.parquet
 from dataset.cursor import CursorConfig, RowDataset
 from dataset.tokenization.lookup import open_tokenizer
 from src.distillation.corpus.manifest import TokenizerFacts, load_manifest, tokenizer_facts
@@ -171,11 +171,11 @@ def test_loader_workers_give_the_same_batches(folder: Path) -> None:
 
 def test_little_is_kept_in_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = list(make(folder))
-    monkeypatch.setattr(src.distillation.corpus.packed_rows, "KEPT_GROUPS", 1)
-    monkeypatch.setattr(src.distillation.corpus.packed_rows, "KEPT_FILES", 1)
+    monkeypatch.setattr(src.distillation.corpus.parquet, "KEPT_GROUPS", 1)
+    monkeypatch.setattr(src.distillation.corpus.parquet, "KEPT_FILES", 1)
     dataset = make(folder)
     assert same(list(dataset), expected)
-    assert len(dataset.rows._groups._values) == len(dataset.rows._open._values) == 1
+    assert len(dataset.rows._files._groups._values) == len(dataset.rows._files._files._values) == 1
 
 
 # --- refusing
