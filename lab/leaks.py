@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from dataset.common import IGNORE_LABEL_ID
 from models.act import Batch
-from models.layers import weights_cast_once
 from models.losses.text import TextLossHead
 
 LIMIT = 1e-5  # a masked place weighs exactly nothing, so whatever is above rounding is a leak
@@ -82,17 +81,14 @@ def influence(head: TextLossHead, row: Batch, num_steps: int) -> Tensor:
     return found
 
 
+@torch.no_grad()
 def _said(head: TextLossHead, batch: Batch, num_steps: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Logits and halting logits of every place after each supervision step."""
     core = head.model.inner
     core.depth = head.model.config.depth_at(1.0)
-    with torch.no_grad(), weights_cast_once(core, core.dtype):
-        x, around = core.embed(batch), core.surroundings(batch)
-        z = core.initial_latents(x)
-        for _ in range(num_steps):
-            z, answers = core.step(z, x, around)
-            hidden = core.hidden(answers[-1])
-            yield core.lm_head(hidden).float(), core.q_head(hidden)[..., 0].float()
+    for _, answers in core.unroll(batch, num_steps):
+        hidden = core.hidden(answers[-1])
+        yield core.lm_head(hidden).float(), core.q_head(hidden)[..., 0].float()
 
 
 def wake(head: TextLossHead) -> None:

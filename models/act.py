@@ -4,7 +4,10 @@ An architecture file adds its latents and its recursion. B batch, S tokens, P pu
 D hidden, V vocabulary.
 """
 
+from collections.abc import Callable, Generator, Iterable
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -15,18 +18,19 @@ from models.attention import AttentionMask, build_mask
 from models.common import trunc_normal
 from models.config import ArchConfig
 from models.layers import (
+    AttentionContext,
     Block,
     CastedEmbedding,
     CastedLinear,
     Level,
     RotaryEmbedding,
-    Surroundings,
     weights_cast_once,
 )
 from models.sparse_embedding import CastedSparseEmbedding
 
 Batch = dict[str, Tensor]
 Latents = Any  # each architecture's own NamedTuple of (B, L, D) tensors
+Step = Callable[[Latents, Tensor, AttentionContext], tuple[Latents, list[Tensor]]]  # see RecursiveCore.step
 
 
 @dataclass
@@ -42,8 +46,8 @@ class Carry:
 class NetworkCalls:
     """Makes the network calls of one supervision step; only the last `with_grad` of `total` carry gradient."""
 
-    def __init__(self, around: Surroundings, total: int, with_grad: int) -> None:
-        self.around = around
+    def __init__(self, context: AttentionContext, total: int, with_grad: int) -> None:
+        self.context = context
         self.first_with_grad = total - with_grad
         self.made = 0
         self.answers: list[Tensor] = []  # the answer after each cycle that carries gradient
@@ -52,7 +56,7 @@ class NetworkCalls:
         carries_gradient = torch.is_grad_enabled() and self.made >= self.first_with_grad
         self.made += 1
         with torch.set_grad_enabled(carries_gradient):
-            return level(state, self.around)
+            return level(state, self.context)
 
     def cycle_ended(self, answer: Tensor) -> None:
         """The recursion has a new answer; it may be supervised."""
@@ -143,11 +147,11 @@ class RecursiveCore(nn.Module):
             )
         return c.embed_scale * x
 
-    def surroundings(self, batch: Batch) -> Surroundings:
+    def context(self, batch: Batch) -> AttentionContext:
         """Positions and mask, built once a batch and shared by all its network calls."""
         c = self.config
         if c.mlp_t:
-            return Surroundings(None, AttentionMask())
+            return AttentionContext(None, AttentionMask())
         mask = build_mask(
             causal=c.causal,
             documents=batch.get("documents"),
@@ -156,9 +160,9 @@ class RecursiveCore(nn.Module):
             prefix_len=c.prefix_len,
         )
         if c.pos_encodings != "rope":
-            return Surroundings(None, mask)
+            return AttentionContext(None, mask)
         length = c.prefix_len + batch["inputs"].shape[1]
-        return Surroundings(self.rotary_emb(self._positions(batch), length), mask)
+        return AttentionContext(self.rotary_emb(self._positions(batch), length), mask)
 
     def _positions(self, batch: Batch) -> Tensor | None:
         """Positions (B, L) where documents share a row; None where every row simply counts from 0."""
@@ -174,9 +178,42 @@ class RecursiveCore(nn.Module):
         z = self.Latents(*start)
         return z._replace(**{self.answer: x.to(self.dtype)}) if self.config.latent_init == "embedding" else z
 
-    def step(self, z: Latents, x: Tensor, around: Surroundings) -> tuple[Latents, list[Tensor]]:
+    def unroll(
+        self,
+        batch: Batch,
+        num_steps: int,
+        *,
+        carried: tuple[Latents, Tensor] | None = None,
+        detach: bool = False,
+        contexts: Iterable[AttentionContext] | None = None,
+        step: Step | None = None,
+    ) -> Generator[tuple[Latents, list[Tensor]], None, None]:
+        """Yields the latents and the answers to supervise (the final one last) after each of `num_steps` supervision steps.
+
+        `carried` holds latents of earlier steps and flags (B,) of the rows that start from the initial ones instead.
+        With `detach` no gradient flows from a step into the one before: whoever reads calls backward on the loss of each
+        step before asking for the next. `contexts`, one for each step, and `step` stand in for the core's own.
+        """
+        step = step or self.step
+        with weights_cast_once(self, self.dtype):
+            x = embedded = self.embed(batch)
+            if detach:
+                x = embedded.detach().requires_grad_()  # collects the gradients of all steps
+            z = self.initial_latents(x)
+            if carried is not None:
+                z = _where(carried[1], z, carried[0])
+            contexts = repeat(self.context(batch)) if contexts is None else contexts
+            for _, context in zip(range(num_steps), contexts, strict=False):
+                z, answers = step(z, x, context)
+                yield z, answers
+                if detach:
+                    z = detached(z)
+            if detach and x.grad is not None and embedded.requires_grad:
+                embedded.backward(x.grad)
+
+    def step(self, z: Latents, x: Tensor, context: AttentionContext) -> tuple[Latents, list[Tensor]]:
         """One supervision step; returns the latents and the answers to supervise, the final one last."""
-        call = NetworkCalls(around, self.calls_per_step(), self.calls_with_grad())
+        call = NetworkCalls(context, self.calls_per_step(), self.calls_with_grad())
         z = self.recurse(z, x, call)
         return z, call.answers if self.config.supervise == "cycle" else call.answers[-1:]
 
@@ -241,20 +278,20 @@ class ActModel(nn.Module):
     def forward(self, carry: Carry, batch: Batch) -> tuple[Carry, dict[str, Tensor]]:
         carry = self._taken_in(carry, batch)
         core = self.inner
-        with weights_cast_once(core, core.dtype):
-            x, around = core.embed(carry.current_data), core.surroundings(carry.current_data)
-            z = self._restarted(carry, x)
-            z, answers = core.step(z, x, around)
+        with closing(core.unroll(carry.current_data, 2, carried=(carry.inner_carry, carry.halted))) as steps:
+            z, answers = next(steps)
             logits = core.lm_head(core.hidden(answers[-1]))  # (B, S, V)
             q_halt, q_continue = core.q_logits(z)
             outputs = {"logits": logits, "q_halt_logits": q_halt, "q_continue_logits": q_continue}
 
-            z = core.Latents(*(state.detach() for state in z))
-            carry.inner_carry, carry.steps = z, carry.steps + 1
+            carry.inner_carry, carry.steps = detached(z), carry.steps + 1
             is_last = carry.steps >= core.depth.max_steps
             carry.halted = self._halted(is_last, carry.steps, q_halt.detach(), q_continue.detach())
             if self.training and core.depth.max_steps > 1 and self.trains_q_continue:
-                outputs["target_q_continue"] = self._continue_target(z, x, around, is_last)
+                with torch.no_grad():  # the value of a further step, bootstrapped from one step ahead
+                    next_halt, next_continue = core.q_logits(next(steps)[0])
+                    value = torch.where(is_last, next_halt, torch.maximum(next_halt, next_continue))
+                    outputs["target_q_continue"] = torch.sigmoid(value)
         return carry, outputs
 
     def _taken_in(self, carry: Carry, batch: Batch) -> Carry:
@@ -266,16 +303,6 @@ class ActModel(nn.Module):
             current_data={
                 key: torch.where(_rows(carry.halted, old), batch[key], old) for key, old in carry.current_data.items()
             },
-        )
-
-    def _restarted(self, carry: Carry, x: Tensor) -> Latents:
-        """Finished rows start from the initial latents."""
-        start = self.inner.initial_latents(x)
-        return type(start)(
-            *(
-                torch.where(_rows(carry.halted, new), new, old)
-                for new, old in zip(start, carry.inner_carry, strict=True)
-            )
         )
 
     def _halted(self, is_last: Tensor, steps: Tensor, q_halt: Tensor, q_continue: Tensor) -> Tensor:
@@ -303,13 +330,16 @@ class ActModel(nn.Module):
         )
         return (explores * wanted)[draws.first_row : draws.first_row + steps.shape[0]].to(steps.device)
 
-    @torch.no_grad()
-    def _continue_target(self, z: Latents, x: Tensor, around: Surroundings, is_last: Tensor) -> Tensor:
-        """The value of going on, bootstrapped from one step ahead."""
-        next_halt, next_continue = self.inner.q_logits(self.inner.step(z, x, around)[0])
-        return torch.sigmoid(torch.where(is_last, next_halt, torch.maximum(next_halt, next_continue)))
-
 
 def _rows(flags: Tensor, like: Tensor) -> Tensor:
     """Row flags (B,) in a shape that broadcasts against `like` (B, ...)."""
     return flags.view(-1, *([1] * (like.ndim - 1)))
+
+
+def _where(flags: Tensor, new: Latents, old: Latents) -> Latents:
+    """The new latents in the rows that are flagged (B,), the old ones in the others."""
+    return type(new)(*(torch.where(_rows(flags, n), n, o) for n, o in zip(new, old, strict=True)))
+
+
+def detached(z: Latents) -> Latents:
+    return type(z)(*(state.detach() for state in z))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from models.act import ActModel
 from models.attention import AttentionMask, build_mask
-from models.layers import Attention, CastedLinear, Surroundings
+from models.layers import Attention, AttentionContext, CastedLinear
 
 
 class Places(NamedTuple):
@@ -101,17 +101,16 @@ class Memory:
         step = core.step
         if self.compiled_step is not None and ids.shape[1] == 1:
             step, places = self.compiled_step, places._replace(start=None, seen=self.capacity)
-        batch = {"inputs": ids, "positions": places.positions}
-        x = core.embed(batch)
-        around = Surroundings(
+        context = AttentionContext(
             rope=core.rotary_emb(places.positions, ids.shape[1]) if core.config.pos_encodings == "rope" else None,
             mask=self._mask(places, is_prompt),
         )
         self.lengths = [old + new for old, new in zip(self.lengths, new_lengths, strict=True)]
-        z = core.initial_latents(x)
         for memory in self.steps:
             memory.expect(places)
-            z, answers = step(z, x, around._replace(memory=memory))
+        contexts = [context._replace(memory=memory) for memory in self.steps]
+        batch = {"inputs": ids, "positions": places.positions}
+        for _, answers in core.unroll(batch, len(self.steps), contexts=contexts, step=step):
             yield answers[-1]
 
     def select_rows(self, rows: Sequence[int]) -> None:
@@ -167,12 +166,9 @@ class Rereading:
         if core.config.prefix_mask:
             order = torch.arange(inputs.shape[1], device=self.device)
             batch["is_prompt"] = order < torch.tensor(self.prompt_lengths, device=self.device)[:, None]
-        x, around = core.embed(batch), core.surroundings(batch)
-        z = core.initial_latents(x)
         rows = torch.arange(len(old), device=self.device)[:, None]
         new = torch.tensor(old, device=self.device)[:, None] + torch.arange(max(new_lengths), device=self.device)
-        for _ in range(self.num_steps):
-            z, answers = core.step(z, x, around)
+        for _, answers in core.unroll(batch, self.num_steps):
             yield answers[-1][rows, new.clamp_max(inputs.shape[1] - 1)]
 
     def select_rows(self, rows: Sequence[int]) -> None:
@@ -192,8 +188,8 @@ def attention_calls(model: ActModel) -> int:
     hooks = [layer.register_forward_hook(count) for layer in core.modules() if isinstance(layer, Attention)]
     try:
         with torch.no_grad():
-            x = torch.zeros(1, 1, core.config.hidden_size, dtype=core.dtype, device=next(core.parameters()).device)
-            core.step(core.initial_latents(x), x, Surroundings(None, AttentionMask()))
+            batch = {"inputs": torch.zeros(1, 1, dtype=torch.long, device=next(core.parameters()).device)}
+            list(core.unroll(batch, 1, contexts=[AttentionContext(None, AttentionMask())]))
     finally:
         for hook in hooks:
             hook.remove()

@@ -54,8 +54,11 @@ class CastedLinear(nn.Module):
 
 @contextmanager
 def weights_cast_once(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """Share one cast of every weight among all network calls made inside; the default TRM makes 21 of them."""
-    layers = [layer for layer in module.modules() if isinstance(layer, CastedLinear)]
+    """Share one cast of every weight among all network calls made inside; the default TRM makes 21 of them.
+
+    Within another such block it does nothing.
+    """
+    layers = [layer for layer in module.modules() if isinstance(layer, CastedLinear) and layer.working_weight is None]
     if dtype == torch.float32:
         layers = []
     try:
@@ -113,8 +116,8 @@ class AttentionMemory(Protocol):
         ...
 
 
-class Surroundings(NamedTuple):
-    """What every network call of a batch shares."""
+class AttentionContext(NamedTuple):
+    """What every attention call of a supervision step shares."""
 
     rope: Rope | None
     mask: AttentionMask
@@ -132,16 +135,16 @@ class Attention(nn.Module):
         self.qkv_proj = CastedLinear(hidden_size, 3 * inner)
         self.o_proj = CastedLinear(inner, hidden_size)
 
-    def forward(self, x: Tensor, around: Surroundings) -> Tensor:  # (B, L, D)
+    def forward(self, x: Tensor, context: AttentionContext) -> Tensor:  # (B, L, D)
         batch, length, _ = x.shape
         qkv = self.qkv_proj(x).view(batch, length, 3 * self.num_heads, self.head_dim)  # (B, L, 3N, H)
         qk, v = qkv.split((2 * self.num_heads, self.num_heads), dim=2)
-        if around.rope is not None:
-            qk = rotate(qk, around.rope.cos, around.rope.sin)
+        if context.rope is not None:
+            qk = rotate(qk, context.rope.cos, context.rope.sin)
         q, k = qk.chunk(2, dim=2)
-        if around.memory is not None:
-            k, v = around.memory.extended(k, v)
-        return self.o_proj(attend(q, k, v, around.mask).flatten(2))  # (B, L, D)
+        if context.memory is not None:
+            k, v = context.memory.extended(k, v)
+        return self.o_proj(attend(q, k, v, context.mask).flatten(2))  # (B, L, D)
 
 
 def swiglu_width(hidden_size: int, expansion: float) -> int:
@@ -180,13 +183,13 @@ class Block(nn.Module):
         self.mixes_by_mlp = mix_len is not None
         self.mlp = SwiGLU(hidden_size, expansion)
 
-    def forward(self, x: Tensor, around: Surroundings) -> Tensor:  # (B, L, D)
+    def forward(self, x: Tensor, context: AttentionContext) -> Tensor:  # (B, L, D)
         if self.mixes_by_mlp:
             x = self._mixed_by_mlp(x)
         elif self.norm == "post":
-            x = rms_norm(x + self.self_attn(x, around))
+            x = rms_norm(x + self.self_attn(x, context))
         else:
-            x = x + self.self_attn(rms_norm(x), around)
+            x = x + self.self_attn(rms_norm(x), context)
         if self.norm == "post":
             return rms_norm(x + self.mlp(x))
         return x + self.mlp(rms_norm(x))
@@ -207,7 +210,7 @@ class Level(nn.Module):
         # Pre-norm blocks bound nothing: without a norm of its own a state grows with every call of the recursion.
         self.ends_in_norm = any(block.norm == "pre" for block in blocks)
 
-    def forward(self, x: Tensor, around: Surroundings) -> Tensor:
+    def forward(self, x: Tensor, context: AttentionContext) -> Tensor:
         for layer in self.layers:
-            x = layer(x, around)
+            x = layer(x, context)
         return rms_norm(x) if self.ends_in_norm else x

@@ -20,7 +20,6 @@ from engine.generate.loaded_model import load_model
 from engine.generate.options import CalibrateOptions, DecodeOptions, ExitKind, ExitRule
 from models.act import ActModel
 from models.kv_cache import cast_for_reading
-from models.layers import weights_cast_once
 from models.losses.text import Supervision
 
 CANDIDATES = 400  # thresholds that are tried
@@ -71,18 +70,14 @@ def _traced_rows(model: ActModel, texts: HeldOut, documents: Sequence[int]) -> T
     at = Supervision.of(batch)
     losses: list[Tensor] = []
     found: dict[ExitKind, list[Tensor]] = {"kl": [], "margin": [], "head": []}
-    with weights_cast_once(core, core.dtype):
-        x, around = core.embed(batch), core.surroundings(batch)
-        z = core.initial_latents(x)
-        before = None
-        for _ in range(model.config.halt_max_steps):
-            z, answers = core.step(z, x, around)
-            hidden = core.hidden(answers[-1]).flatten(0, 1)[at.places]
-            loss, own = _scored(core, hidden, before, at.labels)
-            losses.append(loss)
-            for kind, values in own.items():
-                found[kind].append(values)
-            before = hidden
+    before = None
+    for _, answers in core.unroll(batch, model.config.halt_max_steps):
+        hidden = core.hidden(answers[-1]).flatten(0, 1)[at.places]
+        loss, own = _scored(core, hidden, before, at.labels)
+        losses.append(loss)
+        for kind, values in own.items():
+            found[kind].append(values)
+        before = hidden
     return Trace(
         torch.stack(losses).cpu(), {kind: torch.stack(v).cpu() for kind, v in found.items()}, at.document.cpu().numpy()
     )

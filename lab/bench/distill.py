@@ -136,8 +136,7 @@ def step_parts(
             targets = teacher.signal(batch).targets(at.places, teacher.facts.column(1.0))
         with weights_cast_once(core, core.dtype):
             with clock.part("student_forward"):
-                x = core.embed(batch)
-                _, answers = core.step(core.initial_latents(x), x, core.surroundings(batch))
+                ((_, answers),) = core.unroll(batch, 1)
                 hidden = core.hidden(answers[-1]).flatten(0, 1)[at.places]
             with clock.part("loss"):
                 loss, _ = distill_loss(

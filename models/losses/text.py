@@ -3,7 +3,8 @@
 B rows, S tokens a row, T supervised tokens of the batch, D hidden.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import closing
 from typing import NamedTuple
 
 import torch
@@ -11,13 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dataset.common import IGNORE_LABEL_ID
-from models.act import ActModel, Batch, Latents
-from models.layers import weights_cast_once
+from models.act import ActModel, Batch, Latents, detached
+from models.config import ArchConfig
 from models.losses.chunked import TokenScores, chunked_cross_entropy, dense_cross_entropy
 from models.losses.puzzles import loss_function
 
 Sums = dict[str, Tensor]
-Supervised = tuple[Tensor, TokenScores, Tensor]  # mean loss of some answers, scores and halting logits of the last
 HALT_BINS = 100  # of the histogram from which the area under the halting head's ROC curve is read
 
 
@@ -68,38 +68,12 @@ class TextLossHead(nn.Module):
 
     def train_on(self, batch: Batch, at: Supervision, weights: Tensor, num_steps: int) -> Sums:
         """Forward and backward of `num_steps` supervision steps."""
-        scores, halting = self.unroll(batch, weights, num_steps, lambda a: self._supervised(a, at, weights))
-        return self._sums(at, scores) | halting.sums() | {"steps": torch.tensor(num_steps * len(at.lengths))}
-
-    def unroll(
-        self, batch: Batch, weights: Tensor, num_steps: int, supervised: Callable[[list[Tensor]], Supervised]
-    ) -> tuple[TokenScores, "HaltingTargets"]:
-        """Forward and backward of `num_steps` supervision steps, whose answers `supervised` scores.
-
-        With `detach_between_steps` the backward of each runs at once, so that memory does not grow with depth.
-        """
-        core = self.model.inner
-        at_once = self.model.config.detach_between_steps
-        with weights_cast_once(core, core.dtype):
-            x, around = core.embed(batch), core.surroundings(batch)
-            source = x.detach().requires_grad_() if at_once else x
-            z = core.initial_latents(source)
-            pending = x.new_zeros((), dtype=torch.float32)
-            halting = HaltingTargets(self.model.config.halt_delta)
-            for _ in range(num_steps):
-                z, answers = core.step(z, source, around)
-                loss, scores, q = supervised(answers)
-                loss = loss / num_steps + halting.loss_of_step(q, scores.losses, weights) / max(1, num_steps - 1)
-                if at_once:
-                    loss.backward()
-                    z = type(z)(*(state.detach() for state in z))
-                else:
-                    pending = pending + loss
-            if not at_once:
-                pending.backward()
-            elif source.grad is not None and x.requires_grad:
-                x.backward(source.grad)
-        return scores, halting
+        steps = StepLosses(self.model.config, weights, num_steps)
+        for _, answers in self.model.inner.unroll(batch, num_steps, detach=steps.at_once):
+            loss, scores, q = self._supervised(answers, at, weights)
+            steps.add(loss, scores.losses, q)
+        steps.finish()
+        return self._sums(at, scores) | steps.halting.totals | {"steps": torch.tensor(num_steps * len(at.lengths))}
 
     def carried_step(
         self,
@@ -111,28 +85,27 @@ class TextLossHead(nn.Module):
         old_losses: Tensor,
         had_step: Tensor,
     ) -> tuple[Latents, Tensor, Tensor, Sums]:
-        """Forward and backward of one supervision step of lasting latents; rows marked fresh start anew.
+        """Forward and backward of one supervision step of persistent latents; rows marked fresh start from scratch.
 
         `old_losses` (T,) are those of the step before, where a token `had_step`. Returns detached latents, the losses
         and halting logits (T,) of this step, and sums.
         """
         core = self.model.inner
-        with weights_cast_once(core, core.dtype):
-            x, around = core.embed(batch), core.surroundings(batch)
-            start = core.initial_latents(x)
-            z = type(z)(*(torch.where(is_fresh[:, None, None], new, old) for new, old in zip(start, z, strict=True)))
-            before = core.hidden(getattr(z, core.answer)).flatten(0, 1)[at.places].detach()
-            z, answers = core.step(z, x, around)
+        before = core.hidden(getattr(z, core.answer)).flatten(0, 1)[at.places]
+        with closing(core.unroll(batch, 1, carried=(z, is_fresh))) as steps:
+            z, answers = next(steps)
             loss, scores, q = self._supervised(answers, at, weights)
             halting = HaltingTargets(self.model.config.halt_delta)
             halting.before = (core.q_head(before)[:, 0].float()[had_step], old_losses[had_step])
             loss = loss + halting.loss_of_step(q[had_step], scores.losses[had_step], weights[had_step])
             loss.backward()
-        latents = type(z)(*(state.detach() for state in z))
-        rows = {"steps": torch.tensor(len(at.lengths))}
-        return latents, scores.losses, q.detach(), self._sums(at, scores) | halting.sums() | rows
+        sums = self._sums(at, scores) | halting.totals | {"steps": torch.tensor(len(at.lengths))}
+        return detached(z), scores.losses, q.detach(), sums
 
-    def _supervised(self, answers: list[Tensor], at: Supervision, weights: Tensor) -> Supervised:
+    def _supervised(
+        self, answers: list[Tensor], at: Supervision, weights: Tensor
+    ) -> tuple[Tensor, TokenScores, Tensor]:
+        """Mean loss of the answers of a step; scores and halting logits of the last one."""
         core = self.model.inner
         total = torch.zeros((), device=weights.device)
         for answer in answers:
@@ -147,17 +120,13 @@ class TextLossHead(nn.Module):
         q: Tensor = core.q_head(hidden.detach())[:, 0].float()
         return total, scores, q
 
+    @torch.no_grad()
     def depths(self, batch: Batch, at: Supervision, num_steps: int) -> Iterator[tuple[TokenScores, Tensor]]:
         """Scores and halting logits after each supervision step, without gradient."""
-        core = self.model.inner
-        with torch.no_grad(), weights_cast_once(core, core.dtype):
-            x, around = core.embed(batch), core.surroundings(batch)
-            z: Latents = core.initial_latents(x)
-            weights = at.weights("token", torch.ones((), device=x.device))
-            for _ in range(num_steps):
-                z, answers = core.step(z, x, around)
-                _, scores, q = self._supervised(answers[-1:], at, weights)
-                yield scores, q
+        weights = at.weights("token", torch.ones((), device=at.labels.device))
+        for _, answers in self.model.inner.unroll(batch, num_steps):
+            _, scores, q = self._supervised(answers[-1:], at, weights)
+            yield scores, q
 
     def evaluate_on(self, batch: Batch, at: Supervision, num_steps: int) -> tuple[Sums, Tensor]:
         """Sums of every depth (`depth_3/…`), those of the last without prefix, and the last predictions (T,)."""
@@ -168,7 +137,7 @@ class TextLossHead(nn.Module):
             own = self._sums(at, scores)
             sums |= {f"depth_{step}/{name}": value for name, value in own.items() if name not in ("count", "tokens")}
             halting.loss_of_step(q, scores.losses, weights)
-        return sums | own | halting.sums() | {"steps": torch.tensor(num_steps * len(at.lengths))}, scores.preds
+        return sums | own | halting.totals | {"steps": torch.tensor(num_steps * len(at.lengths))}, scores.preds
 
     def _sums(self, at: Supervision, scores: TokenScores) -> Sums:
         is_right = (scores.preds == at.labels).float()
@@ -215,8 +184,32 @@ class HaltingTargets:
         }
         self.totals = {name: self.totals.get(name, 0) + value for name, value in found.items()}
 
-    def sums(self) -> Sums:
-        return self.totals
+
+class StepLosses:
+    """The loss of one batch over its supervision steps, each of which counts alike.
+
+    With `detach_between_steps` the backward of each runs at once, so that memory does not grow with depth; otherwise
+    one backward of the sum runs at the end.
+    """
+
+    def __init__(self, config: ArchConfig, weights: Tensor, num_steps: int) -> None:
+        self.weights, self.num_steps = weights, num_steps
+        self.at_once = config.detach_between_steps
+        self.halting = HaltingTargets(config.halt_delta)
+        self.sum = torch.zeros((), device=weights.device)
+
+    def add(self, loss: Tensor, losses: Tensor, q: Tensor) -> None:
+        """The loss of the next step, with the losses and halting logits (T,) of its tokens."""
+        halting = self.halting.loss_of_step(q, losses, self.weights) / max(1, self.num_steps - 1)
+        loss = loss / self.num_steps + halting
+        if self.at_once:
+            loss.backward()
+        else:
+            self.sum = self.sum + loss
+
+    def finish(self) -> None:
+        if not self.at_once:
+            self.sum.backward()
 
 
 def area_under_roc(wanted: list[float], unwanted: list[float]) -> float:

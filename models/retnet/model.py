@@ -104,7 +104,7 @@ class Answer(NamedTuple):
     z_H: Tensor
 
 
-class RetentionSurroundings(NamedTuple):
+class RetentionContext(NamedTuple):
     """What all blocks share."""
 
     rope: Rope
@@ -134,23 +134,23 @@ class RetNetCore(RecursiveCore):
         powers = torch.arange(0, self.key_size, 2, dtype=torch.float32) / self.key_size
         self.register_buffer("frequencies", config.rope_theta**-powers, persistent=False)
 
-    def surroundings(self, batch: Batch) -> Any:  # RetentionSurroundings, where the others have those of attention
+    def context(self, batch: Batch) -> Any:  # RetentionContext, where the others have those of attention
         rows, length = batch["inputs"].shape
         documents, device = batch.get("documents"), self.log_decay.device
         positions = batch.get("positions")
         rope = self._rope(torch.arange(length, device=device) if positions is None else positions)
         if has_kernels(device, self.dtype, self.key_size):
-            return RetentionSurroundings(rope, Kernels.of(documents))
+            return RetentionContext(rope, Kernels.of(documents))
         chunk_size = self.config.chunk_size
-        return RetentionSurroundings(
+        return RetentionContext(
             rope, Decays.of(self.log_decay, length, documents, chunk_size=chunk_size, dtype=self.dtype)
         )
 
     def initial_latents(self, x: Tensor) -> Answer:
         return Answer(x)
 
-    def step(self, z: Answer, x: Tensor, around: Any) -> tuple[Answer, list[Tensor]]:
-        answer = self.retention_level(x, around.rope, [around.mask.retain] * self.config.H_layers)
+    def step(self, z: Answer, x: Tensor, context: Any) -> tuple[Answer, list[Tensor]]:
+        answer = self.retention_level(x, context.rope, [context.mask.retain] * self.config.H_layers)
         return Answer(answer), [answer]
 
     def read(self, ids: Tensor, new_lengths: Sequence[int], state: RetNetState) -> tuple[Tensor, RetNetState]:

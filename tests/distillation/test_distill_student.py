@@ -90,11 +90,11 @@ def test_the_loss_is_the_mean_over_tokens_of_what_is_known_of_each(world, name):
     labels = batch["labels"].flatten().long()
     places = labels != -100
     logprobs = torch.cat([said.logprobs for said in teacher.said]).flatten(0, 1)[places]
-    x, around = core.embed(batch), core.surroundings(batch)
+    x, context = core.embed(batch), core.context(batch)
     z = core.initial_latents(x)
     depth = 3 if name == "trm" else 1
     for _ in range(depth):
-        z, answers = core.step(z, x, around)
+        z, answers = core.step(z, x, context)
         for answer in answers:
             logits = core.lm_head(core.hidden(answer)).flatten(0, 1)[places].float().log_softmax(-1)
             ce = -logits.gather(-1, labels[places][:, None]).mean()

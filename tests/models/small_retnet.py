@@ -22,8 +22,8 @@ def make_ids(rows=2, length=LENGTH, seed=0, vocab=VOCAB):
 
 def hidden_of(model, ids, **batch):
     core = model.inner
-    x, around = core.embed({"inputs": ids}), core.surroundings({"inputs": ids, **batch})
-    return core.step(core.initial_latents(x), x, around)[1][-1]
+    x, context = core.embed({"inputs": ids}), core.context({"inputs": ids, **batch})
+    return core.step(core.initial_latents(x), x, context)[1][-1]
 
 
 def close(found, expected, tolerance=1e-4):

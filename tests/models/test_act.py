@@ -6,7 +6,7 @@ import torch
 from dataset.common import IGNORE_LABEL_ID
 from models.act import ExplorationDraws
 from models.attention import FULL
-from models.layers import Block, Surroundings
+from models.layers import AttentionContext, Block
 from models.losses.puzzles import ACTLossHead
 from tests.models.small import PREFIX, ROWS, WIDTH, final_logits, make, make_batch
 
@@ -76,7 +76,7 @@ def test_the_value_of_going_on_is_looked_ahead_and_not_learned_through(arch):
     torch.testing.assert_close(first["target_q_continue"], better.sigmoid().detach(), rtol=0, atol=1e-6)
     # After the last step there is no going on, so only halting counts.
     core = model.inner
-    beyond, _ = core.step(carry.inner_carry, core.embed(batch), core.surroundings(batch))
+    beyond, _ = core.step(carry.inner_carry, core.embed(batch), core.context(batch))
     halt, _ = core.q_logits(beyond)
     torch.testing.assert_close(second["target_q_continue"], halt.sigmoid().detach(), rtol=0, atol=1e-6)
 
@@ -84,18 +84,18 @@ def test_the_value_of_going_on_is_looked_ahead_and_not_learned_through(arch):
 def test_a_post_norm_block_normalises_the_state_that_it_hands_on():
     x = 50 * torch.randn(2, 5, WIDTH)
     for mix_len in (None, 5):
-        out = Block(WIDTH, 2, 4.0, norm="post", mix_len=mix_len)(x, Surroundings(None, FULL))
+        out = Block(WIDTH, 2, 4.0, norm="post", mix_len=mix_len)(x, AttentionContext(None, FULL))
         assert torch.allclose(out.square().mean(-1), torch.ones(2, 5), atol=1e-3)
 
 
 @pytest.mark.parametrize("silent", ["self_attn.o_proj", "mlp.down_proj"])
 def test_a_pre_norm_block_adds_to_the_state_what_it_makes_of_the_normalised_one(silent):
     """With one half silenced the other one alone adds, and the size of the state must not matter to it."""
-    block, x, around = Block(WIDTH, 2, 4.0, norm="pre"), torch.randn(2, 5, WIDTH), Surroundings(None, FULL)
+    block, x, context = Block(WIDTH, 2, 4.0, norm="pre"), torch.randn(2, 5, WIDTH), AttentionContext(None, FULL)
     torch.nn.init.zeros_(block.get_submodule(silent).weight)
-    added = block(x, around) - x
+    added = block(x, context) - x
     assert added.square().mean().sqrt() > 0.05
-    torch.testing.assert_close(block(100 * x, around) - 100 * x, added, rtol=0, atol=1e-3)
+    torch.testing.assert_close(block(100 * x, context) - 100 * x, added, rtol=0, atol=1e-3)
 
 
 def test_the_prefix_is_the_puzzle_and_nothing_else_depends_on_it():

@@ -50,10 +50,7 @@ def at_once(model, steps: int) -> dict[tuple[int, int], torch.Tensor]:
     """The same logits from packed rows, as evaluation makes them."""
     core, batch = model.inner, make_batch(DOCUMENTS, packing=True, seed=SEED)
     with torch.no_grad():
-        x, around = core.embed(batch), core.surroundings(batch)
-        z = core.initial_latents(x)
-        for _ in range(steps):
-            z, answers = core.step(z, x, around)
+        *_, (_, answers) = core.unroll(batch, steps)
         logits = core.lm_head(core.hidden(answers[-1]))
     number_of = {tuple(ids[:2].tolist()): number for number, (ids, _) in enumerate(stored())}
     found = {}

@@ -8,7 +8,7 @@ from models.attention import CAUSAL, FULL, AttentionMask, attend
 from models.common import trunc_normal
 from models.ema import WeightAverage
 from models.kernels import rms_norm, rotate, swiglu_gate
-from models.layers import Attention, RotaryEmbedding, Surroundings, SwiGLU, swiglu_width
+from models.layers import Attention, AttentionContext, RotaryEmbedding, SwiGLU, swiglu_width
 from models.losses.puzzles import softmax_cross_entropy, stablemax_cross_entropy
 from models.sparse_embedding import CastedSparseEmbedding
 from tests.models.parity import CASES, arrays, batch_of, description, load_head, sample
@@ -134,7 +134,7 @@ def test_layers_equal_the_reference():
         )
     for mask, tag in ((FULL, "full"), (CAUSAL, "causal")):
         for tables, suffix in ((rope, ""), (None, "_norope")):
-            out = attention(data["x"], Surroundings(tables, mask))
+            out = attention(data["x"], AttentionContext(tables, mask))
             torch.testing.assert_close(out.detach(), data[f"attention/out_{tag}{suffix}"], rtol=0, atol=1e-6)
     torch.testing.assert_close(mlp(data["x"]).detach(), data["swiglu/out"], rtol=0, atol=1e-6)
 

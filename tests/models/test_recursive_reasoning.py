@@ -113,10 +113,10 @@ def test_only_the_last_calls_carry_gradient_and_the_values_stay(wanted):
             return out
 
     x = core.embed(batch)
-    z = core.recurse(core.initial_latents(x), x, Watched(core.surroundings(batch), 6, core.calls_with_grad()))
+    z = core.recurse(core.initial_latents(x), x, Watched(core.context(batch), 6, core.calls_with_grad()))
     assert carried == [False] * (6 - wanted) + [True] * wanted
     whole = make("trm", grad_cycles="all").inner
-    torch.testing.assert_close(z, whole.step(whole.initial_latents(x), x, whole.surroundings(batch))[0])
+    torch.testing.assert_close(z, whole.step(whole.initial_latents(x), x, whole.context(batch))[0])
 
 
 @every_arch
@@ -181,7 +181,7 @@ def test_every_call_of_a_pre_norm_network_ends_normalised(arch):
     core = make(arch, norm="pre", **PREFIX).inner
     batch = make_batch()
     x = core.embed(batch)
-    z, answers = core.step(core.initial_latents(x), 50 * x, core.surroundings(batch))
+    z, answers = core.step(core.initial_latents(x), 50 * x, core.context(batch))
     assert torch.allclose(answers[-1].square().mean(-1), torch.ones(ROWS, core.config.total_len), atol=1e-3)
     assert torch.equal(answers[-1], getattr(z, core.answer))
     assert torch.equal(core.hidden(answers[-1]), answers[-1][:, 2:])

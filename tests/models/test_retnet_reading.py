@@ -95,7 +95,7 @@ def test_kernels_agree_with_plain_torch():
         ids = make_ids(2, 300).cuda()
         documents = (torch.arange(300) // 70).expand(2, -1)
     expected = hidden_of(plain, ids, documents=documents)
-    assert isinstance(model.inner.surroundings({"inputs": ids}).mask, Kernels)
+    assert isinstance(model.inner.context({"inputs": ids}).mask, Kernels)
     assert (hidden_of(model, ids, documents=documents).float() - expected).norm() / expected.norm() < 2e-2
 
 

@@ -9,10 +9,8 @@ import torch
 from torch import Tensor
 
 from models.act import ActModel, Batch
-from models.layers import weights_cast_once
-from models.losses.chunked import TokenScores
 from models.losses.distill import DistillScores, Divergence, TeacherTargets, distill_loss
-from models.losses.text import HaltingTargets, Sums, Supervised, Supervision, TextLossHead
+from models.losses.text import HaltingTargets, StepLosses, Sums, Supervision, TextLossHead
 
 
 class DistillHead(TextLossHead):
@@ -37,33 +35,27 @@ class DistillHead(TextLossHead):
     ) -> Sums:
         """Forward and backward of `num_steps` supervision steps, all with the same targets."""
         scores: list[DistillScores] = []
-
-        def supervised(answers: list[Tensor]) -> Supervised:
+        steps = StepLosses(self.model.config, weights, num_steps)
+        for _, answers in self.model.inner.unroll(batch, num_steps, detach=steps.at_once):
             loss, found, q = self._scored(answers, at, targets, weights)
+            steps.add(loss, self._mixed(found, targets), q)
             scores.append(found)
-            return loss, TokenScores(self._mixed(found, targets), found.preds), q
-
-        _, halting = self.unroll(batch, weights, num_steps, supervised)
-        return self._sums_of(at, targets, scores) | halting.sums()
+        steps.finish()
+        return self._sums_of(at, targets, scores) | steps.halting.totals
 
     @torch.no_grad()
     def evaluate_on(
         self, batch: Batch, at: Supervision, num_steps: int, targets: TeacherTargets | None = None
     ) -> tuple[Sums, Tensor]:
         """The same sums without learning, and the predictions (T,) of the last step."""
-        core = self.model.inner
         weights = at.weights("token", torch.ones((), device=at.labels.device))
         halting = HaltingTargets(self.model.config.halt_delta)
         scores: list[DistillScores] = []
-        with weights_cast_once(core, core.dtype):
-            x, around = core.embed(batch), core.surroundings(batch)
-            z = core.initial_latents(x)
-            for _ in range(num_steps):
-                z, answers = core.step(z, x, around)
-                _, found, q = self._scored(answers[-1:], at, targets, weights)
-                halting.loss_of_step(q, self._mixed(found, targets), weights)
-                scores.append(found)
-        return self._sums_of(at, targets, scores) | halting.sums(), scores[-1].preds
+        for _, answers in self.model.inner.unroll(batch, num_steps):
+            _, found, q = self._scored(answers[-1:], at, targets, weights)
+            halting.loss_of_step(q, self._mixed(found, targets), weights)
+            scores.append(found)
+        return self._sums_of(at, targets, scores) | halting.totals, scores[-1].preds
 
     def _scored(
         self, answers: list[Tensor], at: Supervision, targets: TeacherTargets | None, weights: Tensor

@@ -43,10 +43,7 @@ def test_greedy_text_is_the_likeliest_token_after_each_prefix(arch):
             core = model.inner
             batch = {"inputs": torch.tensor([text])}
             with torch.no_grad():
-                x, around = core.embed(batch), core.surroundings(batch)
-                z = core.initial_latents(x)
-                for _ in range(model.config.halt_max_steps):
-                    z, answers = core.step(z, x, around)
+                *_, (_, answers) = core.unroll(batch, model.config.halt_max_steps)
                 chances = core.lm_head(answers[-1][0, -1]).softmax(-1)
             assert token.id == int(chances.argmax()) and token.depth == model.config.halt_max_steps
             assert token.logprob == pytest.approx(float(chances.max().log()), abs=1e-4)

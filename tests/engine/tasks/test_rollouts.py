@@ -129,9 +129,9 @@ def test_fresh_noise_comes_before_every_supervision_step():
     after: list[torch.Tensor] = []
     step = head.model.inner.step
 
-    def spying(z, x, around):
+    def spying(z, x, context):
         before.append(z.z_L)
-        z, answers = step(z, x, around)
+        z, answers = step(z, x, context)
         after.append(z.z_L)
         return z, answers
 

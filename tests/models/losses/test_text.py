@@ -76,10 +76,10 @@ def test_the_loss_is_the_mean_over_steps_and_supervised_cycles(detach, supervise
     _, found = trained(head, batch)
     core, labels = head.model.inner, batch["labels"]
     head.zero_grad(set_to_none=True)
-    x, around = core.embed(batch), core.surroundings(batch)
+    x, context = core.embed(batch), core.context(batch)
     z, total = core.initial_latents(x), torch.zeros(())
     for _ in range(STEPS):
-        z, answers = core.step(type(z)(*(s.detach() for s in z)) if detach else z, x, around)
+        z, answers = core.step(type(z)(*(s.detach() for s in z)) if detach else z, x, context)
         assert len(answers) == (2 if supervise == "cycle" else 1)
         for answer in answers:
             loss = softmax_cross_entropy(core.lm_head(core.hidden(answer)), labels).sum()
@@ -222,10 +222,7 @@ def test_the_latents_stay_bounded_however_deep_the_recursion(arch, norm):
     batch = make_batch(4, packing=True)
     core = head.model.inner
     with torch.no_grad():
-        x, around = core.embed(batch), core.surroundings(batch)
-        z = core.initial_latents(x)
-        for _ in range(16):
-            z, _ = core.step(z, x, around)
+        for z, _ in core.unroll(batch, 16):
             if arch != "trm_hier6" or norm == "pre":  # the idle latents of hier6 start as they were drawn
                 assert all(state.abs().max() < 30 for state in z)
     assert head.evaluate_on(batch, Supervision.of(batch), 16)[0]["token_loss"].isfinite()
