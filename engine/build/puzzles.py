@@ -76,7 +76,7 @@ def build_optimizers(
         return OptimizerSet(None, 0.0, sparse, config.puzzle_emb_lr, schedule)
     network = network_optimizer(
         config.optimizer,
-        list(head.parameters()),
+        head,
         lr=config.lr,
         betas=(config.beta1, config.beta2),
         weight_decay=config.weight_decay,

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Protocol
 
 import torch
@@ -117,15 +118,15 @@ class SparseSignSGD:
         assert not state
 
 
-class Course(Protocol):
-    """Whatever gives the learning rate of a step."""
+class LRSchedule(Protocol):
+    """Gives the learning rate of a step."""
 
     def at(self, step: float, base: float) -> float: ...
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """The course of the learning rate over a run."""
+    """Warm-up and cosine decay of the learning rate over a run."""
 
     warmup_steps: int
     total_steps: int
@@ -146,7 +147,7 @@ class OptimizerSet:
         network_lr: float,
         sparse: SparseSignSGD | None,
         sparse_lr: float,
-        schedule: Course,
+        schedule: LRSchedule,
     ) -> None:
         self.members: list[tuple[Any, float]] = []
         if sparse is not None:
@@ -191,23 +192,72 @@ class OptimizerSet:
             optimizer.load_state_dict(state)
 
 
+Group = dict[str, Any]
+DECAYED_VECTOR = "q_head.bias"
+
+
+def decay_groups(named: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> list[Group]:
+    """Parameter groups: weights of two or more dimensions decay, norm gains and biases do not.
+
+    The bias of the halting head is the exception: it decays, as in the reference.
+    """
+    decayed: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for name, parameter in named:
+        (decayed if parameter.ndim > 1 or name.endswith(DECAYED_VECTOR) else others).append(parameter)
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
 def network_optimizer(
-    name: str, parameters: list[nn.Parameter], *, lr: float, betas: tuple[float, float], weight_decay: float
+    name: str, module: nn.Module, *, lr: float, betas: tuple[float, float], weight_decay: float
 ) -> Optimizer:
-    """`adam_atan2` (plain torch, any device), `adam_atan2_cuda` (the compiled package) or `adamw`."""
+    """`adam_atan2` (plain torch, any device), `adam_atan2_cuda` (the compiled package) or `adamw`, for all of `module`
+    that is trained."""
+    groups = decay_groups(trained_parameters(module).items(), weight_decay)
+    optimizer: Optimizer
     if name == "adam_atan2":
-        return AdamATan2(parameters, lr=lr, betas=betas, weight_decay=weight_decay)
-    if name == "adamw":
-        return torch.optim.AdamW(parameters, lr=lr, betas=betas, weight_decay=weight_decay)
-    if name == "adam_atan2_cuda":
-        return _compiled_adam_atan2(parameters, lr, betas, weight_decay)
-    raise ValueError(f"Unknown optimizer {name!r}; known are: adam_atan2, adam_atan2_cuda, adamw.")
+        optimizer = AdamATan2(groups, lr=lr, betas=betas)
+    elif name == "adamw":
+        optimizer = torch.optim.AdamW(groups, lr=lr, betas=betas)
+    elif name == "adam_atan2_cuda":
+        optimizer = _compiled_adam_atan2(groups, lr, betas)
+    else:
+        raise ValueError(f"Unknown optimizer {name!r}; known are: adam_atan2, adam_atan2_cuda, adamw.")
+    resume_with_saved_groups(optimizer, module)
+    return optimizer
 
 
-def _compiled_adam_atan2(
-    parameters: list[nn.Parameter], lr: float, betas: tuple[float, float], weight_decay: float
-) -> Optimizer:
-    if not all(p.is_cuda for p in parameters):
+def trained_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in module.named_parameters() if p.requires_grad}
+
+
+def resume_with_saved_groups(optimizer: Optimizer, module: nn.Module) -> None:
+    """Let a run that was saved with other parameter groups resume with those, so that it ends as it began.
+
+    Such a checkpoint has all parameters of the module in one group, or matrices and vectors apart.
+    """
+
+    def adopt(optimizer: Optimizer, state: dict[str, Any]) -> None:
+        sizes = [len(group["params"]) for group in state["param_groups"]]
+        own = [group["params"] for group in optimizer.param_groups]
+        if sizes == [len(group) for group in own]:
+            return
+        if len(sizes) == 1:
+            order = list(module.parameters())
+        elif len(own) == 1:
+            order = sorted(own[0], key=lambda p: p.ndim == 1)
+        else:
+            order = [p for group in own for p in group]
+        if sum(sizes) == len(order):  # else torch's own error says what does not fit
+            defaults, rest = optimizer.defaults, iter(order)
+            optimizer.param_groups = [{**defaults, "params": list(islice(rest, size))} for size in sizes]
+
+    optimizer.register_load_state_dict_pre_hook(adopt)
+
+
+def _compiled_adam_atan2(groups: list[Group], lr: float, betas: tuple[float, float]) -> Optimizer:
+    if not all(p.is_cuda for group in groups for p in group["params"]):
         raise ValueError("optimizer=adam_atan2_cuda needs a CUDA device. Use optimizer=adam_atan2, which equals it.")
     try:
         from adam_atan2 import AdamATan2 as CompiledAdamATan2
@@ -216,5 +266,5 @@ def _compiled_adam_atan2(
             f"optimizer=adam_atan2_cuda needs the package adam-atan2, which cannot be imported ({error}). "
             "Install it with `pip install -e .[cuda]`, or use optimizer=adam_atan2, which equals it."
         ) from error
-    compiled: Optimizer = CompiledAdamATan2(parameters, lr=lr, betas=betas, weight_decay=weight_decay)
+    compiled: Optimizer = CompiledAdamATan2(groups, lr=lr, betas=betas)
     return compiled

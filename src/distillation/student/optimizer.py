@@ -2,13 +2,12 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from engine.train.optimizers import AdamATan2
+from engine.train.optimizers import Group, decay_groups, network_optimizer, resume_with_saved_groups, trained_parameters
 from models.layers import Attention, SwiGLU
 from models.retnet.model import Retention
 
@@ -18,8 +17,6 @@ ITERATIONS = 5
 RMS_OF_ADAM = 0.2  # the usual size of what AdamW adds to a weight, in learning rates
 EPS = 1e-8
 OUTSIDE = ("embed", "lm_head", "q_head", "puzzle_emb", "wte", "wpe")  # parts of names of what stands at either end
-
-Group = dict[str, Any]
 
 
 class MuonHybrid(Optimizer):
@@ -100,27 +97,19 @@ def student_optimizer(
 ) -> Optimizer:
     """`adamw`, `adam_atan2`, or `muon_hybrid`: Muon for hidden matrices, AdamW at `aux_lr_scale` of the rate for the rest.
 
-    Weights decay in matrices only: norms and biases are no directions that shrinking would simplify.
+    Which weights decay is decided by `decay_groups`, as for every network.
     """
-    trained = {key: p for key, p in module.named_parameters() if p.requires_grad}
-    hidden = [p for key, p in trained.items() if p.ndim == 2 and not any(word in key for word in OUTSIDE)]
-    if name == "muon_hybrid":
-        own = {id(p) for p in hidden}
-        aux = _by_decay([p for p in trained.values() if id(p) not in own], weight_decay)
-        aux = [group | {"lr_scale": aux_lr_scale} for group in aux]
-        return MuonHybrid([*_muon_groups(module, hidden, weight_decay), *aux], lr, betas, momentum)
-    groups = _by_decay(list(trained.values()), weight_decay)
-    if name == "adamw":
-        return torch.optim.AdamW(groups, lr=lr, betas=betas)
-    if name == "adam_atan2":
-        return AdamATan2(groups, lr=lr, betas=betas)
-    raise ValueError(f"Unknown optimizer {name!r}; known are: adamw, adam_atan2, muon_hybrid.")
-
-
-def _by_decay(parameters: list[nn.Parameter], weight_decay: float) -> list[Group]:
-    matrices, vectors = ([p for p in parameters if (p.ndim > 1) == is_matrix] for is_matrix in (True, False))
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+    if name != "muon_hybrid":
+        if name not in ("adamw", "adam_atan2"):
+            raise ValueError(f"Unknown optimizer {name!r}; known are: adamw, adam_atan2, muon_hybrid.")
+        return network_optimizer(name, module, lr=lr, betas=betas, weight_decay=weight_decay)
+    trained = trained_parameters(module)
+    hidden = {key: p for key, p in trained.items() if p.ndim == 2 and not any(word in key for word in OUTSIDE)}
+    others = [(key, p) for key, p in trained.items() if key not in hidden]
+    aux = [group | {"lr_scale": aux_lr_scale} for group in decay_groups(others, weight_decay)]
+    muon = MuonHybrid([*_muon_groups(module, list(hidden.values()), weight_decay), *aux], lr, betas, momentum)
+    resume_with_saved_groups(muon, module)
+    return muon
 
 
 def _muon_groups(module: nn.Module, hidden: list[nn.Parameter], weight_decay: float) -> list[Group]:

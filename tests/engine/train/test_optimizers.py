@@ -5,6 +5,10 @@ import torch
 from engine.train.optimizers import AdamATan2, SparseSignSGD, learning_rate, network_optimizer
 from models.sparse_embedding import CastedSparseEmbedding
 from tests.models.parity import arrays, description
+from tests.models.small import make
+from tests.models.small_retnet import make_model
+
+OPTIONS = {"lr": 1e-2, "betas": (0.9, 0.95), "weight_decay": 0.1}
 
 
 @pytest.mark.parametrize(("dtype", "atol"), [(torch.float64, 1e-12), (torch.float32, 2e-6)])
@@ -69,10 +73,60 @@ def test_learning_rates_equal_the_reference():
 
 
 def test_the_compiled_optimizer_is_refused_without_cuda():
-    with pytest.raises(ValueError, match=r"needs a CUDA device. Use optimizer=adam_atan2"):
-        network_optimizer(
-            "adam_atan2_cuda", [torch.nn.Parameter(torch.zeros(1))], lr=1.0, betas=(0.9, 0.9), weight_decay=0.0
-        )
+    with pytest.raises(ValueError, match="CUDA"):
+        network_optimizer("adam_atan2_cuda", torch.nn.Linear(1, 1), **OPTIONS)
+
+
+@pytest.mark.parametrize("name", ["adam_atan2", "adamw"])
+def test_norms_and_biases_do_not_decay_but_for_the_halting_heads_bias_as_in_the_reference(name):
+    trm = network_optimizer(name, make("trm"), **OPTIONS).param_groups
+    assert [group["weight_decay"] for group in trm] == [0.1]
+    retnet = make_model()
+    names = {id(p): key for key, p in retnet.named_parameters()}
+    decays = {
+        names[id(p)]: g["weight_decay"]
+        for g in network_optimizer(name, retnet, **OPTIONS).param_groups
+        for p in g["params"]
+    }
+    assert decays == {key: 0.0 if "norm" in key else 0.1 for key, p in retnet.named_parameters() if p.requires_grad}
+
+
+def all_in_one(module):
+    return [{"params": list(module.parameters()), "weight_decay": 0.1}]
+
+
+def matrices_and_vectors(module):
+    trained = [p for p in module.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in trained if (p.ndim == 1) == is_vector], "weight_decay": 0.0}
+        for is_vector in (False, True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("make_module", "groups_before"),
+    [(make_model, all_in_one), (lambda: make("trm"), matrices_and_vectors), (lambda: make("trm"), all_in_one)],
+    ids=["retnet of one group", "trm with vectors apart", "trm"],
+)
+def test_a_run_that_was_saved_with_other_groups_resumes_with_them(make_module, groups_before):
+    """Step by step as if nothing had been regrouped."""
+
+    def steps(module, optimizer, seeds):
+        for seed in seeds:
+            generator = torch.Generator().manual_seed(seed)
+            for p in module.parameters():
+                p.grad = torch.randn(p.shape, generator=generator) if p.requires_grad else None
+            optimizer.step()
+        return [p.detach().clone() for p in module.parameters()]
+
+    whole, cut = make_module(), make_module()
+    expected = steps(whole, AdamATan2(groups_before(whole), lr=0.1), range(4))
+    first = AdamATan2(groups_before(cut), lr=0.1)
+    steps(cut, first, range(2))
+    resumed = network_optimizer("adam_atan2", cut, **(OPTIONS | {"weight_decay": 0.5}))
+    resumed.load_state_dict(first.state_dict())
+    for found, wanted in zip(steps(cut, resumed, range(2, 4)), expected, strict=True):
+        assert torch.equal(found, wanted)
 
 
 def test_optimizer_state_survives_saving():
