@@ -4,18 +4,10 @@ python generate.py --checkpoint "checkpoints/Chat-dataset-ACT-torch/trm_chat-*/s
 python generate.py --checkpoint checkpoints/Chat-dataset-ACT-torch/trm_chat-<name> --interactive
 """
 
-from engine.entry import user_errors
-from engine.generate.options import ChatOptions, read_flags
+from engine.generate.options import ChatOptions, command_line
 
-
-def main() -> None:
-    with user_errors():
-        options = read_flags(ChatOptions(), __doc__)
-
+if __name__ == "__main__":
+    with command_line(ChatOptions(), __doc__) as options:
         from engine.generate.terminal import chat  # imports torch, which --help should not wait for
 
         chat(options)
-
-
-if __name__ == "__main__":
-    main()

@@ -4,18 +4,10 @@ python generate_instruct.py --checkpoint checkpoints/SlimOrca-ACT/<run> --messag
 python generate_instruct.py --checkpoint checkpoints/SlimOrca-ACT/<run> --message-file questions.txt --json
 """
 
-from engine.entry import user_errors
-from engine.generate.options import InstructOptions, read_flags
+from engine.generate.options import InstructOptions, command_line
 
-
-def main() -> None:
-    with user_errors():
-        options = read_flags(InstructOptions(), __doc__)
-
+if __name__ == "__main__":
+    with command_line(InstructOptions(), __doc__) as options:
         from engine.generate.terminal import answer_messages  # imports torch, which --help should not wait for
 
         answer_messages(options)
-
-
-if __name__ == "__main__":
-    main()

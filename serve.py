@@ -5,18 +5,10 @@ python serve.py --checkpoint checkpoints/Chat-dataset-ACT-torch/trm_chat-<name>
 How to answer is for requests that do not ask otherwise.
 """
 
-from engine.entry import user_errors
-from engine.generate.options import ServeOptions, read_flags
+from engine.generate.options import ServeOptions, command_line
 
-
-def main() -> None:
-    with user_errors():
-        options = read_flags(ServeOptions(), __doc__)
-
+if __name__ == "__main__":
+    with command_line(ServeOptions(), __doc__) as options:
         from engine.serve.app import serve_checkpoint  # imports torch, which --help should not wait for
 
         serve_checkpoint(options)
-
-
-if __name__ == "__main__":
-    main()

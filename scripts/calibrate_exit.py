@@ -8,18 +8,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from engine.entry import user_errors
-from engine.generate.options import CalibrateOptions, read_flags
+from engine.generate.options import CalibrateOptions, command_line
 
-
-def main() -> None:
-    with user_errors():
-        options = read_flags(CalibrateOptions(), __doc__)
-
+if __name__ == "__main__":
+    with command_line(CalibrateOptions(), __doc__) as options:
         from engine.generate.calibrate import calibrate_checkpoint  # imports torch, which --help should not wait for
 
         calibrate_checkpoint(options)
-
-
-if __name__ == "__main__":
-    main()

@@ -2,10 +2,13 @@
 
 import argparse
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
+
+from engine.entry import user_errors
 
 Mode = Literal["exact", "recompute"]
 ExitKind = Literal["kl", "margin", "head"]
@@ -19,14 +22,24 @@ REMOVED_MODE = (
 )
 
 
-def flag(default: Any, help: str | None = None, **how: Any) -> Any:
+def flag(default: Any, help: str | None = None, at_least: float | None = None, **how: Any) -> Any:
     """A dataclass field that is also a flag; `how` goes to `add_argument`, `flags` are its spellings."""
-    return field(default=default, metadata={"flag": {"help": help} | how})
+    return field(default=default, metadata={"flag": {"help": help} | how, "at_least": at_least})
 
 
 def part(default: Any, only: Sequence[str] | None = None, **changes: dict[str, Any]) -> Any:
     """A field that holds more options: `only` names those that are flags, `changes` what differs about them here."""
     return field(default=default, metadata={"only": only, "changes": changes})
+
+
+class Bounded:
+    """Options whose numbers keep their `at_least`."""
+
+    def __post_init__(self) -> None:
+        for option in fields(self):  # type: ignore[arg-type]  # every class below is a dataclass
+            least, value = option.metadata.get("at_least"), getattr(self, option.name)
+            if least is not None and value is not None and not value >= least:
+                raise ValueError(f"{option.name}={value}: expected at least {least}.")
 
 
 @dataclass(frozen=True)
@@ -54,35 +67,31 @@ class OpenOptions:
 
 
 @dataclass(frozen=True)
-class SamplingOptions:
+class SamplingOptions(Bounded):
     """Filters in the order in which they act; temperature 0 takes the likeliest token, whatever the other filters."""
 
     repetition_penalty: float = flag(1.0, type=float)
-    temperature: float = flag(0.0, "0 takes the likeliest token", type=float)
-    top_k: int | None = flag(None, type=int)
+    temperature: float = flag(0.0, "0 takes the likeliest token", at_least=0, type=float)
+    top_k: int | None = flag(None, at_least=1, type=int)
     top_p: float | None = flag(None, type=float)
     min_p: float | None = flag(None, type=float)
     seed: int = flag(0, type=int)
 
     def __post_init__(self) -> None:
-        problems = []
-        if not 0 <= self.temperature < math.inf:
-            problems.append(f"temperature={self.temperature}: expected a number from 0 (greedy) up")
-        if self.top_k is not None and self.top_k < 1:
-            problems.append(f"top_k={self.top_k}: expected at least 1")
+        super().__post_init__()
         for name, value in (("top_p", self.top_p), ("min_p", self.min_p)):
             if value is not None and not 0 < value <= 1:
-                problems.append(f"{name}={value}: expected more than 0 and at most 1")
+                raise ValueError(f"{name}={value}: expected more than 0 and at most 1.")
+        if self.temperature == math.inf:
+            raise ValueError("temperature=inf: expected a number from 0 (greedy) up.")
         if not 0 < self.repetition_penalty < math.inf:
-            problems.append(f"repetition_penalty={self.repetition_penalty}: expected a number above 0 (1 is none)")
+            raise ValueError(f"repetition_penalty={self.repetition_penalty}: expected a number above 0 (1 is none).")
         if self.seed not in SEEDS:
-            problems.append(f"seed={self.seed}: expected a whole number of at most 64 bits")
-        if problems:
-            raise ValueError("; ".join(problems) + ".")
+            raise ValueError(f"seed={self.seed}: expected a whole number of at most 64 bits.")
 
 
 @dataclass(frozen=True)
-class ExitRule:
+class ExitRule(Bounded):
     """When a token may leave the recursion early; each token by itself, whatever else is in the batch.
 
     `kl`: the step changed the distribution by less than the threshold. `margin`: the likeliest token leads the second
@@ -93,34 +102,34 @@ class ExitRule:
         "none", "leave early when sure", flags=["--exit"], choices=["none", *get_args(ExitKind)]
     )
     threshold: float | None = flag(  # None: the one that was calibrated on the checkpoint
-        None, "default: that of scripts/calibrate_exit.py", flags=["--exit-threshold"], type=float
+        None, "default: that of scripts/calibrate_exit.py", at_least=0, flags=["--exit-threshold"], type=float
     )
 
     def __post_init__(self) -> None:
         if self.kind not in ("none", *get_args(ExitKind)):
             raise ValueError(f"exit rule {self.kind!r}: expected one of none, {', '.join(get_args(ExitKind))}.")
-        if self.threshold is None:
-            return
-        if self.kind == "none":
+        if self.kind == "none" and self.threshold is not None:
             raise ValueError("--exit-threshold needs a rule to belong to: --exit kl, margin or head.")
-        if not self.threshold >= 0:
-            raise ValueError(f"exit threshold {self.threshold}: expected a number from 0 up.")
+        super().__post_init__()
+
+
+class UnknownModeError(argparse.ArgumentTypeError, ValueError):
+    """A fault of the caller that argparse reports in its own words too."""
 
 
 def known_mode(text: str) -> str:
     """The mode of this name; any other is an error."""
     if text not in get_args(Mode):
-        known = " or ".join(get_args(Mode))
-        raise argparse.ArgumentTypeError(REMOVED_MODE if text == "last_step" else f"mode={text}: expected {known}.")
+        raise UnknownModeError(REMOVED_MODE if text == "last_step" else f"mode={text}: expected exact or recompute.")
     return text
 
 
 @dataclass(frozen=True)
-class DecodeOptions:
+class DecodeOptions(Bounded):
     """How tokens are computed and chosen."""
 
     sampling: SamplingOptions = part(SamplingOptions())
-    depth: int | None = flag(None, "supervision steps of every token; default: as trained", type=int)
+    depth: int | None = flag(None, "supervision steps of every token; default: as trained", at_least=1, type=int)
     compile: bool = flag(  # pays on CUDA, where one position is all launches and hardly any work
         False, "compile the step of a token: slow to begin, pays on CUDA", action="store_true"
     )
@@ -129,12 +138,8 @@ class DecodeOptions:
     num_top: int = 0  # likeliest alternatives that are reported with each token
 
     def __post_init__(self) -> None:
-        try:
-            known_mode(self.mode)
-        except argparse.ArgumentTypeError as problem:
-            raise ValueError(str(problem)) from None
-        if self.depth is not None and self.depth < 1:
-            raise ValueError(f"depth={self.depth}: a token needs at least 1 supervision step.")
+        super().__post_init__()
+        known_mode(self.mode)
         if self.exit.kind != "none" and self.mode == "recompute":
             raise ValueError(
                 f"--exit {self.exit.kind}: mode=recompute computes every token to full depth. Use mode=exact, or no rule."
@@ -142,19 +147,18 @@ class DecodeOptions:
 
 
 @dataclass(frozen=True)
-class ReplyOptions:
+class ReplyOptions(Bounded):
     """How a conversation is answered."""
 
-    max_tokens: int | None = flag(None, "default: half of the window", flags=["--max-new-tokens"], type=int)
+    max_tokens: int | None = flag(None, "default: half of the window", at_least=1, flags=["--max-new-tokens"], type=int)
     stop: Sequence[str] = flag((), "text or special token that ends a reply; repeatable", action="append")
     truncate: bool = flag(False, "shorten a message that does not fit the window", action="store_true")
     decode: DecodeOptions = part(DecodeOptions())
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not all(self.stop):
             raise ValueError("A stop text is empty: expected at least one character, or the name of a special token.")
-        if self.max_tokens is not None and self.max_tokens < 1:
-            raise ValueError(f"max_tokens={self.max_tokens}: expected at least 1.")
 
 
 SAMPLING_FLAGS = [option.name for option in fields(SamplingOptions)]
@@ -163,7 +167,7 @@ CHAT_REPLY = ReplyOptions(decode=DecodeOptions(SamplingOptions(temperature=0.7))
 
 
 @dataclass(frozen=True)
-class InstructOptions:
+class InstructOptions(Bounded):
     """What `generate_instruct.py` takes."""
 
     opening: OpenOptions = part(OpenOptions())
@@ -172,17 +176,13 @@ class InstructOptions:
     system_message: str | None = flag(
         None, "what the model is told before; default: a system prompt of SlimOrca, '' for none"
     )
-    batch_size: int = flag(16, "messages answered at once", type=int)
+    batch_size: int = flag(16, "messages answered at once", at_least=1, type=int)
     reply: ReplyOptions = part(ReplyOptions(), max_tokens={"flags": ["--max-output-tokens"]})
     stream: bool = flag(True, "print while it is generated", action=argparse.BooleanOptionalAction)
     json: bool = flag(False, "one JSON object a message", action="store_true")
     verbose: bool = flag(
         False, "every token's alternatives, to standard error", flags=["-V", "--verbose"], action="store_true"
     )
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"--batch-size={self.batch_size}: expected at least 1.")
 
 
 @dataclass(frozen=True)
@@ -195,15 +195,12 @@ class ChatOptions:
     prompt: str | None = flag(None, "one message to answer", is_choice=True)
     interactive: bool = flag(False, "a conversation", is_choice=True, action="store_true")
     system: str | None = flag(None, "what the model is told before")
-    reply: ReplyOptions = part(
-        CHAT_REPLY,
-        only=SAMPLING_FLAGS + REPLY_FLAGS,
-    )
+    reply: ReplyOptions = part(CHAT_REPLY, only=SAMPLING_FLAGS + REPLY_FLAGS)
     stream: bool = flag(True, "print while it is generated", action=argparse.BooleanOptionalAction)
 
 
 @dataclass(frozen=True)
-class ServeOptions:
+class ServeOptions(Bounded):
     """What `serve.py` takes; how to answer holds unless a request asks otherwise."""
 
     opening: OpenOptions = part(
@@ -212,15 +209,11 @@ class ServeOptions:
     host: str = flag("127.0.0.1", "another than the loopback opens the server to others")
     port: int = flag(8000, "0 takes a free one", type=int)
     reply: ReplyOptions = part(CHAT_REPLY, only=["temperature", *REPLY_FLAGS])
-    answers_at_once: int = flag(4, "further requests are told to come again", type=int)
-
-    def __post_init__(self) -> None:
-        if self.answers_at_once < 1:
-            raise ValueError(f"--answers-at-once={self.answers_at_once}: expected at least 1.")
+    answers_at_once: int = flag(4, "further requests are told to come again", at_least=1, type=int)
 
 
 @dataclass(frozen=True)
-class CalibrateOptions:
+class CalibrateOptions(Bounded):
     """What `scripts/calibrate_exit.py` takes."""
 
     opening: OpenOptions = part(
@@ -228,21 +221,17 @@ class CalibrateOptions:
         only=["checkpoint", "overrides"],
         checkpoint={"required": True, "help": "run folder or step folder"},
     )
-    max_loss_increase: float = flag(0.01, "in nats a token, on held-out data", type=float)
+    max_loss_increase: float = flag(0.01, "in nats a token, on held-out data", at_least=0, type=float)
     conversations: int = flag(256, "to fit on, and as many to evaluate on", type=int)
 
-    def __post_init__(self) -> None:
-        if not self.max_loss_increase >= 0:
-            raise ValueError(
-                f"--max-loss-increase={self.max_loss_increase}: expected a number from 0 up, in nats a token."
-            )
 
-
-def read_flags(defaults: Options, description: str | None) -> Options:
-    """The options of the command line, on which every option of `defaults` has a flag."""
+@contextmanager
+def command_line(defaults: Options, description: str | None) -> Iterator[Options]:
+    """The options `defaults` with the flags of the command line; within, faults of the user end in words."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     _add_flags(parser, defaults, None, {})
-    return _with_flags(defaults, parser.parse_args())
+    with user_errors():
+        yield _with_flags(defaults, parser.parse_args())
 
 
 def _add_flags(

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -40,46 +40,37 @@ class Bounds:
     seconds_of_silence: float = 30.0  # of a client that sends or takes nothing
 
 
-@dataclass
-class Service:
-    """What the handlers of all connections share."""
-
-    loaded: LoadedModel
-    name: str
-    options: ReplyOptions  # unless a request asks otherwise
-    hosts: tuple[str, ...]  # names by which the server may be addressed; empty: any
-    bounds: Bounds = field(default_factory=Bounds)
-    started: int = field(default_factory=lambda: int(time.time()))
-    decode_lock: threading.Lock = field(default_factory=threading.Lock)  # one token at a time
-
-    def __post_init__(self) -> None:
-        self.places = threading.BoundedSemaphore(self.bounds.answers_at_once)
-
-    @contextmanager
-    def place(self) -> Iterator[None]:
-        """A place among those that are answered, or a refusal."""
-        if not self.places.acquire(blocking=False):
-            raise RequestError(f"{self.bounds.answers_at_once} answers are being given. Try again in a moment.", 429)
-        try:
-            yield
-        finally:
-            self.places.release()
-
-
 class ChatServer(ThreadingHTTPServer):
-    """Accepts at most `bounds.connections` connections; further ones are closed at once."""
+    """What the handlers of all connections share; connections beyond `bounds.connections` are closed at once."""
 
     daemon_threads = True
     request_queue_size = 16
 
-    def __init__(self, address: tuple[str, int], service: Service) -> None:
-        self.service = service
-        self.free = threading.BoundedSemaphore(service.bounds.connections)
+    def __init__(
+        self, address: tuple[str, int], loaded: LoadedModel, options: ReplyOptions, bounds: Bounds | None = None
+    ) -> None:
+        self.loaded, self.options, self.bounds = loaded, options, bounds or Bounds()
+        self.model_name = loaded.path.parent.name if loaded.path.name.startswith("step_") else loaded.path.name
+        self.names = LOOPBACK if address[0] in LOOPBACK else ()  # by which it may be addressed; empty: any
+        self.started = int(time.time())
+        self.decode_lock = threading.Lock()  # one token at a time
+        self.answer_places = threading.BoundedSemaphore(self.bounds.answers_at_once)
+        self.free_connections = threading.BoundedSemaphore(self.bounds.connections)
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         super().__init__(address, Handler)
 
+    @contextmanager
+    def answer_place(self) -> Iterator[None]:
+        """A place among the answers that are being given, or a refusal."""
+        if not self.answer_places.acquire(blocking=False):
+            raise RequestError(f"{self.bounds.answers_at_once} answers are being given. Try again in a moment.", 429)
+        try:
+            yield
+        finally:
+            self.answer_places.release()
+
     def process_request(self, request: Any, client_address: Any) -> None:
-        if not self.free.acquire(blocking=False):
+        if not self.free_connections.acquire(blocking=False):
             self.shutdown_request(request)
             return
         super().process_request(request, client_address)
@@ -88,7 +79,7 @@ class ChatServer(ThreadingHTTPServer):
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self.free.release()
+            self.free_connections.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that disconnects is not an error of the server."""
@@ -102,13 +93,9 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: ChatServer
 
-    @property
-    def service(self) -> Service:
-        return self.server.service
-
     def setup(self) -> None:
         super().setup()
-        self.connection.settimeout(self.service.bounds.seconds_of_silence)
+        self.connection.settimeout(self.server.bounds.seconds_of_silence)
 
     def log_message(self, format: str, *args: Any) -> None:
         print(f"{self.address_string()} {format % args}", file=sys.stderr, flush=True)
@@ -119,7 +106,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.path in ("/", "/index.html"):
             self._send(200, PAGE.read_bytes(), "text/html; charset=utf-8")
         elif self.path == "/v1/models":
-            self._send_json(200, model_list(self.service.name, self.service.started))
+            self._send_json(200, model_list(self.server.model_name, self.server.started))
         elif self.path == "/health":
             self._send_json(200, {"status": "ok"})
         else:
@@ -132,7 +119,7 @@ class Handler(BaseHTTPRequestHandler):
             content = self._content()
             if self.path != "/v1/chat/completions":
                 raise RequestError(f"There is nothing at {self.path[:200]} to post to.", 404)
-            with self.service.place():
+            with self.server.answer_place():
                 send_rest = self._answer(content)
             send_rest()  # after the place is free: a client that has read the end may ask again at once
         except RequestError as error:
@@ -144,26 +131,26 @@ class Handler(BaseHTTPRequestHandler):
         length = self.headers.get("Content-Length", "")
         if not length.isascii() or not length.isdigit():
             raise RequestError("Expected a Content-Length.", 411)
-        if int(length) > self.service.bounds.body_bytes:
-            raise RequestError(f"{length} bytes; expected at most {self.service.bounds.body_bytes}.", 413)
+        if int(length) > self.server.bounds.body_bytes:
+            raise RequestError(f"{length} bytes; expected at most {self.server.bounds.body_bytes}.", 413)
         return self.rfile.read(int(length))
 
     def _answer(self, content: bytes) -> Callable[[], None]:
         """Finds the answer, streams it if that is wanted, and returns what sends the rest."""
-        service = self.service
-        request = parsed(content, service.name)
-        response = ResponseFormat(service.name, service.loaded.tokenizer, request)
+        server = self.server
+        request = parsed(content, server.model_name)
+        response = ResponseFormat(server.model_name, server.loaded.tokenizer, request)
         try:
-            options = request.options(service.options, service.loaded.window)
+            options = request.options(server.options, server.loaded.window)
             if request.stream:
                 with_usage = bool(request.stream_options and request.stream_options.include_usage)
                 return self._stream(request.turns(), options, response, with_usage)
             (answer,) = reply(
-                service.loaded,
+                server.loaded,
                 [request.turns()],
                 options,
                 on_token=lambda token, text: self._check_client(),
-                decode_lock=service.decode_lock,
+                decode_lock=server.decode_lock,
             )
         except RequestError:
             raise
@@ -185,8 +172,8 @@ class Handler(BaseHTTPRequestHandler):
                 self._event(response.piece("", [], role="assistant"))
             self._event(response.piece(text, [token]))
 
-        service = self.service
-        (answer,) = reply(service.loaded, [turns], options, on_token=on_token, decode_lock=service.decode_lock)
+        server = self.server
+        (answer,) = reply(server.loaded, [turns], options, on_token=on_token, decode_lock=server.decode_lock)
 
         def send_end() -> None:
             for last in response.end(answer, with_usage):
@@ -217,7 +204,7 @@ class Handler(BaseHTTPRequestHandler):
     def _is_addressed_properly(self) -> bool:
         """By a name of this machine: a page elsewhere must not reach a loopback server through a name of its own."""
         name = self.headers.get("Host", "").rsplit(":", 1)[0] if "]" not in self.headers.get("Host", "") else "::1"
-        if not self.service.hosts or name in self.service.hosts:
+        if not self.server.names or name in self.server.names:
             return True
         self._refuse(RequestError(f"Not a name of this server: {name[:100]!r}.", 421))
         return False
@@ -242,19 +229,12 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
 
-def serve(loaded: LoadedModel, options: ReplyOptions, host: str, port: int, bounds: Bounds | None = None) -> ChatServer:
-    """A server that is ready for `serve_forever`; on the loopback it answers to the names of the loopback only."""
-    hosts = LOOPBACK if host in LOOPBACK else ()
-    name = loaded.path.parent.name if loaded.path.name.startswith("step_") else loaded.path.name
-    return ChatServer((host, port), Service(loaded, name, options, hosts, bounds or Bounds()))
-
-
 def serve_checkpoint(options: ServeOptions) -> None:
     """Serve until Ctrl-C; the address goes to standard output once requests are taken."""
     loaded = load_model(options.opening)
     usual = replace(options.reply, decode=calibrated_options(options.reply.decode, loaded.path))
     bounds = Bounds(answers_at_once=options.answers_at_once)
-    with serve(loaded, usual, options.host, options.port, bounds) as server:
+    with ChatServer((options.host, options.port), loaded, usual, bounds) as server:
         host, port = server.server_address[:2]
         shown = f"[{host!s}]" if ":" in str(host) else str(host)
         print(f"http://{shown}:{port}", flush=True)

@@ -21,6 +21,7 @@ from tests.recorded.read import (
 )
 from tests.recorded.world import (
     DOORS,
+    FailedError,
     World,
     arc_puzzles,
     chat_records,
@@ -306,11 +307,18 @@ GREEDY = ("--temperature", 0)
 
 @item("answers/exact", *GREEDY, "--mode", "exact")
 @item("answers/recompute", *GREEDY, "--mode", "recompute")
-@item("answers/last_step", *GREEDY, "--mode", "last_step")
 @item("answers/one_by_one", *GREEDY, "--batch-size", 1, "--depth", 2)
 @item("answers/sampled", "--temperature", 0.9, "--top-k", 20, "--top-p", 0.9, "--repetition-penalty", 1.1, "--seed", 3)
 def unrolled_answers(world: World, *words: Any) -> Found:
     return answers(world, text_run(world, "unrolled", UNROLLED), *words)
+
+
+@item("answers/last_step")
+def refused_mode(world: World) -> Found:
+    try:
+        return unrolled_answers(world, *GREEDY, "--mode", "last_step")
+    except FailedError as refusal:
+        return {"refused with the figure": "46 to 51 %" in str(refusal)}
 
 
 @item("answers/carry")

@@ -17,7 +17,7 @@ from engine.generate.options import (
     ReplyOptions,
     SamplingOptions,
     ServeOptions,
-    read_flags,
+    command_line,
 )
 from tests.tiny import ROOT
 
@@ -31,7 +31,8 @@ REQUIRED = {
 
 def read(kind, *words):
     with mock.patch.object(sys, "argv", ["program", *REQUIRED[kind], *words]):
-        return read_flags(kind(), "what it does")
+        with command_line(kind(), "what it does") as options:
+            return options
 
 
 def test_without_flags_the_options_are_the_defaults():
@@ -104,7 +105,8 @@ def test_the_removed_mode_is_refused_with_its_figure(capsys):
         ({"seed": 2**64}, "seed=18446744073709551616"),
         ({"top_k": 0}, "top_k=0"),
         ({"top_p": 0.0}, "top_p=0.0"),
-        ({"min_p": 1.5, "repetition_penalty": 0.0}, "min_p=1.5.*repetition_penalty=0.0"),
+        ({"min_p": 1.5}, "min_p=1.5"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty=0.0"),
     ],
 )
 def test_bad_sampling_is_refused(options, told):
@@ -123,9 +125,9 @@ def test_bad_sampling_is_refused(options, told):
         (DecodeOptions, {"mode": "recompute", "exit": ExitRule("kl", 1e9)}, "mode=exact"),
         (ReplyOptions, {"stop": ("ok", "")}, "stop text"),
         (ReplyOptions, {"max_tokens": 0}, "max_tokens=0"),
-        (InstructOptions, {"batch_size": 0}, "--batch-size=0"),
-        (ServeOptions, {"answers_at_once": 0}, "--answers-at-once=0"),
-        (CalibrateOptions, {"max_loss_increase": -0.1}, "--max-loss-increase=-0.1"),
+        (InstructOptions, {"batch_size": 0}, "batch_size=0"),
+        (ServeOptions, {"answers_at_once": 0}, "answers_at_once=0"),
+        (CalibrateOptions, {"max_loss_increase": -0.1}, "max_loss_increase=-0.1"),
     ],
 )
 def test_bad_options_are_refused(kind, options, told):
@@ -134,5 +136,5 @@ def test_bad_options_are_refused(kind, options, told):
 
 
 def test_reading_the_flags_imports_no_torch():
-    program = "import sys, engine.entry, engine.generate.options; sys.exit('torch' in sys.modules)"
+    program = "import sys, engine.generate.options; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0

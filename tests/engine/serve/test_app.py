@@ -12,7 +12,7 @@ import pytest
 from engine.generate.loaded_model import load_model
 from engine.generate.options import OpenOptions, ReplyOptions
 from engine.serve import app as room
-from engine.serve.app import Bounds, serve
+from engine.serve.app import Bounds, ChatServer
 from tests.chat_runs import chat_flags, write_chat_data
 from tests.tiny import pretrain
 
@@ -34,7 +34,7 @@ def started(loaded):
     running = []
 
     def start(**bounds):
-        server = serve(loaded, ReplyOptions(max_tokens=12), "127.0.0.1", 0, Bounds(**bounds))
+        server = ChatServer(("127.0.0.1", 0), loaded, ReplyOptions(max_tokens=12), Bounds(**bounds))
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
         running.append(server)
         return server.server_address[1]
