@@ -5,7 +5,7 @@ python inference_instruct.py --checkpoint checkpoints/SlimOrca-ACT/<run_name>/st
 
 import argparse
 
-from engine.run import infer_instruct
+from engine.entry import user_errors
 
 
 def main() -> None:
@@ -27,7 +27,12 @@ def main() -> None:
     add("--overrides", nargs="*", default=[], metavar="KEY=VALUE", help="changes to the checkpoint's config")
     add("--project-name", default="SlimOrca-ACT")
     add("--run-name")
-    infer_instruct(**vars(parser.parse_args()))
+    args = parser.parse_args()
+
+    from engine.inference import InferenceOptions, infer  # late, so that --help needs no torch
+
+    with user_errors():
+        infer(InferenceOptions(**vars(args)))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Train a recursive model on puzzles.
+"""Train a recursive model on puzzles, or with `--config-name cfg_chat` on conversations.
 
 python pretrain.py recipe=sudoku_4x4
 python pretrain.py arch=trm data_paths="[data/arc1concept-aug-1000]" global_batch_size=768 ema=true
@@ -7,13 +7,16 @@ python pretrain.py arch=trm data_paths="[data/arc1concept-aug-1000]" global_batc
 import hydra
 from omegaconf import DictConfig
 
-from engine.entry import launch
-from engine.run import pretrain
+from engine.entry import launch, show, user_errors
 
 
 @hydra.main(config_path="config", config_name="cfg_pretrain", version_base=None)
 def main(config: DictConfig) -> None:
-    pretrain(config)
+    from engine.build.jobs import puzzle_or_chat_job  # late, so that --help needs no torch
+    from engine.run import train
+
+    with user_errors():
+        show(train(puzzle_or_chat_job(config)))
 
 
 if __name__ == "__main__":

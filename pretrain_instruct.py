@@ -7,13 +7,16 @@ python pretrain_instruct.py dataset.data_dir=data/slimorca_full dataset.subset_s
 import hydra
 from omegaconf import DictConfig
 
-from engine.entry import launch
-from engine.run import pretrain_instruct
+from engine.entry import launch, show, user_errors
 
 
 @hydra.main(config_path="config", config_name="cfg_pretrain_instruct", version_base=None)
 def main(config: DictConfig) -> None:
-    pretrain_instruct(config)
+    from engine.build.jobs import instruct_job  # late, so that --help needs no torch
+    from engine.run import train
+
+    with user_errors():
+        show(train(instruct_job(config)))
 
 
 if __name__ == "__main__":

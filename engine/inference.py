@@ -3,12 +3,13 @@
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from engine.build import text as build_text
-from engine.checkpoints.load import Checkpoint, load_checkpoint, load_weights, resolve_checkpoint
+from engine.checkpoints.load import Checkpoint, load_averaged, load_checkpoint, resolve_checkpoint
 from engine.config.check import check
 from engine.config.compose import CONFIG_DIR
 from engine.config.schema import ChatConfig, ConfigError, InstructConfig, TextConfig
@@ -60,39 +61,52 @@ def instruct_config(checkpoint: Checkpoint, config_name: str, changes: Sequence[
     return config
 
 
-def infer(
-    *,
-    checkpoint: str | None,
-    split: str,
-    save_outputs: Sequence[str],
-    output_dir: str | None,
-    max_batches: int | None,
-    config_name: str,
-    overrides: Sequence[str],
-    project_name: str,
-    run_name: str | None,
-    **settings: Any,
-) -> None:
-    """Evaluate one split and print and write the metrics; `settings` are flags that stand for config keys."""
-    if checkpoint is None and run_name is None:
+@dataclass(frozen=True)
+class InferenceOptions:
+    """The flags of inference_instruct.py."""
+
+    checkpoint: str | None
+    split: str
+    save_outputs: Sequence[str]
+    output_dir: str | None
+    tokenizer_path: str | None
+    data_dir: str | None
+    subset_size: int | None
+    seq_len: int | None
+    batch_size: int | None
+    max_batches: int | None
+    config_name: str
+    overrides: Sequence[str]
+    project_name: str
+    run_name: str | None
+
+    def as_config_words(self) -> list[str]:
+        """The flags that stand for config keys."""
+        keys = {
+            "dataset.tokenizer_path": self.tokenizer_path,
+            "dataset.data_dir": self.data_dir,
+            "dataset.subset_size": self.subset_size,
+            "dataset.seq_len": self.seq_len,
+            "global_batch_size": self.batch_size,
+        }
+        return [f"{key}={value}" for key, value in keys.items() if value is not None]
+
+
+def infer(options: InferenceOptions) -> None:
+    """Evaluate one split and print and write the metrics."""
+    split, max_batches = options.split, options.max_batches
+    if options.checkpoint is None and options.run_name is None:
         raise ValueError(
             "Name the checkpoint: --checkpoint <folder or file>, or --run-name <run> (and --project-name)."
         )
     if max_batches is not None and max_batches < 1:
         raise ValueError(f"--max-batches={max_batches}: at least 1 batch is needed to measure anything.")
-    path = resolve_checkpoint(checkpoint or Path("checkpoints") / project_name / str(run_name))
+    path = resolve_checkpoint(options.checkpoint or Path("checkpoints") / options.project_name / str(options.run_name))
     loaded = load_checkpoint(path)
-    keys = {
-        "tokenizer_path": "dataset.tokenizer_path",
-        "data_dir": "dataset.data_dir",
-        "subset_size": "dataset.subset_size",
-        "seq_len": "dataset.seq_len",
-        "batch_size": "global_batch_size",
-    }
-    given = [f"{keys[name]}={value}" for name, value in settings.items() if value is not None]
     own_tokenizer = [f"dataset.tokenizer_path={file}" for file in loaded.files[:1]]
-    plain = ["resume=false", "gradient_accumulation_steps=1", f"eval_save_outputs=[{','.join(save_outputs)}]"]
-    config = instruct_config(loaded, config_name, [*own_tokenizer, *plain, *given, *overrides])
+    plain = ["resume=false", "gradient_accumulation_steps=1", f"eval_save_outputs=[{','.join(options.save_outputs)}]"]
+    words = [*own_tokenizer, *plain, *options.as_config_words(), *options.overrides]
+    config = instruct_config(loaded, options.config_name, words)
 
     runtime = start_runtime(config.device, config.compile, config.seed)
     try:
@@ -105,9 +119,9 @@ def infer(
                 "Raise --subset-size, set --overrides dataset.test_ratio=0.2, or take --split train."
             )
         head = build_text.build_text_head(config, source.metadata, runtime)
-        load_weights(head, loaded.weights | (loaded.ema or {}), source=str(path))
+        load_averaged(head, loaded)
         task = build_text.build_text_task(config, head, source, runtime)
-        folder = Path(output_dir) if output_dir else path.parent / f"inference_{split}"
+        folder = Path(options.output_dir) if options.output_dir else path.parent / f"inference_{split}"
         report = evaluate(
             task,
             islice(items(), max_batches),

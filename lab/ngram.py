@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from dataset.common import IGNORE_LABEL_ID, Batch
 from engine.build import text as build_text
-from engine.checkpoints.load import load_checkpoint, load_weights, resolve_checkpoint
+from engine.checkpoints.load import load_averaged, load_checkpoint, resolve_checkpoint
 from engine.inference import instruct_config
 from engine.runtime.devices import start_runtime
 from engine.train.evaluate import evaluate
@@ -84,7 +84,7 @@ def compare_with_bigram(checkpoint: str, overrides: list[str]) -> None:
         losses = np.concatenate(list(held_out_losses(model, source)))
         results[name] = {"token_loss": float(losses.mean()), "pairs": int(model.counts.sum())}
     head = build_text.build_text_head(config, source.metadata, runtime)
-    load_weights(head, loaded.weights | (loaded.ema or {}), source=str(path))
+    load_averaged(head, loaded)
     task = build_text.build_text_task(config, head, source, runtime)
     (metrics,) = evaluate(task, source.data.eval_items(), source.data.eval_sets, runtime).values()
     results["model"] = {"token_loss": metrics["token_loss"], "tokens": metrics["tokens"]}

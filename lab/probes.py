@@ -13,7 +13,7 @@ import torch
 from dataset.common import IGNORE_LABEL_ID
 from engine.build import puzzles as build
 from engine.build import text as build_text
-from engine.checkpoints.load import load_checkpoint, load_weights
+from engine.checkpoints.load import load_averaged, load_checkpoint
 from engine.config.check import check
 from engine.config.compose import composed
 from engine.config.schema import InstructConfig
@@ -68,7 +68,7 @@ def _probe_as_it_is(config: InstructConfig, checkpoint: str | None, runtime: Run
     head = build_text.build_text_head(config, source.metadata, runtime)
     if checkpoint is not None:
         loaded = load_checkpoint(checkpoint)
-        load_weights(head, loaded.weights | (loaded.ema or {}), source=str(loaded.path))
+        load_averaged(head, loaded)
     items = islice(source.data.train_items(1, 0), NUM_BATCHES)
     found = probe_model(head, head.model.config.halt_max_steps)
     return [*found, *probe_batches(batch for _, batch, _ in items)]

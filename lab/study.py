@@ -5,20 +5,24 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from engine.build import puzzles as build
 from engine.build import text as build_text
-from engine.checkpoints.run_folder import RunFolder
-from engine.conduct import parameter_counts, plan_of, train
+from engine.build.jobs import InstructJob
+from engine.build.text import TextSource
 from engine.config.check import check
 from engine.config.compose import composed
 from engine.config.schema import InstructConfig
+from engine.run import train
 from engine.runtime.devices import Runtime, start_runtime
+from engine.tasks.protocol import Task
 from engine.tasks.text import sampled_depth
+from engine.train.opening import parameter_counts
 from lab.bench.measure import count_flops
 from models.config import DepthStage
+from models.losses.text import TextLossHead
 
 BEGIN, END = "<!-- study: begin -->", "<!-- study: end -->"
 HALF_CURRICULUM = "arch.depth_curriculum=[{until: 0.5, H_cycles: 1, L_cycles: 1}]"
@@ -83,6 +87,20 @@ def read_results(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+class StudyJob(InstructJob):
+    """Training on a source that is open already and says how many steps are taken."""
+
+    def __init__(self, config: InstructConfig, source: TextSource) -> None:
+        super().__init__(config, "text")
+        self.source = source
+
+    def open_source(self, runtime: Runtime) -> TextSource:
+        return self.source
+
+    def build_task(self, head: TextLossHead, source: TextSource, runtime: Runtime) -> Task:
+        return build_text.text_task_of(self.config, head, runtime, source.total_steps, source.total_rows, None)
+
+
 def train_variant(config: InstructConfig, flops: float, folder: Path) -> dict[str, Any]:
     """Train for so many floating point operations and evaluate at every depth."""
     runtime = start_runtime(config.device, config.compile, config.seed)
@@ -94,18 +112,8 @@ def train_variant(config: InstructConfig, flops: float, folder: Path) -> dict[st
     total_rows = source.total_rows
     if head.model.config.recursion == "carry":
         total_rows = round(steps * config.global_batch_size / config.arch.options["halt_max_steps"])
-    task = build_text.text_task_of(config, head, runtime, steps, total_rows, None)
-    optimizers = build.build_optimizers(config, head, runtime, steps)
     started = time.monotonic()
-    report = train(
-        config,
-        RunFolder.open(config, "study", "text", runtime),
-        task,
-        source.data,
-        optimizers,
-        plan_of(config, steps, source.iterations),
-        runtime,
-    )
+    report = train(StudyJob(config, replace(source, total_steps=steps, total_rows=total_rows)))
     assert report is not None
     (metrics,) = report.values()
     seconds = time.monotonic() - started

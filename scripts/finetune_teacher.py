@@ -18,10 +18,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # Late, so that --help needs nothing but the options.
     from engine.entry import show, user_errors
-    from src.distillation.tuning.run import finetune
+    from engine.run import train
+    from src.distillation.tuning.job import TuneTeacherJob
 
     with user_errors():
-        show(finetune(config))
+        show(train(TuneTeacherJob(config)))
 
 
 if __name__ == "__main__":

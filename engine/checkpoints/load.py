@@ -279,6 +279,11 @@ def load_weights(module: nn.Module, weights: dict[str, Tensor], *, source: str) 
     return notices
 
 
+def load_averaged(module: nn.Module, checkpoint: Checkpoint) -> list[str]:
+    """Put the weights of a checkpoint into the module, the averaged ones where it has them; returns notices."""
+    return load_weights(module, checkpoint.weights | (checkpoint.ema or {}), source=str(checkpoint.path))
+
+
 def _shape(tensor: Tensor) -> str:
     return str(tuple(tensor.shape))
 

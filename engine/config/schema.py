@@ -164,6 +164,9 @@ class RunConfig(Strict):
     )
     tracker: list[Literal["wandb", "tensorboard"]] = []
 
+    def default_project_name(self) -> str:
+        raise TypeError(f"{type(self).__name__} must name its project")
+
     @field_validator("project_name", "run_name")
     @classmethod
     def _is_a_folder_name(cls, value: str | None) -> str | None:
@@ -302,9 +305,6 @@ class TextConfig(RunConfig):
     @property
     def row_length(self) -> int:
         raise TypeError(f"{type(self).__name__} must say how many positions a row has")
-
-    def default_project_name(self) -> str:
-        raise TypeError(f"{type(self).__name__} must name its project")
 
     @field_validator("eval_save_outputs")
     @classmethod

@@ -11,7 +11,7 @@ from dataset.text.conversation import Turn
 from dataset.tokenization.protocol import Tokenizer
 from engine.build import text as build_text
 from engine.build.chat import conversation_template
-from engine.checkpoints.load import load_checkpoint, load_weights, resolve_checkpoint
+from engine.checkpoints.load import load_averaged, load_checkpoint, resolve_checkpoint
 from engine.config.schema import InstructConfig, TextConfig
 from engine.generate.options import OpenOptions
 from engine.inference import checkpoint_config
@@ -72,7 +72,7 @@ def load_model(options: OpenOptions) -> LoadedModel:
     runtime = start_runtime(config.device, False, config.seed)
     metadata = build_text.text_metadata(config.row_length, tokenizer.vocab_size, tokenizer.pad_id)
     head = build_text.build_text_head(config, metadata, runtime)
-    load_weights(head, loaded.weights | (loaded.ema or {}), source=str(path))
+    load_averaged(head, loaded)
     model = head.model.eval()
     check_can_remember(model, 1)
     cast_for_reading(model)

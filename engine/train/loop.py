@@ -17,21 +17,9 @@ from engine.runtime.signals import StopSignal
 from engine.tasks.protocol import Sums, Task, fetched
 from engine.train.evaluate import Evaluator, Report, evaluate, flat
 from engine.train.optimizers import OptimizerSet
-from engine.train.tracking import Tracker
+from engine.train.plan import Plan, TrainState, is_due
+from engine.train.tracking.tracker import Tracker
 from models.ema import WeightAverage
-
-
-@dataclass
-class TrainState:
-    """Where a run stands; together with weights, optimizers and carry it determines everything that follows."""
-
-    step: int = 0
-    iteration: int = 1  # pass over the data, counted from 1
-    batches_done: int = 0  # batches of this pass that have been used
-    bad_steps: int = 0  # skipped because they were not finite
-    bad_steps_in_row: int = 0
-    best_value: float | None = None
-    evaluated_step: int = 0  # the last step that has been evaluated
 
 
 @dataclass(frozen=True)
@@ -43,26 +31,6 @@ class RunData:
     eval_sets: Sequence[str] = ()
     best_sets: Sequence[str] = ()  # those of eval_sets that decide which checkpoint is best; none: all of them
     evaluators: Sequence[Evaluator] = ()
-
-
-@dataclass(frozen=True)
-class Plan:
-    """When the run ends and what is due on the way."""
-
-    total_steps: int  # the run never takes more
-    expected_steps: int  # what the progress bar counts to
-    iterations: int
-    first_eval_iteration: int = 1
-    save_every_eval: bool = True
-    save_interval: int | None = None
-    log_interval: int = 10
-    grad_clip: float | None = None
-    max_bad_steps: int = 10
-    best_metric: str = "lm_loss"
-    save_outputs: Sequence[str] = ()
-
-    def is_over(self, state: TrainState) -> bool:
-        return state.step >= self.total_steps or state.iteration > self.iterations
 
 
 @dataclass
@@ -88,35 +56,42 @@ class Run:
 def fit(run: Run, stop: StopSignal) -> Report | None:
     """Train until the plan is over or a signal asks to stop; returns the last evaluation."""
     state, plan = run.state, run.plan
-    report: Report | None = None
+    if plan.eval_at_start and state.base_value is None:
+        measure_base(run)
+    report = evaluate_and_save(run, is_due(state.step, plan.eval_every_steps), False)  # where a signal came before it
     while not plan.is_over(state):
         ended = state.iteration
         for item, opened in run.task.feed(run.data.train_items(state.iteration, state.batches_done)):
             train_step(run, item)
             state.batches_done += opened
-            if state.step >= plan.total_steps:
+            if plan.is_over(state):
                 break
             if run.runtime.any_rank(stop.requested):
                 save(run)
                 return report
-            if is_due(state.step, plan.save_interval):
-                save(run)
+            is_eval, is_save = is_due(state.step, plan.eval_every_steps), is_due(state.step, plan.save_every_steps)
+            report = evaluate_and_save(run, is_eval, is_save or (is_eval and plan.save_every_eval)) or report
+            if plan.is_over(state):
+                break
         else:
             state.iteration, state.batches_done = state.iteration + 1, 0
 
-        is_last, is_best = plan.is_over(state), False
-        is_eval_due = ended >= plan.first_eval_iteration or is_last
-        if run.data.eval_items is not None and is_eval_due and state.evaluated_step != state.step:
-            report = evaluate_run(run)
-            state.evaluated_step = state.step
-            is_best = is_best_so_far(run, report)
-        if is_last or is_best or plan.save_every_eval:
-            save(run, is_best)
+        is_last, ends_in_eval = plan.is_over(state), plan.eval_every_steps is None
+        is_eval = is_last or (ends_in_eval and ended >= plan.first_eval_iteration)
+        report = evaluate_and_save(run, is_eval, is_last or (ends_in_eval and plan.save_every_eval)) or report
     return report
 
 
-def is_due(step: int, every: int | None) -> bool:
-    return every is not None and step % every == 0
+def evaluate_and_save(run: Run, is_eval_due: bool, is_save_due: bool) -> Report | None:
+    """What is due at this step, which is evaluated once; the best checkpoint so far is saved in any case."""
+    state, report, is_best = run.state, None, False
+    if is_eval_due and run.data.eval_items is not None and state.evaluated_step != state.step:
+        report = evaluate_run(run)
+        state.evaluated_step = state.step
+        is_best = is_best_so_far(run, report)
+    if is_save_due or is_best:
+        save(run, is_best)
+    return report
 
 
 def train_step(run: Run, item: LoaderItem) -> None:
@@ -190,12 +165,28 @@ def raise_not_finite(run: Run) -> None:
     )
 
 
+def measure_base(run: Run) -> None:
+    """Evaluate before the first step; what comes later is to be better."""
+    state, name = run.state, run.plan.best_metric
+    report = evaluate_now(run)
+    state.base_value = state.improved_value = judged_value(run, report)
+    run.tracker.log({f"base/{set_name}/{name}": metrics[name] for set_name, metrics in report.items()}, state.step)
+    run.tracker.print(f"before the first step: {name} {state.base_value}")
+
+
 def evaluate_run(run: Run) -> Report:
-    """Evaluate with the averaged weights, if there are any, and log it."""
+    """Evaluate and log it."""
+    report = evaluate_now(run)
+    run.tracker.log(flat(report), run.state.step)
+    return report
+
+
+def evaluate_now(run: Run) -> Report:
+    """Evaluate with the averaged weights, if there are any."""
     flush_log(run)
     assert run.data.eval_items is not None
     with run.average.swapped_in() if run.average is not None else nullcontext():
-        report = evaluate(
+        return evaluate(
             run.task,
             run.data.eval_items(),
             run.data.eval_sets,
@@ -205,27 +196,34 @@ def evaluate_run(run: Run) -> Report:
             output_dir=run.run_dir,
             label=f"step_{run.state.step}",
         )
-    run.tracker.log(flat(report), run.state.step)
-    return report
 
 
 def is_best_so_far(run: Run, report: Report) -> bool:
-    """Whether this evaluation beats all before it; remembers its value if so."""
-    name = run.plan.best_metric
-    judges = run.data.best_sets or run.data.eval_sets
-    values = [metrics[name] for set_name, metrics in report.items() if set_name in judges and name in metrics]
-    if not values:
+    """Whether this evaluation beats all before it; remembers its value if so, and how long none improved enough."""
+    plan, state = run.plan, run.state
+    value = judged_value(run, report)
+    if value is None:
         known = sorted({metric for metrics in report.values() for metric in metrics})
         run.tracker.print(
-            f"best_metric={name} is not among the held-out metrics ({', '.join(known)}): `best` stays where it is."
+            f"best_metric={plan.best_metric} is not among the held-out metrics ({', '.join(known)}): "
+            "`best` stays where it is."
         )
         return False
-    value, best = sum(values) / len(values), run.state.best_value
-    lower_is_better = name.endswith(("loss", "perplexity", "bits_per_byte"))
-    if best is not None and not (value < best if lower_is_better else value > best):
+    if plan.is_better(value, state.improved_value, by=plan.min_improvement):
+        state.improved_value, state.evaluations_waited = value, 0
+    else:
+        state.evaluations_waited += 1
+    if not plan.is_better(value, state.best_value):
         return False
-    run.state.best_value = value
+    state.best_value = value
     return True
+
+
+def judged_value(run: Run, report: Report) -> float | None:
+    """The mean of the best metric over the sets that decide; None if no set has it."""
+    name, judges = run.plan.best_metric, run.data.best_sets or run.data.eval_sets
+    values = [metrics[name] for set_name, metrics in report.items() if set_name in judges and name in metrics]
+    return sum(values) / len(values) if values else None
 
 
 def save(run: Run, is_best: bool = False) -> None:
@@ -253,14 +251,22 @@ def save(run: Run, is_best: bool = False) -> None:
 
 
 def restore(run: Run, trainer: dict[str, Any], ema: dict[str, Tensor] | None) -> None:
-    """Continue where a checkpoint stands; its weights have been loaded already."""
+    """Continue where a checkpoint stands; its weights have been loaded already.
+
+    What the optimizers remember is the checkpoint's, their options are those of this run.
+    """
     run.state = TrainState(**trainer["state"])
+    groups = [group for optimizer, _ in run.optimizers.members for group in optimizer.param_groups]
+    options = [{key: value for key, value in group.items() if key != "params"} for group in groups]
     run.optimizers.load_state_dict(trainer["optimizers"])
+    groups = [group for optimizer, _ in run.optimizers.members for group in optimizer.param_groups]
+    for group, own in zip(groups, options, strict=True):
+        group.update(own)
     run.task.load_state_dict(trainer["task"])
     torch.set_rng_state(trainer["torch_rng"])
     if run.average is not None:
         if ema is None:
             raise ValueError(
-                "ema=true, but the checkpoint holds no averaged weights. Resume with ema=false or start anew."
+                "ema=true, but the checkpoint holds no averaged weights. Resume with ema=false or start from scratch."
             )
         run.average.load_state_dict(ema)

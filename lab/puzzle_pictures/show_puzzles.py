@@ -5,7 +5,7 @@ from pathlib import Path
 
 from dataset.puzzles.samples import game_of, pick_samples
 from engine.build import puzzles as build
-from engine.checkpoints.load import Checkpoint, load_checkpoint, load_weights
+from engine.checkpoints.load import Checkpoint, load_averaged, load_checkpoint
 from engine.config.check import check
 from engine.config.schema import PretrainConfig
 from engine.runtime.devices import start_runtime
@@ -35,7 +35,7 @@ def show_puzzles(
     runtime = start_runtime(device, compile=False, seed=seed)
     try:
         head = build.build_model(config.arch, metadata, len(samples), runtime)
-        for notice in load_weights(head, loaded.weights | (loaded.ema or {}), source=str(loaded.path)):
+        for notice in load_averaged(head, loaded):
             print(notice, file=sys.stderr)
         traces = trace_samples(head, samples, runtime)
     finally:

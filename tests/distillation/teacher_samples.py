@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 
+from engine.run import train
 from src.distillation.tuning.config import TeacherFtConfig
+from src.distillation.tuning.job import TuneTeacherJob
 from tests.distillation.corpus_samples import preprocess_folder, write_jsonl
 
 VOCAB_SIZE = 259  # of the byte tokenizer
@@ -84,3 +86,7 @@ def options(root: Path, **changes: Any) -> TeacherFtConfig:
         "log_interval": 1,
     }
     return TeacherFtConfig.model_validate(given | changes)
+
+
+def finetune(config: TeacherFtConfig) -> dict[str, Any] | None:
+    return train(TuneTeacherJob(config))

@@ -144,7 +144,7 @@ def test_a_signal_ends_in_a_checkpoint_that_is_gone_on_with(world, monkeypatch):
         patch.setattr(DistillTask, "commit", lambda task: os.kill(os.getpid(), signal.SIGTERM))
         ended = train(world, "broken", max_steps=5)
     assert done(ended) == {"output_dir": str(world / "broken"), "step": 1}
-    assert "stopped after step 1; go on with: python -m src.distillation.scripts.train" in ended.err
+    assert "resume with: python -m src.distillation.scripts.train" in ended.err
     done(train(world, "broken", "--resume-from", "latest", max_steps=5))
     torch.testing.assert_close(end_of(world / "broken"), end_of(world / "unbroken"), rtol=0, atol=0)
     assert measured(world / "broken") == measured(world / "unbroken")

@@ -13,8 +13,7 @@ import yaml
 from scripts.finetune_teacher import main
 from src.distillation.teachers.causal_lm import load_causal_lm
 from src.distillation.tuning.corpus import open_corpus
-from src.distillation.tuning.run import finetune
-from tests.distillation.teacher_samples import options, write_corpus, write_llama
+from tests.distillation.teacher_samples import finetune, options, write_corpus, write_llama
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +59,7 @@ def test_flags_win_over_the_file_and_the_result_is_one_line(
 def test_ram_disk_is_read_and_removed(
     shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import src.distillation.tuning.run as teacher_ft
+    import src.distillation.tuning.job as teacher_ft
 
     if not Path("/dev/shm").is_dir():
         pytest.skip("this system has no /dev/shm")

@@ -16,7 +16,7 @@ from engine.build.puzzles import check_batch_shares
 from engine.checkpoints import save as checkpoint
 from engine.config.check import check
 from engine.config.schema import PretrainConfig
-from engine.train import tracking
+from engine.train.tracking.metrics_file import MetricsFile
 from tests.tiny import ARCH, RUN, TRM, edit_json, flags, logged, pretrain, steps_on_disk, write_sudoku
 
 
@@ -210,7 +210,7 @@ def test_a_full_disk_costs_only_the_checkpoint_that_did_not_fit(tmp_path):
 def test_a_full_disk_under_the_metrics_ends_in_words_too(tmp_path):
     data, run_dir = write_sudoku(tmp_path / "data"), tmp_path / "run"
     failure = OSError(errno.ENOSPC, "No space left on device; make room", str(run_dir / "metrics.jsonl"))
-    with mock.patch.object(tracking.Tracker, "_write_line", side_effect=failure):
+    with mock.patch.object(MetricsFile, "write", side_effect=failure):
         message = refused(flags(data, run_dir))
     assert "No space left on device; make room" in message and "metrics.jsonl" in message
 
@@ -231,7 +231,7 @@ def test_a_batch_that_ranks_cannot_share_is_refused(ranks, parts, told):
 def test_a_run_folder_with_checkpoints_is_not_written_over(folder):
     before = content(folder)
     message = refused(flags(folder / "data", folder / "run"))
-    assert f"The run folder {folder / 'run'} holds checkpoints already" in message and "resume=true" in message
+    assert str(folder / "run") in message and "resume=true" in message
     assert content(folder) == before
 
 

@@ -1,16 +1,10 @@
 """The packed corpora of a distillation: what is learnt from, what is held out, and their tokenizer."""
 
-from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
 from pathlib import Path
-from typing import Any
 
-from dataset.common import LoaderItem
 from dataset.tokenization.lookup import open_tokenizer
 from src.distillation.config import DistillConfig
 from src.distillation.corpus.manifest import Manifest, Split, TokenizerFacts, load_manifest, tokenizer_facts
-
-WITHOUT_EVALUATION = 10**9  # batches of a stretch that no evaluation ends
 
 
 def same_tokenizer(config: DistillConfig, folder: Path, manifest: Manifest) -> tuple[TokenizerFacts, list[Path]]:
@@ -42,25 +36,3 @@ def _rows(manifest: Manifest, split: Split) -> int:
 
 def _real(path: str) -> Path:
     return Path(path).expanduser().resolve()
-
-
-def endless(
-    batches_of_epoch: int, from_batch: Callable[[int, int], Iterable[LoaderItem]], first: int, count: int
-) -> Iterator[LoaderItem]:
-    """`count` batches of an endless repetition of epochs, from number `first` on; `from_batch` (epoch from 1, batches
-    to skip) gives those of an epoch."""
-    while count > 0:
-        epoch, skipped = divmod(first, batches_of_epoch)
-        taken = min(count, batches_of_epoch - skipped)
-        yield from islice(from_batch(epoch + 1, skipped), taken)
-        first, count = first + taken, count - taken
-
-
-def batches_used(state: dict[str, Any], stretch: int) -> int:
-    """Of the endless repetition, by a run whose iterations are `stretch` batches long."""
-    return int((state["iteration"] - 1) * stretch + state["batches_done"])
-
-
-def standing_at(state: dict[str, Any], used: int, stretch: int) -> dict[str, Any]:
-    """The same state where iterations are `stretch` batches long and so many have been used."""
-    return state | {"iteration": used // stretch + 1, "batches_done": used % stretch}

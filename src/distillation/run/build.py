@@ -12,7 +12,7 @@ from dataset.common import LoaderItem
 from dataset.cursor import CursorConfig, RowDataset
 from engine.build.puzzles import build_recursive_model
 from engine.build.text import text_metadata
-from engine.checkpoints.run_folder import to_yaml
+from engine.checkpoints.run_directory import to_yaml
 from engine.config.schema import ArchChoice
 from engine.runtime.devices import Runtime
 from engine.train.loop import RunData
@@ -22,7 +22,7 @@ from models.losses.distill import Divergence
 from models.retnet.config import FIRST_LOGIT_STD
 from models.retnet.model import RetNet
 from src.distillation.config import DistillConfig
-from src.distillation.corpus.corpora import WITHOUT_EVALUATION, endless, held_out_of, same_tokenizer
+from src.distillation.corpus.corpora import held_out_of, same_tokenizer
 from src.distillation.corpus.manifest import Split, TokenizerFacts, load_manifest
 from src.distillation.corpus.packed_rows import PackedRows
 from src.distillation.evaluation.haystack import NeedleEvaluator
@@ -163,16 +163,11 @@ def schedule_of(config: DistillConfig, controller: PlateauController | None) -> 
 
 
 def run_data(config: DistillConfig, corpora: Corpora, head: DistillHead, runtime: Runtime) -> RunData:
-    stretch = config.eval_interval or WITHOUT_EVALUATION
     train, held_out = corpora.train, corpora.held_out
 
-    def of_epoch(epoch: int, skipped: int) -> Iterable[LoaderItem]:
-        train.start_from(epoch, skipped)
+    def train_items(epoch: int, batches_done: int) -> Iterable[LoaderItem]:
+        train.start_from(epoch, batches_done)
         return loader(train, config, runtime)
-
-    def train_items(iteration: int, batches_done: int) -> Iterable[LoaderItem]:
-        first = (iteration - 1) * stretch + batches_done
-        return endless(train.num_batches(), of_epoch, first, stretch - batches_done)
 
     def eval_items() -> Iterable[LoaderItem]:
         if held_out is None or not config.eval_perplexity:

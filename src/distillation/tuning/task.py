@@ -35,7 +35,6 @@ class TeacherTask(TokenTask):
         super().__init__(runtime, seed, micro_batches)
         self.teacher = teacher
         self.dtype = dtype  # of the products; float32: all is computed as it stands
-        self.base_loss: float | None = None  # held-out, before the first step
 
     @property
     def module(self) -> TunedTeacher:
@@ -88,9 +87,7 @@ class TeacherTask(TokenTask):
         }
 
     def state_dict(self) -> dict[str, Any]:
-        return {"base_loss": self.base_loss}
+        return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if "base_loss" not in state:
-            raise ValueError("The checkpoint is not one of scripts/finetune_teacher.py. Give one of those.")
-        self.base_loss = state["base_loss"]
+        """Nothing lasts from one step to the next."""

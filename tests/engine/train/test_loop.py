@@ -15,7 +15,8 @@ from engine.config.schema import PretrainConfig
 from engine.runtime.signals import StopSignal
 from engine.tasks.protocol import RecursiveTask
 from engine.train.evaluate import evaluate
-from engine.train.loop import Plan, Run, RunData, TrainState, fit, restore, train_step
+from engine.train.loop import Run, RunData, fit, restore, train_step
+from engine.train.plan import Plan, TrainState
 from models.ema import WeightAverage
 from models.losses import puzzles as losses
 from tests.models.parity import arrays, batch_of, description, load_head, sample
@@ -197,7 +198,8 @@ def test_restoring_brings_back_torch_s_random_numbers(tmp_path):
         torch.manual_seed(123)
         restore(run, trainer, run.average.state_dict())
     assert torch.equal(torch.get_rng_state(), trainer["torch_rng"])
-    assert run.state == TrainState(step=1, batches_done=1, evaluated_step=1, best_value=run.state.best_value)
+    value = run.state.best_value
+    assert run.state == TrainState(step=1, batches_done=1, evaluated_step=1, best_value=value, improved_value=value)
 
 
 def test_a_run_is_over_after_its_last_step_or_its_last_pass():

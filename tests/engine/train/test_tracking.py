@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.train.tracking import Tracker
+from engine.train.tracking.backend import TrackedRun
+from engine.train.tracking.tracker import Tracker
 
 
 @pytest.fixture(autouse=True)
@@ -22,15 +23,16 @@ def quiet_wandb(monkeypatch):
 
 
 def open_tracker(run_dir: Path, **changes) -> Tracker:
-    settings = {
-        "backends": ["none"],
-        "project": "puzzles",
-        "run_name": "first",
-        "config": {"arch": {"hidden_size": 8}},
-        "total_steps": 10,
-        "resume_step": 0,
-    }
-    return Tracker(run_dir, **(settings | changes))
+    run = TrackedRun(
+        directory=run_dir,
+        project="puzzles",
+        name="first",
+        config={"arch": {"hidden_size": 8}},
+        total_steps=10,
+        resume_step=changes.pop("resume_step", 0),
+        log_interval=1,
+    )
+    return Tracker(run, **({"backends": ["none"]} | changes))
 
 
 def read_lines(run_dir: Path) -> list[dict]:
@@ -238,7 +240,7 @@ def test_full_disk_says_how_to_go_on(tmp_path):
         pytest.skip("mounting a small tmpfs needs root")
     try:
         tracker = open_tracker(small)
-        with pytest.raises(OSError, match=r"No space left.*make room, then go on with resume=true.*metrics\.jsonl"):
+        with pytest.raises(OSError, match=r"No space left.*make room.*resume=true.*metrics\.jsonl"):
             for step in range(1, 1000):
                 tracker.log({"train/lm_loss": 1 / step}, step=step)
         tracker.close()
@@ -252,9 +254,10 @@ def test_killed_run_has_all_its_lines(tmp_path):
     program = f"""
 import os, signal
 from pathlib import Path
-from engine.train.tracking import Tracker
+from engine.train.tracking.backend import TrackedRun
+from engine.train.tracking.tracker import Tracker
 folder = Path({str(tmp_path)!r})
-tracker = Tracker(folder, backends=[], project="p", run_name="r", config={{}}, total_steps=9, resume_step=0)
+tracker = Tracker(TrackedRun(folder, "p", "r", {{}}, total_steps=9, resume_step=0, log_interval=1), backends=[])
 for step in range(1, 6):
     tracker.log({{"loss": 1.0}}, step=step)
 os.kill(os.getpid(), signal.SIGKILL)

@@ -1,6 +1,7 @@
 """Tuning a teacher: it learns, the files that come of it say the same as the model, and what is configured is done."""
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dataset.tokenization.lookup import open_tokenizer
 from engine.checkpoints.load import load_checkpoint
-from src.distillation.corpus.manifest import tokenizer_facts
+from engine.train.opening import open_run
 from src.distillation.teachers.causal_lm import adapter_folder, load_causal_lm
-from src.distillation.tuning.run import compose, finetune
-from tests.distillation.teacher_samples import SIZES, options, write_corpus, write_llama
-from tests.tiny import CPU
+from src.distillation.tuning.job import TuneTeacherJob
+from tests.distillation.teacher_samples import SIZES, finetune, options, write_corpus, write_llama
 
 IDS = torch.randint(97, 105, (2, 20), generator=torch.Generator().manual_seed(0))
 
@@ -102,9 +101,8 @@ def test_config_is_applied(shared: Path, tmp_path: Path) -> None:
         learning_rate=2e-3, weight_decay=0.07, beta1=0.8, beta2=0.9, warmup_steps=4, max_grad_norm=0.3, seed=5,
         gradient_checkpointing=True,
     )  # fmt: skip
-    facts = tokenizer_facts(config.tokenizer_name, open_tokenizer(config.tokenizer_name))
-    run, total_steps = compose(config, tmp_path, shared / "packed", facts, CPU)
-    run.tracker.close()
+    with ExitStack() as stack:
+        run, _ = open_run(TuneTeacherJob(config), stack)
     trained = {name: p for name, p in run.task.module.named_parameters() if p.requires_grad}
     assert {name.split(".lora_")[0].rpartition(".")[2] for name in trained} == {"q_proj", "up_proj"}
     assert all(3 in p.shape for p in trained.values())
@@ -119,14 +117,13 @@ def test_config_is_applied(shared: Path, tmp_path: Path) -> None:
     assert max(group["weight_decay"] for group in optimizer.param_groups) == 0.07
     assert run.plan.grad_clip == 0.3
     assert run.optimizers.schedule.at(2, 2e-3) == pytest.approx(1e-3)
-    assert run.optimizers.schedule.at(total_steps, 2e-3) == pytest.approx(config.min_lr)
+    assert run.optimizers.schedule.at(run.plan.total_steps, 2e-3) == pytest.approx(config.min_lr)
 
 
 def test_adam_atan2_is_the_other_optimizer(shared: Path, tmp_path: Path) -> None:
     config = options(shared, output_dir=str(tmp_path), optimizer_type="adam_atan2")
-    facts = tokenizer_facts(config.tokenizer_name, open_tokenizer(config.tokenizer_name))
-    run, _ = compose(config, tmp_path, shared / "packed", facts, CPU)
-    run.tracker.close()
+    with ExitStack() as stack:
+        run, _ = open_run(TuneTeacherJob(config), stack)
     assert type(run.optimizers.network).__name__ == "AdamATan2"
 
 

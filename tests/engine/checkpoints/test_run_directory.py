@@ -8,9 +8,10 @@ from unittest import mock
 import pytest
 from omegaconf import OmegaConf
 
-from engine.checkpoints import run_folder
+from engine.checkpoints import resume
 from engine.config.check import check
-from engine.checkpoints.run_folder import RunFolder, latest_checkpoint, newest_run
+from engine.checkpoints.resume import checkpoint_to_resume
+from engine.checkpoints.run_directory import RunDirectory, named_directory, newest_run, start_directory
 from engine.config.schema import PretrainConfig
 from tests.tiny import ARCH, CPU, RUN, TRM, flags, logged, pretrain, write_sudoku
 
@@ -20,10 +21,13 @@ def own_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def opened(runtime=CPU, **changes) -> RunFolder:
+def opened(runtime=CPU, **changes) -> RunDirectory:
     data = {**RUN, "arch": {"name": TRM, **ARCH}, "data_paths": ["data/maze"]} | changes
     config = check(PretrainConfig, data)
-    return RunFolder.open(config, config.default_project_name(), "trm", runtime)
+    directory = named_directory(config, "trm", runtime, print)
+    if runtime.is_main:
+        start_directory(directory, config.resume)
+    return directory
 
 
 def test_the_config_is_on_disk_before_anything_heavy_and_complete():
@@ -61,15 +65,10 @@ def test_a_folder_with_checkpoints_asks_for_resume():
     opened(run_name="r", lr=0.25)
     assert "lr: 0.25" in (path / "config.yaml").read_text(), "without checkpoints there is nothing to lose"
     (path / "step_3").mkdir()
-    with pytest.raises(ValueError, match="holds checkpoints already. Go on with resume=true, or choose another"):
+    with pytest.raises(ValueError, match="resume=true"):
         opened(run_name="r", lr=0.75)
     opened(run_name="r", lr=0.75, resume=True)
     assert "lr: 0.25" in (path / "config.yaml").read_text(), "until the checkpoint has been seen to fit"
-
-
-def test_evaluation_makes_no_folder():
-    assert not opened(run_name="r", eval_only=True, load_checkpoint="x").path.exists()
-    assert not Path("checkpoints").exists()
 
 
 def test_resume_without_a_name_takes_the_newest_run_that_has_a_checkpoint(capsys):
@@ -79,8 +78,8 @@ def test_resume_without_a_name_takes_the_newest_run_that_has_a_checkpoint(capsys
         os.utime(path, (1e9 - age, 1e9 - age))
     os.utime(opened(run_name="empty").path, (2e9, 2e9))
     assert opened(resume=True).name == "newest"
-    assert "taking the newest run, checkpoints/Maze-ACT-torch/newest" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="no run with a checkpoint in nowhere. Give run_name=..., or start without"):
+    assert "taking the newest run, checkpoints/Maze-ACT-torch/newest" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="nowhere"):
         newest_run(Path("nowhere"))
 
 
@@ -98,6 +97,6 @@ def test_all_ranks_resume_from_the_checkpoint_that_the_first_one_found(tmp_path)
             letters[:6] = letters.new_tensor(list(b"step_4"))
 
     second = Second(device=CPU.device, rank=1, world_size=2, use_compile=False)
-    with mock.patch.object(run_folder, "load_checkpoint") as load:
-        latest_checkpoint(tmp_path, second)
+    with mock.patch.object(resume, "load_checkpoint") as load:
+        checkpoint_to_resume("latest", tmp_path, second)
     load.assert_called_once_with(tmp_path / "step_4", with_trainer=True)

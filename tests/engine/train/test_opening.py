@@ -1,38 +1,14 @@
-"""What a run says of itself: how to go on, how large the model is, and its result."""
+"""How a run starts: from which weights, and what it says of its size."""
 
-import json
-import shlex
-import sys
-from pathlib import Path
-
-import pytest
 import torch
+from engine.conduct import describe, parameter_counts
 
 from engine.build.puzzles import build_model
 from engine.checkpoints.load import load_checkpoint
-from engine.checkpoints.run_folder import RunFolder
-from engine.conduct import describe, parameter_counts, resume_command, show_report
 from engine.config import schema
 from engine.runtime.devices import Runtime
+from engine.train.opening import describe, parameter_counts
 from tests.tiny import ARCH, CPU, TRM, flags, halting_weights, pretrain, write_sudoku
-
-
-@pytest.mark.parametrize(
-    ("typed", "expected"),
-    [
-        ("", ""),
-        ("++arch.L_layers=1 ++lr=1e-4", "arch.L_layers=1 lr=1e-4"),
-        ("arch=hrm recipe=sudoku_4x4", "arch=hrm recipe=sudoku_4x4"),
-        ("++run_name=x ++resume=true ++checkpoint_path=y ++project_name=p", "project_name=p"),
-        ("'++data_paths=[a b,c]'", "'data_paths=[a b,c]'"),
-        ("~evaluators", "'~evaluators'"),
-    ],
-)
-def test_the_command_to_go_on_repeats_what_was_typed(monkeypatch, typed, expected):
-    monkeypatch.setattr(sys, "argv", ["here/pretrain.py", *shlex.split(typed)])
-    command = resume_command(RunFolder(Path("checkpoints/p/a run"), "p", "a run", ""))
-    wanted = f"python here/pretrain.py {expected} 'checkpoint_path=checkpoints/p/a run' resume=true"
-    assert shlex.split(command) == shlex.split(wanted)
 
 
 def make_head(**options):
@@ -60,12 +36,6 @@ def test_parameters_are_counted_where_they_are():
     )
     two = Runtime(CPU.device, rank=0, world_size=2, use_compile=True)
     assert describe(make_head(), two).endswith("; device cpu, 2 ranks, compile on")
-
-
-def test_only_the_main_rank_prints_the_result(capsys):
-    show_report({"all": {"lm_loss": 0.5}}, CPU)
-    show_report({"all": {"lm_loss": 0.7}}, Runtime(CPU.device, rank=1, world_size=2, use_compile=False))
-    assert json.loads(capsys.readouterr().out) == {"all": {"lm_loss": 0.5}}
 
 
 def test_training_starts_from_the_averaged_weights_of_a_checkpoint(tmp_path):

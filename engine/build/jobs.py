@@ -1,0 +1,198 @@
+"""The kinds of runs that Hydra configures: puzzles, instruction text and chat."""
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from engine.build import chat as build_chat
+from engine.build import puzzles as build
+from engine.build import text as build_text
+from engine.build.text import TextSource
+from engine.checkpoints.load import Checkpoint
+from engine.checkpoints.run_directory import RunDirectory, named_directory, start_directory
+from engine.config.check import check
+from engine.config.compose import resolved
+from engine.config.schema import ChatConfig, InstructConfig, PretrainConfig, RunConfig, TextConfig
+from engine.runtime.devices import Runtime
+from engine.tasks.protocol import Task
+from engine.train.job import Job, RunParts, RunSettings
+from engine.train.loop import RunData
+from engine.train.opening import parameter_counts
+from engine.train.optimizers import OptimizerSet
+from engine.train.plan import Plan
+from engine.train.tracking.tracker import Notices
+from models.losses.puzzles import ACTLossHead
+from models.losses.text import TextLossHead
+
+
+class HydraJob(Job):
+    """What puzzles and text have in common: the run directory, the plan and the optimizers."""
+
+    config: RunConfig
+
+    def __init__(self, arch_label: str = "model") -> None:
+        self.arch_label = arch_label  # begins the name of a run that was given none
+
+    @property
+    def settings(self) -> RunSettings:
+        config = self.config
+        return RunSettings(
+            config=config.model_dump(mode="json"),
+            device=config.device,
+            compile=config.compile,
+            seed=config.seed,
+            resume_from="latest" if config.resume else None,
+            start_from=config.load_checkpoint,
+            ema_rate=config.ema_rate if config.ema else None,
+            keep_last=config.keep_last,
+            trackers=config.tracker,
+            eval_only=config.eval_only,
+        )
+
+    def directory(self, runtime: Runtime, say: Notices) -> RunDirectory:
+        return named_directory(self.config, self.arch_label, runtime, say)
+
+    def claim(self, directory: RunDirectory, runtime: Runtime) -> None:
+        start_directory(directory, self.config.resume)
+
+    def parts(
+        self,
+        directory: RunDirectory,
+        runtime: Runtime,
+        task: Task,
+        data: RunData,
+        plan: Plan,
+        files: Sequence[Path] = (),
+    ) -> RunParts:
+        if runtime.use_compile:
+            build.compile_step(head_of(task))
+        return RunParts(task, data, plan, directory.config_yaml, parameter_counts(task.module), files)
+
+    def plan(self, total_steps: int, iterations: int, *, may_exceed: bool = False) -> Plan:
+        """`may_exceed`: the number of steps is an estimate, and the run ends with its data."""
+        config = self.config
+        return Plan(
+            total_steps=(config.max_steps or sys.maxsize) if may_exceed else total_steps,
+            expected_steps=total_steps,
+            iterations=iterations,
+            first_eval_iteration=config.min_eval_interval + 1,
+            save_every_eval=config.checkpoint_every_eval,
+            save_every_steps=config.checkpoint_interval,
+            log_interval=config.log_interval,
+            grad_clip=config.grad_clip,
+            max_bad_steps=config.max_bad_steps,
+            best_metric=config.best_metric,
+            save_outputs=config.eval_save_outputs,
+        )
+
+    def optimizers(self, parts: RunParts, runtime: Runtime) -> OptimizerSet:
+        return build.build_optimizers(self.config, head_of(parts.task), runtime, parts.plan.expected_steps)
+
+    def resume_command(self, run_dir: Path) -> str:
+        """The command that was typed, and what it takes to resume."""
+        kept = [a for a in sys.argv[1:] if not a.lstrip("+").startswith(("resume=", "run_name=", "checkpoint_path="))]
+        arguments = [a.removeprefix("++") for a in kept]
+        ranks = os.environ.get("LOCAL_WORLD_SIZE", "1")
+        program = ["python"] if ranks == "1" else ["torchrun", "--nproc-per-node", ranks]
+        return shlex.join([*program, sys.argv[0], *arguments, f"checkpoint_path={run_dir}", "resume=true"])
+
+
+class PuzzleJob(HydraJob):
+    def __init__(self, config: PretrainConfig, arch_label: str = "model") -> None:
+        super().__init__(arch_label)
+        self.config: PretrainConfig = config
+
+    def compose(
+        self, directory: RunDirectory, checkpoint: Checkpoint | None, runtime: Runtime, say: Notices, stack: ExitStack
+    ) -> RunParts:
+        config = self.config
+        source = build.build_puzzles(config, runtime)
+        if source.data.eval_items is None:
+            say("no held-out data: none of data_paths has a `test` split, so nothing is evaluated")
+        head = build.build_model(config.arch, source.metadata, config.global_batch_size // runtime.world_size, runtime)
+        task = build.build_task(config, head, runtime, source.total_steps)
+        return self.parts(directory, runtime, task, source.data, self.plan(source.total_steps, source.iterations))
+
+
+class TextJob(HydraJob):
+    """A run on conversations; what is special of a corpus is how it is opened."""
+
+    config: TextConfig
+
+    def open_source(self, runtime: Runtime) -> TextSource:
+        raise TypeError(f"{type(self).__name__} must say where its conversations come from")
+
+    def about_held_out(self) -> str:
+        """Why there may be no held-out conversations."""
+        return "no `test` split"
+
+    def build_task(self, head: TextLossHead, source: TextSource, runtime: Runtime) -> Task:
+        return build_text.build_text_task(self.config, head, source, runtime)
+
+    def compose(
+        self, directory: RunDirectory, checkpoint: Checkpoint | None, runtime: Runtime, say: Notices, stack: ExitStack
+    ) -> RunParts:
+        source = self.open_source(runtime)
+        if source.data.eval_items is None:
+            say(f"no held-out conversations ({self.about_held_out()}), so nothing is evaluated")
+        head = build_text.build_text_head(self.config, source.metadata, runtime)
+        task = self.build_task(head, source, runtime)
+        may_exceed = head.model.config.recursion == "carry"
+        plan = self.plan(source.total_steps, source.iterations, may_exceed=may_exceed)
+        return self.parts(directory, runtime, task, source.data, plan, source.tokenizer.files())
+
+
+class InstructJob(TextJob):
+    def __init__(self, config: InstructConfig, arch_label: str = "model") -> None:
+        super().__init__(arch_label)
+        self.config: InstructConfig = config
+
+    def open_source(self, runtime: Runtime) -> TextSource:
+        return build_text.build_text(self.config, runtime)
+
+    def about_held_out(self) -> str:
+        data = self.config.dataset
+        return f"dataset.test_ratio={data.test_ratio}, dataset.subset_size={data.subset_size}"
+
+
+class ChatJob(TextJob):
+    def __init__(self, config: ChatConfig, arch_label: str = "model") -> None:
+        super().__init__(arch_label)
+        self.config: ChatConfig = config
+
+    def open_source(self, runtime: Runtime) -> TextSource:
+        return build_chat.build_chat(self.config, runtime)
+
+
+def head_of(task: Task) -> ACTLossHead | TextLossHead:
+    head = task.module
+    assert isinstance(head, ACTLossHead | TextLossHead)
+    return head
+
+
+def puzzle_or_chat_job(hydra_config: Any) -> HydraJob:
+    """What `pretrain.py` was asked for."""
+    data, arch_label = resolved(hydra_config)
+    if data.get("dataset_type") != "chat":
+        return PuzzleJob(check(PretrainConfig, data), arch_label)
+    return ChatJob(chat_config(data), arch_label)
+
+
+def chat_config(data: dict[str, Any]) -> ChatConfig:
+    """`arch.seq_len`, as chat users write it, says how long rows are, which is a matter of the data."""
+    arch = dict(data["arch"])
+    seq_len = arch.pop("seq_len", None)
+    config = check(ChatConfig, {"seq_len": seq_len} | data | {"arch": arch})
+    if config.seq_len is None:
+        config = config.model_copy(update={"seq_len": build_chat.data_row_length(config.data_paths)})
+    return config
+
+
+def instruct_job(hydra_config: Any) -> InstructJob:
+    """What `pretrain_instruct.py` was asked for."""
+    data, arch_label = resolved(hydra_config)
+    return InstructJob(check(InstructConfig, data), arch_label)

@@ -1,0 +1,88 @@
+"""The directory of a run: its name, and its config on disk."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engine.config.schema import RunConfig
+from engine.runtime.devices import Runtime
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Where a run writes, its names for tracking services, and the config that is kept there."""
+
+    path: Path
+    project: str
+    name: str
+    config_yaml: str
+
+    def write_config(self) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        (self.path / "config.yaml").write_text(self.config_yaml, encoding="utf-8")
+
+
+def named_directory(
+    config: RunConfig, arch_label: str, runtime: Runtime, say: Callable[[str], None]
+) -> RunDirectory:
+    """`checkpoint_path`, else `checkpoints/<project>/<run>`, with a name that all ranks share."""
+    project = config.project_name or config.default_project_name()
+    root = Path("checkpoints") / project
+    if config.checkpoint_path:
+        path = Path(config.checkpoint_path)
+    elif config.resume and not config.run_name:
+        path = newest_run(root)
+        say(f"resume: run_name is not given, taking the newest run, {path}")
+    else:
+        name = config.run_name or (f"{arch_label}-{slug()}" if runtime.is_main else "")
+        path = root / shared_text(name, runtime)
+    names = {"project_name": project, "run_name": path.name, "checkpoint_path": str(path)}
+    config_yaml = to_yaml(config.model_copy(update=names).model_dump(mode="json"))
+    return RunDirectory(path, project, path.name, config_yaml)
+
+
+def start_directory(directory: RunDirectory, resume: bool) -> None:
+    """Write the config before anything heavy happens; refuse to write over another run.
+
+    In a resumed run the former config stands until the checkpoint has been seen to fit.
+    """
+    if not resume and any(directory.path.glob("step_*")):
+        raise ValueError(
+            f"The run directory {directory.path} holds checkpoints already. Resume it with resume=true, or choose "
+            "another run_name."
+        )
+    if not resume or not (directory.path / "config.yaml").exists():
+        directory.write_config()
+
+
+def newest_run(root: Path) -> Path:
+    runs = sorted((p for p in root.glob("*") if p.is_dir() and any(p.glob("step_*"))), key=lambda p: p.stat().st_mtime)
+    if not runs:
+        raise ValueError(
+            f"resume=true: no run with a checkpoint in {root}. Give run_name=..., or start without resume."
+        )
+    return runs[-1]
+
+
+def slug() -> str:
+    from coolname import generate_slug
+
+    return str(generate_slug(2))
+
+
+def shared_text(text: str, runtime: Runtime) -> str:
+    """Rank 0's text on every rank."""
+    letters = torch.zeros(256, dtype=torch.uint8, device=runtime.device)
+    encoded = text.encode()[:256]
+    letters[: len(encoded)] = torch.tensor(list(encoded), dtype=torch.uint8)
+    runtime.broadcast_([letters])
+    return bytes(letters.tolist()).rstrip(b"\0").decode()
+
+
+def to_yaml(data: dict[str, Any]) -> str:
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.create(data))

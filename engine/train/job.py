@@ -1,0 +1,85 @@
+"""What a kind of run provides so that the engine can carry it out: puzzles, text, distillation and teacher tuning alike."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from engine.checkpoints.load import Checkpoint
+from engine.checkpoints.run_directory import RunDirectory
+from engine.runtime.devices import Runtime
+from engine.tasks.protocol import Task
+from engine.train.evaluate import Report
+from engine.train.loop import Run, RunData
+from engine.train.optimizers import OptimizerSet
+from engine.train.plan import Plan
+from engine.train.tracking.tracker import Notices
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What the engine has to know of a run before it is composed."""
+
+    config: dict[str, Any]  # as tracking services show it
+    device: str
+    compile: str | bool
+    seed: int
+    resume_from: str | None = None  # as `checkpoint_to_resume` understands it
+    start_from: str | None = None  # a checkpoint whose weights a new run starts with
+    ema_rate: float | None = None
+    keep_last: int | None = None
+    trackers: Sequence[str] = ()
+    eval_only: bool = False
+
+
+@dataclass
+class RunParts:
+    """What a run consists of."""
+
+    task: Task
+    data: RunData
+    plan: Plan
+    checkpoint_yaml: str  # the config that is kept with every checkpoint
+    meta: dict[str, Any] = field(default_factory=dict)  # facts that are kept with every checkpoint
+    files: Sequence[Path] = ()  # kept with every checkpoint, such as a tokenizer
+    trainer: dict[str, Any] | None = None  # in place of the checkpoint's, where this run resumes under other options
+
+
+class Job(ABC):
+    """A kind of run with its checked config. The engine calls the methods in the order in which they stand here."""
+
+    @property
+    @abstractmethod
+    def settings(self) -> RunSettings: ...
+
+    @abstractmethod
+    def directory(self, runtime: Runtime, say: Notices) -> RunDirectory:
+        """Where the run writes; nothing is written yet."""
+
+    def claim(self, directory: RunDirectory, runtime: Runtime) -> None:  # noqa: B027 - most kinds have nothing to do here
+        """Called once the directory is locked, on the main rank: refuse it, or write what must come first."""
+
+    @abstractmethod
+    def compose(
+        self, directory: RunDirectory, checkpoint: Checkpoint | None, runtime: Runtime, say: Notices, stack: ExitStack
+    ) -> RunParts:
+        """The parts; `checkpoint` is the one to resume from, `stack` closes at the end what must be closed."""
+
+    @abstractmethod
+    def optimizers(self, parts: RunParts, runtime: Runtime) -> OptimizerSet: ...
+
+    def clear(self, directory: RunDirectory, checkpoint: Checkpoint | None, say: Notices) -> None:  # noqa: B027 - most kinds have nothing to do here
+        """Called on the main rank when all parts fit: make room in the directory."""
+
+    def begin(self, run: Run, checkpoint: Checkpoint | None, say: Notices) -> None:  # noqa: B027 - most kinds have nothing to do here
+        """Called right before the first step."""
+
+    def finish(self, run: Run, report: Report | None, say: Notices) -> dict[str, Any] | None:
+        """The result of a run that is over or was stopped; `report` is its last evaluation."""
+        return report if run.plan.is_over(run.state) else None
+
+    @abstractmethod
+    def resume_command(self, run_dir: Path) -> str:
+        """What to type to resume this run."""

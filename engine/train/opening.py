@@ -1,0 +1,113 @@
+"""Opens a run: directory and lock, checkpoint, parts, weights, optimizers, tracker, up to the first step."""
+
+from contextlib import ExitStack
+
+from torch import nn
+
+from dataset.files.locks import exclusive_lock
+from engine.checkpoints.load import load_averaged, load_checkpoint, load_weights
+from engine.checkpoints.resume import checkpoint_to_resume
+from engine.checkpoints.save import CheckpointStore
+from engine.runtime.devices import Runtime, start_runtime
+from engine.train.job import Job
+from engine.train.loop import Run, restore
+from engine.train.plan import TrainState
+from engine.train.tracking.backend import TrackedRun
+from engine.train.tracking.tracker import Notices, Tracker
+from models.ema import WeightAverage
+
+
+def open_run(job: Job, stack: ExitStack) -> tuple[Run, Notices]:
+    """The run as it stands before its first step, new or resumed; `stack` closes what it opens."""
+    settings = job.settings
+    runtime = start_runtime(settings.device, settings.compile, settings.seed)
+    stack.callback(runtime.close)
+    say = Notices(runtime.is_main)
+    directory = job.directory(runtime, say)
+    if runtime.is_main:
+        stack.enter_context(exclusive_lock(directory.path))
+        job.claim(directory, runtime)
+    checkpoint = checkpoint_to_resume(settings.resume_from, directory.path, runtime)
+    if checkpoint is None and settings.resume_from is not None:
+        say(f"resume: no checkpoint in {directory.path} yet, starting from the beginning")
+
+    parts = job.compose(directory, checkpoint, runtime, say, stack)
+    module, plan = parts.task.module, parts.plan
+    if checkpoint is not None:
+        load_weights(module, checkpoint.weights, source=str(checkpoint.path))
+    elif settings.start_from:
+        say(*start_from(module, settings.start_from))
+    optimizers = job.optimizers(parts, runtime)
+    average = WeightAverage(module, settings.ema_rate) if settings.ema_rate is not None else None
+
+    trainer = None if checkpoint is None else parts.trainer or checkpoint.trainer
+    saved = TrainState(**trainer["state"]) if trainer is not None else TrainState()
+    if runtime.is_main:
+        job.clear(directory, checkpoint, say)
+    tracker = Tracker(
+        TrackedRun(
+            directory=directory.path,
+            project=directory.project,
+            name=directory.name,
+            config=settings.config,
+            total_steps=plan.expected_steps,
+            resume_step=saved.step,
+            log_interval=plan.log_interval,
+        ),
+        backends=settings.trackers,
+        resume_before_evaluation=saved.evaluated_step != saved.step,
+        enabled=runtime.is_main,
+    )
+    stack.callback(tracker.close)
+    say.through(tracker)
+    run = Run(
+        task=parts.task,
+        data=parts.data,
+        optimizers=optimizers,
+        plan=plan,
+        runtime=runtime,
+        tracker=tracker,
+        store=CheckpointStore(directory.path, settings.keep_last) if runtime.is_main else None,
+        run_dir=directory.path,
+        config_yaml=parts.checkpoint_yaml,
+        average=average,
+        meta=parts.meta,
+        files=parts.files,
+    )
+    if checkpoint is not None and trainer is not None:
+        restore(run, trainer, checkpoint.ema)
+        say(f"resumed from {checkpoint.path}")
+    if runtime.is_main:
+        directory.write_config()
+    say(describe(module, runtime), f"{plan.expected_steps} steps; run directory {directory.path}")
+    job.begin(run, checkpoint, say)
+    return run, say
+
+
+def start_from(module: nn.Module, source: str) -> list[str]:
+    """Load the weights of a checkpoint, the averaged ones where it has them; returns notices."""
+    checkpoint = load_checkpoint(source)
+    notices = load_averaged(module, checkpoint)
+    return [f"weights from {checkpoint.path}{', averaged ones' if checkpoint.ema else ''}", *notices]
+
+
+def parameter_counts(module: nn.Module) -> dict[str, int]:
+    """The recursive trunk, and the tables and heads whose size is that of the vocabulary or of the puzzle list."""
+    trunk = sum(p.numel() for name, p in module.named_parameters() if "_level." in name)
+    total = sum(p.numel() for p in module.parameters())
+    puzzles = sum(b.numel() for name, b in module.named_buffers() if name.endswith("puzzle_emb.weights"))
+    return {
+        "parameters_trunk": trunk,
+        "parameters_embedding_and_heads": total - trunk,
+        "parameters_puzzle_table": puzzles,
+    }
+
+
+def describe(module: nn.Module, runtime: Runtime) -> str:
+    """Sizes and machine in one line."""
+    counts = parameter_counts(module)
+    numbers = ", ".join(
+        f"{counts[key]:,} {key.removeprefix('parameters_').replace('_', ' ')}" for key in counts if counts[key]
+    )
+    ranks = f", {runtime.world_size} ranks" if runtime.world_size > 1 else ""
+    return f"parameters: {numbers}; device {runtime.device}{ranks}, compile {'on' if runtime.use_compile else 'off'}"

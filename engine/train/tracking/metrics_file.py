@@ -1,0 +1,74 @@
+"""metrics.jsonl: one line of JSON for every step and evaluation, which a resumed run continues without a seam."""
+
+import json
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+METRICS_FILE = "metrics.jsonl"
+FORMER_METRICS_FILE = "metrics.previous.jsonl"
+
+
+class MetricsFile:
+    """Lines after `resume_step` are dropped; a new run starts a new file.
+
+    `before_evaluation`: the run resumes between that step and its evaluation, if there is one, and writes that again.
+    """
+
+    def __init__(self, run_dir: Path, resume_step: int, before_evaluation: bool) -> None:
+        self.path = run_dir / METRICS_FILE
+        _cut_after(self.path, resume_step, before_evaluation)
+        self._file = self.path.open("ab", buffering=0)
+
+    def write(self, metrics: dict[str, float | int], step: int) -> None:
+        values = {key: value if isinstance(value, int) else float(value) for key, value in metrics.items()}
+        nonfinite = {key: str(value) for key, value in values.items() if not math.isfinite(value)}
+        line: dict[str, Any] = {"step": step, "time": round(time.time(), 3)}
+        line |= {key: None if key in nonfinite else value for key, value in values.items()}
+        if nonfinite:
+            line["nonfinite"] = nonfinite
+        rest = (json.dumps(line, allow_nan=False) + "\n").encode()
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError as problem:
+            advice = f"{problem.strerror} (metrics of step {step}); make room, then resume with resume=true"
+            raise OSError(problem.errno, advice, str(self.path)) from problem
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _cut_after(path: Path, step: int, before_evaluation: bool) -> None:
+    """Drop the lines that a resumed run writes again and what a kill left half-written."""
+    if not path.exists():
+        return
+    if step == 0:
+        path.replace(path.with_name(FORMER_METRICS_FILE))
+        return
+    with path.open("r+b") as file:
+        end = 0
+        for line in file:
+            number = _step_of(line)
+            if number is None or number > step or (number == step and before_evaluation and not _is_of_training(line)):
+                break
+            end += len(line)
+        file.truncate(end)  # one atomic operation, which a full disk allows too
+        os.fsync(file.fileno())
+
+
+def _step_of(line: bytes) -> int | None:
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    number = found.get("step") if isinstance(found, dict) else None
+    return number if isinstance(number, int) else None
+
+
+def _is_of_training(line: bytes) -> bool:
+    return any(key.startswith("train/") for key in json.loads(line))

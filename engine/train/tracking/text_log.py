@@ -1,0 +1,45 @@
+"""train.log: what a run said and measured, as lines of text that a resumed run continues."""
+
+import time
+from collections.abc import Iterable
+
+from engine.train.tracking.backend import TrackedRun, as_backend_error
+
+LOG_FILE = "train.log"
+SHOWN = ["loss", "ce", "kd", "agreement", "accuracy", "lr", "grad_norm", "skipped_steps"]  # of a training step
+
+
+class TextLog:
+    """A line for every `log_interval`th step, the last one, every skipped one, and every evaluation."""
+
+    name = "text"
+
+    def __init__(self, run: TrackedRun) -> None:
+        self._log_interval, self._last_step = run.log_interval, run.total_steps
+        self._since, self._tokens = time.monotonic(), 0.0
+        with as_backend_error(OSError):
+            self._file = open(run.directory / LOG_FILE, "a", encoding="utf-8")  # noqa: SIM115 - closed by `close`
+
+    def log(self, metrics: dict[str, float | int], step: int) -> None:
+        self._tokens += metrics.get("train/tokens", 0)
+        values = {name.removeprefix("train/"): value for name, value in metrics.items()}
+        if "train/lr" not in metrics and "train/skipped_steps" not in metrics:
+            self.note(f"evaluation at step {step}: {_shown(values, values)}")
+        elif step % self._log_interval == 0 or step == self._last_step or "train/skipped_steps" in metrics:
+            seconds = time.monotonic() - self._since
+            speed = f", {self._tokens / seconds:,.0f} tokens/s" if seconds > 0 else ""
+            self.note(f"step {step}: {_shown(values, SHOWN)}{speed}")
+            self._since, self._tokens = time.monotonic(), 0.0
+
+    def note(self, text: str) -> None:
+        with as_backend_error(OSError):
+            self._file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+            self._file.flush()
+
+    def close(self) -> None:
+        with as_backend_error(OSError):
+            self._file.close()
+
+
+def _shown(values: dict[str, float | int], names: Iterable[str]) -> str:
+    return ", ".join(f"{name} {values[name]:.5g}" for name in names if name in values)

@@ -1,0 +1,139 @@
+"""The main rank's record of a run: metrics.jsonl, the chosen backends, a progress bar and what is said on stderr."""
+
+import sys
+from collections.abc import Sequence
+
+from engine.train.tracking.backend import Backend, BackendError, TrackedRun
+from engine.train.tracking.metrics_file import MetricsFile
+from engine.train.tracking.tensorboard_backend import TensorboardBackend
+from engine.train.tracking.text_log import TextLog
+from engine.train.tracking.wandb_backend import WandbBackend
+
+BACKENDS: dict[str, type[Backend]] = {
+    "wandb": WandbBackend,
+    "tensorboard": TensorboardBackend,
+    "text": TextLog,
+}
+BAR_METRICS = {
+    "train/lm_loss": "loss",
+    "train/ce": "ce",
+    "train/kd": "kd",
+    "train/exact_accuracy": "exact",
+    "train/lr": "lr",
+}
+
+
+class Tracker:
+    """Records metrics; a backend that fails is left out with a warning. With enabled=False, as on all ranks but the
+    first, it does nothing at all."""
+
+    def __init__(
+        self,
+        run: TrackedRun,
+        *,
+        backends: Sequence[str],
+        resume_before_evaluation: bool = False,
+        enabled: bool = True,
+    ) -> None:
+        chosen = [name for name in ([backends] if isinstance(backends, str) else backends) if name != "none"]
+        unknown = [name for name in chosen if name not in BACKENDS]
+        if unknown:
+            known = ", ".join(["none", *BACKENDS])
+            raise ValueError(f"tracker={unknown[0]!r} is unknown; expected one of {known}, or a list of them.")
+        self._enabled = enabled
+        self._backends: list[Backend] = []
+        if not enabled:
+            return
+
+        from tqdm import tqdm
+
+        run.directory.mkdir(parents=True, exist_ok=True)
+        self._metrics = MetricsFile(run.directory, run.resume_step, resume_before_evaluation)
+        self._bar = tqdm(
+            total=run.total_steps,
+            initial=run.resume_step,
+            desc=run.name,
+            unit="step",
+            file=sys.stderr,
+            dynamic_ncols=True,
+            mininterval=0.2 if sys.stderr.isatty() else 30.0,  # a log file needs few lines
+        )
+        for name in dict.fromkeys(chosen):
+            try:
+                self._backends.append(BACKENDS[name](run))
+            except ImportError as problem:
+                self._go_without(name, f"it is not installed ({problem}); try: pip install {name}")
+            except BackendError as problem:
+                self._go_without(name, str(problem))
+
+    def _go_without(self, name: str, reason: str) -> None:
+        self.print(f"Warning: tracker {name} is off: {reason}. Metrics are in {self._metrics.path} all the same.")
+
+    def log(self, metrics: dict[str, float | int], step: int) -> None:
+        if not self._enabled:
+            return
+        self._metrics.write(metrics, step)
+        for backend in list(self._backends):
+            try:
+                backend.log(metrics, step)
+            except BackendError as problem:
+                self._leave_out(backend, problem)
+        shown = [f"{label} {metrics[key]:.4g}" for key, label in BAR_METRICS.items() if key in metrics]
+        if shown:
+            self._bar.set_postfix_str(", ".join(shown), refresh=False)
+
+    def advance(self, step: int) -> None:
+        if self._enabled:
+            self._bar.update(step - self._bar.n)
+
+    def print(self, text: str) -> None:
+        """Say a line on stderr and note it."""
+        if self._enabled:
+            self._bar.write(text, file=sys.stderr)
+            self.note(text)
+
+    def note(self, text: str) -> None:
+        """Let the backends keep a line that has been said already."""
+        for backend in list(self._backends):
+            try:
+                backend.note(text)
+            except BackendError as problem:
+                self._leave_out(backend, problem)
+
+    def _leave_out(self, backend: Backend, problem: BackendError) -> None:
+        self._backends.remove(backend)
+        self._go_without(backend.name, str(problem))
+
+    def close(self) -> None:
+        if not self._enabled:
+            return
+        self._enabled = False
+        self._bar.close()
+        self._metrics.close()
+        for backend in self._backends:
+            try:
+                backend.close()
+            except BackendError as problem:
+                print(f"Warning: tracker {backend.name} did not close cleanly: {problem}.", file=sys.stderr)
+
+
+class Notices:
+    """What a run says from its beginning, on the main rank: on stderr, and in the tracker as soon as there is one."""
+
+    def __init__(self, enabled: bool = True) -> None:
+        self._enabled = enabled
+        self._tracker: Tracker | None = None
+        self._early: list[str] = []
+
+    def __call__(self, *lines: str) -> None:
+        for line in lines:
+            if self._tracker is not None:
+                self._tracker.print(line)
+            elif self._enabled:
+                print(line, file=sys.stderr)
+                self._early.append(line)
+
+    def through(self, tracker: Tracker) -> None:
+        self._tracker = tracker
+        for line in self._early:
+            tracker.note(line)

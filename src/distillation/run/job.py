@@ -1,0 +1,214 @@
+"""A distillation as the engine carries it out: what it consists of, where it writes, and what it may be resumed from."""
+
+import os
+import shlex
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from engine.build.puzzles import compile_step
+from engine.checkpoints.load import Checkpoint
+from engine.checkpoints.run_directory import RunDirectory, to_yaml
+from engine.config.schema import ConfigError
+from engine.runtime.devices import Runtime, start_runtime
+from engine.train.evaluate import Report
+from engine.train.job import Job, RunParts, RunSettings
+from engine.train.loop import Run
+from engine.train.opening import parameter_counts
+from engine.train.optimizers import OptimizerSet
+from engine.train.plan import Plan
+from engine.train.tracking.tracker import Notices
+from src.distillation.config import DistillConfig
+from src.distillation.run import build
+from src.distillation.run.directory import make_room, point_at_latest
+from src.distillation.run.provenance import META_KEY, check_changes, facts_of, record_start
+from src.distillation.student.arch import student_arch
+from src.distillation.task import DistillTask
+
+PROGRAM = "src.distillation.scripts.train"
+ONE_PASS = 10**9  # batches that checkpoints of former versions call a pass where nothing was evaluated
+
+
+class DistillJob(Job):
+    """A teacher into a student, or text alone into one."""
+
+    def __init__(self, config: DistillConfig) -> None:
+        self.config = config
+
+    @property
+    def settings(self) -> RunSettings:
+        config = self.config
+        use_wandb = "WANDB_API_KEY" in os.environ if config.use_wandb is None else config.use_wandb
+        return RunSettings(
+            config=config.model_dump(mode="json"),
+            device=config.device,
+            compile=config.compile,
+            seed=config.seed,
+            resume_from=config.resume_from,
+            keep_last=config.keep_last_n,
+            trackers=["text", "wandb"] if use_wandb else ["text"],
+        )
+
+    def directory(self, runtime: Runtime, say: Notices) -> RunDirectory:
+        config = self.config
+        if runtime.world_size > 1:
+            raise ValueError(
+                f"A distillation runs in one process, found WORLD_SIZE={runtime.world_size}. Start it without torchrun."
+            )
+        student_arch(config)  # refused before anything is read or written
+        path = Path(config.output_dir)
+        config_yaml = to_yaml(config.model_dump(mode="json"))
+        return RunDirectory(path, config.wandb_project, config.run_name or path.resolve().name, config_yaml)
+
+    def compose(
+        self, directory: RunDirectory, checkpoint: Checkpoint | None, runtime: Runtime, say: Notices, stack: ExitStack
+    ) -> RunParts:
+        config = self.config
+        arch = student_arch(config)
+        corpora = build.open_corpora(config)
+        facts = facts_of(config, corpora.fingerprint, corpora.tokenizer.sha256, None)
+        former = None if checkpoint is None else former_facts(checkpoint)
+        if former is not None:
+            check_changes(former, facts, config.rows_per_step)
+
+        head = build.build_student(config, arch, corpora.tokenizer, runtime)
+        teacher = build.teacher_of(config, corpora, runtime)
+        if teacher is not None:
+            stack.callback(teacher.close)
+            facts["teacher"] = teacher.facts.fingerprint
+        if checkpoint is None:
+            if config.init_from_teacher:
+                say(*build.take_over(config, head.model))
+            if "model_variant" in config.model_fields_set and config.student != "retnet":
+                say(f"note: model_variant={config.model_variant} is a size of student=retnet and says nothing here")
+        if runtime.use_compile:
+            compile_step(head)
+        task = DistillTask(
+            head,
+            runtime,
+            teacher,
+            seed=config.seed,
+            total_steps=config.max_steps,
+            micro_batches=config.gradient_accumulation_steps,
+            knows_held_out=build.knows_held_out(config, corpora),
+            controller=build.controller_of(config),
+            checks_first_loss=checkpoint is None and not config.init_from_teacher,
+            warn=say,
+        )
+        data = build.run_data(config, corpora, head, runtime)
+        if data.eval_items is None and config.eval_interval:
+            say("note: no documents are held out (--val-fraction of the preprocessing), so nothing is evaluated")
+        say(lengths_in_words(config, corpora))
+        return RunParts(
+            task=task,
+            data=data,
+            plan=plan_of(config),
+            checkpoint_yaml=build.checkpoint_yaml(config, arch),
+            meta=parameter_counts(head) | {META_KEY: facts},
+            files=corpora.tokenizer_files,
+            trainer=None if checkpoint is None else resumed_trainer(checkpoint, facts, corpora.train.num_batches()),
+        )
+
+    def optimizers(self, parts: RunParts, runtime: Runtime) -> OptimizerSet:
+        task = parts.task
+        assert isinstance(task, DistillTask)
+        return build.student_optimizers(self.config, task.head, task.controller)
+
+    def clear(self, directory: RunDirectory, checkpoint: Checkpoint | None, say: Notices) -> None:
+        """Put another run aside; nothing has failed until here."""
+        say(*make_room(directory.path, None if checkpoint is None else checkpoint.path), *point_at_latest(directory.path))
+        choose_wandb_mode(self.config.wandb_mode)
+
+    def begin(self, run: Run, checkpoint: Checkpoint | None, say: Notices) -> None:
+        former, source = (None, None) if checkpoint is None else (former_facts(checkpoint), str(checkpoint.path))
+        say(record_start(run.run_dir, run.state.step, former, run.meta[META_KEY], source))
+
+    def finish(self, run: Run, report: Report | None, say: Notices) -> dict[str, Any]:
+        return {"output_dir": str(run.run_dir), "step": run.state.step, **(report or {})}
+
+    def resume_command(self, run_dir: Path) -> str:
+        """The command that was typed, and what it takes to resume."""
+        words, kept = iter(sys.argv[1:]), []
+        for word in words:
+            if word in ("--resume-from", "--resume"):
+                next(words, None)
+            elif not word.startswith(("--resume-from=", "--resume=")):
+                kept.append(word)
+        return shlex.join(["python", "-m", PROGRAM, *kept, "--resume-from", "latest"])
+
+
+def dry_run(config: DistillConfig) -> dict[str, Any]:
+    """What a run would do; data and student are opened, the teacher is not, and nothing is written."""
+    runtime = start_runtime(config.device, False, config.seed)
+    arch = student_arch(config)
+    corpora = build.open_corpora(config)
+    head = build.build_student(config, arch, corpora.tokenizer, runtime)
+    return {
+        "mode": config.mode,
+        "student": config.student,
+        **parameter_counts(head),
+        "device": str(runtime.device),
+        "teacher": None if config.pretrain_ce_only else config.teacher_model,
+        "tokens_per_step": config.rows_per_step * config.max_seq_length,
+        "steps": config.max_steps,
+        "steps_per_epoch": corpora.train.num_batches(),
+        "epochs": round(config.max_steps / corpora.train.num_batches(), 3),
+        "held_out_rows": 0 if corpora.held_out is None else corpora.held_out.metadata.num_rows,
+        "output_dir": config.output_dir,
+    }
+
+
+def plan_of(config: DistillConfig) -> Plan:
+    """The corpus is repeated until all steps are taken; passes over it decide nothing."""
+    return Plan(
+        total_steps=config.max_steps,
+        expected_steps=config.max_steps,
+        iterations=sys.maxsize,
+        eval_every_steps=config.eval_interval or config.max_steps,
+        save_every_eval=False,
+        save_every_steps=config.save_interval,
+        log_interval=config.log_interval,
+        grad_clip=config.max_grad_norm,
+        max_bad_steps=config.max_bad_steps,
+        best_metric="token_loss",
+    )
+
+
+def former_facts(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Those of the run that saved it."""
+    found = checkpoint.meta.get(META_KEY)
+    if not isinstance(found, dict):
+        raise ConfigError(
+            [f"{checkpoint.path} is not a checkpoint of a distillation, so this run cannot resume it. Name another one"]
+        )
+    return found
+
+
+def resumed_trainer(checkpoint: Checkpoint, facts: dict[str, Any], batches_per_epoch: int) -> dict[str, Any]:
+    """The checkpoint's trainer state as it fits this run's corpus and mode."""
+    assert checkpoint.trainer is not None
+    former, state, task = former_facts(checkpoint), dict(checkpoint.trainer["state"]), checkpoint.trainer["task"]
+    if former["corpus"] != facts["corpus"]:
+        state |= {"iteration": 1, "batches_done": 0}  # another corpus is read from its beginning
+    elif "evaluations_waited" not in state:  # written when a pass was what lies between two evaluations
+        used = (state["iteration"] - 1) * (former["config"]["eval_interval"] or ONE_PASS) + state["batches_done"]
+        state |= {"iteration": used // batches_per_epoch + 1, "batches_done": used % batches_per_epoch}
+    if former["mode"] != facts["mode"]:
+        task = {}  # what the controller has seen is another loss
+    return checkpoint.trainer | {"state": state, "task": task}
+
+
+def choose_wandb_mode(asked: str | None) -> None:
+    """W&B reads its mode from the environment; the config goes before it, and a key alone means online."""
+    if asked is not None:
+        os.environ["WANDB_MODE"] = asked
+    elif "WANDB_API_KEY" in os.environ:
+        os.environ.setdefault("WANDB_MODE", "online")
+
+
+def lengths_in_words(config: DistillConfig, corpora: build.Corpora) -> str:
+    epochs = config.max_steps / corpora.train.num_batches()
+    tokens = config.rows_per_step * config.max_seq_length
+    held_out = 0 if corpora.held_out is None else corpora.held_out.metadata.num_rows
+    return f"{config.max_steps} steps of up to {tokens:,} tokens, {epochs:.2f} epochs; {held_out} held-out rows"

@@ -1,0 +1,232 @@
+"""Tunes a teacher on a packed corpus: what the engine carries out, and what is written of the tuned model."""
+
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dataset.tokenization.lookup import open_tokenizer
+from engine.checkpoints.load import Checkpoint, latest_step, load_checkpoint, load_weights, step_of
+from engine.checkpoints.resume import step_directory
+from engine.checkpoints.run_directory import RunDirectory, to_yaml
+from engine.config.flags import yaml_options
+from engine.runtime.devices import Runtime
+from engine.tasks.text import perplexity
+from engine.train.evaluate import Report, evaluate, flat
+from engine.train.job import Job, RunParts, RunSettings
+from engine.train.loop import Run
+from engine.train.optimizers import OptimizerSet, Schedule
+from engine.train.plan import Plan
+from engine.train.tracking.tracker import Notices
+from src.distillation.corpus.manifest import TokenizerFacts, load_manifest, tokenizer_facts
+from src.distillation.run.ram_disk import corpus_in_memory
+from src.distillation.student.optimizer import student_optimizer
+from src.distillation.teachers.packed_attention import check_packable, head_of
+from src.distillation.tuning.config import TeacherFtConfig
+from src.distillation.tuning.corpus import HELD_OUT, open_corpus
+from src.distillation.tuning.lora import TunedTeacher, open_teacher_to_tune, save_adapter, save_model
+from src.distillation.tuning.task import TeacherTask
+
+WORTHWHILE = 0.10  # a fall of perplexity below which the tuning was hardly worth its time
+LEARNT_WITH = [
+    "teacher_model",
+    "init_config",
+    "method",
+    "lora_rank",
+    "lora_alpha",
+    "target_modules",
+    "optimizer_type",
+    "physical_batch_size",
+    "gradient_accumulation_steps",
+    "seed",
+]
+
+
+class TuneTeacherJob(Job):
+    """The tuning of a teacher, with an adapter or as a whole."""
+
+    def __init__(self, config: TeacherFtConfig) -> None:
+        self.config = config
+
+    @property
+    def settings(self) -> RunSettings:
+        config = self.config
+        return RunSettings(
+            config=config.model_dump(mode="json"),
+            device=config.device,
+            compile=False,
+            seed=config.seed,
+            resume_from=config.resume_from,
+            keep_last=config.keep_last_n,
+            trackers=config.tracker,
+        )
+
+    def directory(self, runtime: Runtime, say: Notices) -> RunDirectory:
+        path = Path(self.config.output_dir)
+        return RunDirectory(path, "teacher", path.resolve().name, to_yaml(self.config.model_dump(mode="json")))
+
+    def claim(self, directory: RunDirectory, runtime: Runtime) -> None:
+        """Refuse to write where another run has left its checkpoints."""
+        path, asked = directory.path, self.config.resume_from
+        continues = asked is not None and step_directory(asked).resolve().parent == path.resolve()
+        if not continues and (step := latest_step(path)) is not None:
+            raise ValueError(
+                f"{path} holds checkpoints already, the last one of step {step}. Resume it with --resume-from {path}, "
+                "or choose another --output-dir."
+            )
+
+    def compose(
+        self, directory: RunDirectory, checkpoint: Checkpoint | None, runtime: Runtime, say: Notices, stack: ExitStack
+    ) -> RunParts:
+        config, folder = self.config, Path(self.config.data_path)
+        tokenizer = open_tokenizer(config.tokenizer_name)
+        facts = tokenizer_facts(config.tokenizer_name, tokenizer)
+        load_manifest(folder).check_made_for(folder, facts, None)
+        if config.ram_disk:
+            folder = stack.enter_context(corpus_in_memory(folder, runtime, cleanup=config.ram_disk_cleanup))
+        corpus = open_corpus(config, folder, facts, runtime)
+        if checkpoint is not None:
+            check_resumable(checkpoint, config, corpus.fingerprint)
+        dtype = product_type(config.dtype, runtime.device)
+        teacher = open_teacher_to_tune(config, facts, dtype).to(runtime.device)
+        check_packable(teacher.causal, corpus.seq_len)
+        check_vocabulary(teacher, facts)
+        if config.gradient_checkpointing:
+            save_activations(teacher)
+        runtime.broadcast_([p for p in teacher.parameters() if p.requires_grad])
+        task = TeacherTask(
+            teacher, runtime, seed=config.seed, micro_batches=config.gradient_accumulation_steps, dtype=dtype
+        )
+        plan = plan_of(config, min(config.max_steps or sys.maxsize, config.epochs * corpus.num_batches))
+        say(f"{teacher.num_trained():,} trained weights, {plan.total_steps} steps")
+        return RunParts(
+            task=task,
+            data=corpus.data,
+            plan=plan,
+            checkpoint_yaml=directory.config_yaml,
+            meta={"corpus": corpus.fingerprint, "trained_parameters": teacher.num_trained()},
+            trainer=None if checkpoint is None else resumed_trainer(checkpoint),
+        )
+
+    def optimizers(self, parts: RunParts, runtime: Runtime) -> OptimizerSet:
+        config = self.config
+        optimizer = student_optimizer(
+            config.optimizer_type,
+            parts.task.module,
+            lr=config.learning_rate,
+            betas=(config.beta1, config.beta2),
+            weight_decay=config.weight_decay,
+        )
+        schedule = Schedule(config.warmup_steps, parts.plan.total_steps, config.min_lr / config.learning_rate)
+        return OptimizerSet(optimizer, config.learning_rate, None, 0.0, schedule)
+
+    def finish(self, run: Run, report: Report | None, say: Notices) -> dict[str, Any] | None:
+        """Write the best weights as an adapter and as a whole model, and score what was written; None if stopped."""
+        config, task, runtime, state = self.config, run.task, run.runtime, run.state
+        if not run.plan.is_over(state):
+            return None
+        ended_early = state.step < run.plan.total_steps
+        if ended_early:
+            say(f"step {state.step}: {config.patience} evaluations in a row brought no better loss, so it ends")
+        assert isinstance(task, TeacherTask) and state.base_value is not None
+        runtime.barrier()  # the best checkpoint is on disk
+        best = load_checkpoint(run.run_dir)
+        load_weights(task.teacher, best.weights, source=str(best.path))
+        adapter = model = None
+        if task.teacher.has_adapter and runtime.is_main:
+            adapter = str(save_adapter(task.teacher, run.run_dir))
+        if config.save_merged:
+            task.teacher = task.teacher.merged()
+            if runtime.is_main:
+                model = str(save_model(task.teacher, open_tokenizer(config.tokenizer_name).files(), run.run_dir))
+        assert run.data.eval_items is not None
+        tuned = evaluate(task, run.data.eval_items(), run.data.eval_sets, runtime)[HELD_OUT]
+        run.tracker.log(flat({"tuned": tuned}), state.step)
+        base = perplexity(state.base_value)
+        improvement = 1 - tuned["perplexity"] / base
+        if improvement < WORTHWHILE:
+            say(
+                f"held-out perplexity fell by {improvement:.1%} only, from {base:.2f} to {tuned['perplexity']:.2f}: train "
+                "for longer, raise learning_rate, or teach with the model as it was"
+            )
+        return {
+            "base": {"loss": state.base_value, "perplexity": base},
+            "tuned": {name: tuned[name] for name in ("loss", "perplexity", "accuracy")},
+            "improvement": improvement,
+            "steps": state.step,
+            "best_step": step_of(best.path),
+            "ended_early": ended_early,
+            "trained_parameters": run.meta["trained_parameters"],
+            "adapter": adapter,
+            "model": model,
+        }
+
+    def resume_command(self, run_dir: Path) -> str:
+        return f"--resume-from {run_dir}"
+
+
+def plan_of(config: TeacherFtConfig, total_steps: int) -> Plan:
+    return Plan(
+        total_steps=total_steps,
+        expected_steps=total_steps,
+        iterations=config.epochs,
+        eval_every_steps=config.eval_interval or total_steps,
+        eval_at_start=True,
+        save_every_steps=config.save_interval or None,
+        log_interval=config.log_interval,
+        grad_clip=config.max_grad_norm,
+        best_metric="loss",
+        patience=config.patience,
+        min_improvement=config.min_improvement,
+    )
+
+
+def check_resumable(checkpoint: Checkpoint, config: TeacherFtConfig, corpus_fingerprint: str) -> None:
+    """Refuse what was learnt under another config or from another corpus."""
+    then = yaml_options(checkpoint.config_yaml or "", where=str(checkpoint.path))
+    now = config.model_dump(mode="json")
+    changed = [f"{key} was {then.get(key)} and is {now[key]}" for key in LEARNT_WITH if then.get(key) != now[key]]
+    if checkpoint.meta.get("corpus") != corpus_fingerprint:
+        changed.append(f"the corpus is not the one it was trained on ({config.data_path})")
+    if changed:
+        raise ValueError(
+            f"{checkpoint.path} cannot be resumed: {'; '.join(changed)}. Set them back, or start from scratch in another "
+            "--output-dir."
+        )
+
+
+def resumed_trainer(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The checkpoint's trainer state; one of a former version kept the base loss apart and no patience."""
+    assert checkpoint.trainer is not None
+    state = dict(checkpoint.trainer["state"])
+    if "base_value" not in state:
+        base = checkpoint.trainer["task"]["base_loss"]
+        best = state["best_value"]
+        state |= {"base_value": base, "improved_value": base if best is None else min(base, best)}
+    return checkpoint.trainer | {"state": state}
+
+
+def product_type(asked: str, device: torch.device) -> torch.dtype:
+    """What matrix products are computed in."""
+    if asked == "auto":
+        asked = "bfloat16" if device.type == "cuda" else "float32"
+    return torch.bfloat16 if asked == "bfloat16" else torch.float32
+
+
+def check_vocabulary(teacher: TunedTeacher, tokenizer: TokenizerFacts) -> None:
+    size = len(head_of(teacher.causal))
+    if size < tokenizer.vocab_size:
+        raise ValueError(
+            f"The model knows {size} tokens, but the tokenizer {tokenizer.name} of the corpus has {tokenizer.vocab_size}. "
+            "Use the model's own tokenizer and preprocess with it, or set vocab_size in init_config."
+        )
+
+
+def save_activations(teacher: TunedTeacher) -> None:
+    """Each layer keeps its input alone and is computed again for the gradient."""
+    causal = teacher.causal
+    # transformers renamed the method; the former name still works, with a warning.
+    enable = getattr(causal, "activation_checkpointing_enable", None) or causal.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
