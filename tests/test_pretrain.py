@@ -64,8 +64,8 @@ def test_sigterm_saves_and_tells_how_to_go_on(tmp_path):
     assert logged(run_dir)[-1]["step"] == step
     assert stopped.out == "", "no result was reached"
 
-    (told,) = [line for line in stopped.err.splitlines() if "go on with: " in line]
-    words = shlex.split(told.partition("go on with: ")[2])
+    (told,) = [line for line in stopped.err.splitlines() if "resume with: " in line]
+    words = shlex.split(told.partition("resume with: ")[2])
     assert words[0] == "python"
     typed = subprocess.run([sys.executable, *words[1:]], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert typed.returncode == 0, typed.stderr
@@ -79,7 +79,7 @@ def test_ctrl_c_stops_the_loader_workers_too(tmp_path):
     process = start(flags(data, run_dir, epochs=90, eval_interval=90, dataloader_workers=2), tmp_path)
     stopped = signal_at_step(process, run_dir, 5, signal.SIGINT)
     assert stopped.code == 0, stopped.err
-    assert "go on with: " in stopped.err and "Traceback" not in stopped.err
+    assert "resume with: " in stopped.err and "Traceback" not in stopped.err
     assert len(steps_on_disk(run_dir)) == 1
 
 

@@ -208,7 +208,7 @@ def stopped_at(step: int, arguments: list[str]) -> str:
     with mock.patch.object(task_class, "train_step", interrupted):
         ended = train_text(arguments)
     assert ended.code == 0 and ended.out == "", "a run that was stopped has no result"
-    assert f"stopped after step {step}; go on with: " in ended.err
+    assert f"stopped after step {step}; resume with: " in ended.err
     return ended.err
 
 

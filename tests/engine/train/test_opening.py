@@ -1,7 +1,6 @@
 """How a run starts: from which weights, and what it says of its size."""
 
 import torch
-from engine.conduct import describe, parameter_counts
 
 from engine.build.puzzles import build_model
 from engine.checkpoints.load import load_checkpoint
