@@ -154,7 +154,7 @@ def dry_run(config: DistillConfig) -> dict[str, Any]:
         "steps": config.max_steps,
         "steps_per_epoch": corpora.train.num_batches(),
         "epochs": round(config.max_steps / corpora.train.num_batches(), 3),
-        "held_out_rows": 0 if corpora.held_out is None else corpora.held_out.metadata.num_rows,
+        "held_out_rows": 0 if corpora.held_out is None else len(corpora.held_out.rows),
         "output_dir": config.output_dir,
     }
 
@@ -210,5 +210,5 @@ def choose_wandb_mode(asked: str | None) -> None:
 def lengths_in_words(config: DistillConfig, corpora: build.Corpora) -> str:
     epochs = config.max_steps / corpora.train.num_batches()
     tokens = config.rows_per_step * config.max_seq_length
-    held_out = 0 if corpora.held_out is None else corpora.held_out.metadata.num_rows
+    held_out = 0 if corpora.held_out is None else len(corpora.held_out.rows)
     return f"{config.max_steps} steps of up to {tokens:,} tokens, {epochs:.2f} epochs; {held_out} held-out rows"
