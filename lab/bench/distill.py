@@ -76,7 +76,7 @@ def bench_distill(
         recording = RecordingTeacher(teacher, Path(place), tokenizer, CORPUS)
         recording.signal(batch)
         recording.close()
-        cached = CachedTeacher(Path(place), tokenizer, CORPUS, vocab_size=vocab_size, kind="topk", k=topk)
+        cached = CachedTeacher(config.model_copy(update={"cache_dir": place}), tokenizer, CORPUS)
         size = sum(file.stat().st_size for file in Path(place).iterdir())
         result["cache_bytes_per_token"] = round(size / (rows * (positions - 1)), 1)
         for name, asked in (("direct", teacher), ("cached", cached)):

@@ -43,9 +43,9 @@ def options(mode: str, **given: Any) -> TeacherOptions:
 def open_with(root: Path, mode: str, **changes: Any) -> Teacher:
     manifest = manifest_of(root)
     facts = manifest.tokenizer.model_copy(update=changes.pop("tokenizer", {}))
-    corpus, vocab_size = changes.pop("corpus", manifest.fingerprint), changes.pop("vocab_size", VOCAB_SIZE)
+    corpus = changes.pop("corpus", manifest.fingerprint)
     beside = {name: changes.pop(name) for name in ("temperatures", "api_key") if name in changes}
-    return open_teacher(options(mode, **changes), facts, corpus, vocab_size, **beside)
+    return open_teacher(options(mode, **changes), facts, corpus, **beside)
 
 
 def direct(root: Path, **changes: Any) -> Teacher:

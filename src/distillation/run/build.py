@@ -100,8 +100,7 @@ def teacher_of(config: DistillConfig, corpora: Corpora, runtime: Runtime) -> Tea
         return None
     if config.teacher_device == "auto":
         config = config.model_copy(update={"teacher_device": str(runtime.device)})
-    tokenizer = corpora.tokenizer
-    return open_teacher(config, tokenizer, corpora.fingerprint, tokenizer.vocab_size)
+    return open_teacher(config, corpora.tokenizer, corpora.fingerprint)
 
 
 def knows_held_out(config: DistillConfig, corpora: Corpora) -> bool:

@@ -51,7 +51,6 @@ def cache_corpus(options: CacheOptions) -> str:
         options.teacher(),
         tokenizer,
         manifest.fingerprint,
-        tokenizer.vocab_size,
         temperatures=options.temperature,
         api_key=options.api_key,
     )

@@ -26,11 +26,24 @@ class TeacherFacts:
     temperatures: tuple[float, ...]  # those that `log_norms` has a column for, 1.0 always among them, ascending
     fingerprint: str  # of the weights, or of the address and the model's name
 
+    @classmethod
+    def of(
+        cls, kind: Kind, k: int, *, vocab_size: int, temperatures: tuple[float, ...], fingerprint: str
+    ) -> "TeacherFacts":
+        """With `k` as asked for; where dense it has no meaning."""
+        return cls(vocab_size, kind, vocab_size if kind == "dense" else k, temperatures, fingerprint)
+
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
             raise ValueError(f"teacher signal {self.kind!r}: expected one of {', '.join(get_args(Kind))}.")
         if 1.0 not in self.temperatures or list(self.temperatures) != sorted(set(self.temperatures)):
             raise ValueError(f"temperatures={self.temperatures}: expected ascending numbers with 1.0 among them.")
+
+        if self.kind == "topk" and self.k > self.vocab_size:
+            raise ValueError(
+                f"teacher_topk={self.k} is more than the {self.vocab_size} ids there are. Lower it, or use "
+                "teacher_kind=dense."
+            )
 
     def column(self, wanted: float) -> int:
         """Which of `log_norms` is of this temperature; another one's cannot be computed from a part of a distribution."""
@@ -64,8 +77,18 @@ class TeacherSignal:
 
     def targets(self, places: Tensor, column: int) -> TeacherTargets:
         """At the positions `places` (T,) of the flattened batch, with the log norm of one temperature."""
-        at = {name: value.flatten(0, 1)[places] for name, value in self.columns().items()}
+        at = {name: value[places] for name, value in self.flat().columns().items()}
         return TeacherTargets(log_norm=at.pop("log_norms")[:, column], **at)
+
+    def put(self, places: Tensor | list[int], values: "TeacherSignal") -> None:
+        """Overwrite what is said at some places of the first axis."""
+        named = values.columns()
+        for name, column in self.columns().items():
+            column[places] = named[name]
+
+    def flat(self) -> "TeacherSignal":
+        """A view of all positions of the batch in one row."""
+        return self._with_each(lambda value: value.flatten(0, 1))
 
     def rows(self, numbers: Sequence[int]) -> "TeacherSignal":
         return self._with_each(lambda value: value[list(numbers)])

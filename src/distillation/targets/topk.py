@@ -1,9 +1,7 @@
-"""What is told of a position, from the whole distribution at it: the likeliest ids, drawn ones, or all.
+"""What a teacher names of a whole distribution: the top k, drawn ids, or all.
 
-S positions, V vocabulary, K ids that are told.
+S positions, V vocabulary, K ids that are named.
 """
-
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,23 +9,27 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.losses.distill import NO_MASS, UNUSED
-from src.distillation.targets.signal import TeacherFacts, TeacherSignal
+from src.distillation.targets.signal import TeacherFacts, TeacherSignal, log_norms_of
 
 
-@dataclass(frozen=True)
-class Answers:
-    logprobs: Tensor  # (S, K), or (S, V) where all is told
-    ids: Tensor | None = None  # (S, K)
+def named(logprobs: Tensor, facts: TeacherFacts, seed: int, row_ids: Tensor, positions: Tensor) -> TeacherSignal:
+    """Of log-probabilities (S, V) what the facts ask for; draws follow from the seed, the row (S,) and the position."""
+    ids: Tensor | None = None
     shares: Tensor | None = None
+    log_norms = log_norms_of(logprobs, facts.temperatures)
+    if facts.kind == "topk":
+        logprobs, ids = logprobs.topk(facts.k, dim=-1)
+    elif facts.kind == "sampled":
+        offsets = torch.from_numpy(offsets_of(seed, row_ids.cpu().numpy(), positions.cpu().numpy()))
+        logprobs, ids, shares = drawn(logprobs, facts.k, offsets.to(logprobs.device))
+    valid = torch.ones(len(logprobs), dtype=torch.bool, device=logprobs.device)
+    return TeacherSignal(logprobs, log_norms, valid, None if ids is None else ids.to(torch.int32), shares)
 
 
-def likeliest(logprobs: Tensor, k: int) -> Answers:
-    top = logprobs.topk(k, dim=-1)
-    return Answers(top.values, top.indices.to(torch.int32))
-
-
-def drawn(logprobs: Tensor, k: int, offsets: Tensor) -> Answers:
+def drawn(logprobs: Tensor, k: int, offsets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """k systematic draws: the points (offset + i) / k, i from 0, each draw the id whose part of [0, 1) it falls into.
+
+    Returns log-probabilities, ids and shares (S, k) of the distinct ids, UNUSED in the slots that are left.
 
     With offsets (S,) that are uniform over [0, 1) every id is drawn k times its probability on average, as with
     independent draws; and its share is never further than 1/k from that, which those do not give.
@@ -43,9 +45,9 @@ def drawn(logprobs: Tensor, k: int, offsets: Tensor) -> Answers:
     is_new[:, 1:] = ids[:, 1:] != ids[:, :-1]
     slots = is_new.cumsum(-1) - 1
     counts = torch.zeros_like(logprobs[:, :k]).scatter_add_(-1, slots, torch.ones_like(points, dtype=logprobs.dtype))
-    told = torch.full_like(ids, UNUSED).scatter_(-1, slots, ids)
-    values = logprobs.gather(-1, told.clamp(min=0)).masked_fill_(told == UNUSED, NO_MASS)
-    return Answers(values, told.to(torch.int32), counts / k)
+    once = torch.full_like(ids, UNUSED).scatter_(-1, slots, ids)
+    values = logprobs.gather(-1, once.clamp(min=0)).masked_fill_(once == UNUSED, NO_MASS)
+    return values, once, counts / k
 
 
 def offsets_of(seed: int, row_ids: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -65,7 +67,7 @@ def _scramble(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def blank_signal(facts: TeacherFacts, valid: Tensor) -> TeacherSignal:
-    """Says nothing at any position yet; where all ids are told of, that all are equally likely."""
+    """Says nothing at any position yet; where all ids are named, that all are equally likely."""
     shape, device = valid.shape, valid.device
     is_dense = facts.kind == "dense"
 
@@ -79,15 +81,3 @@ def blank_signal(facts: TeacherFacts, valid: Tensor) -> TeacherSignal:
         ids=None if is_dense else slots(UNUSED, torch.int32),
         shares=slots(0, torch.float32) if facts.kind == "sampled" else None,
     )
-
-
-def put_answers(told: TeacherSignal, places: Tensor, answers: Answers, log_norms: Tensor) -> None:
-    """Fill in what is told of `places` (S,) of the flattened batch."""
-    told.log_norms.flatten(0, 1)[places] = log_norms
-    for target, value in (
-        (told.logprobs, answers.logprobs),
-        (told.ids, answers.ids),
-        (told.shares, answers.shares),
-    ):
-        if target is not None and value is not None:
-            target.flatten(0, 1)[places] = value

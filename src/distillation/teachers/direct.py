@@ -4,15 +4,16 @@ B rows, L positions, D hidden, V vocabulary.
 """
 
 import sys
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dataset.common import Batch
+from src.distillation.config import TeacherOptions
 from src.distillation.corpus.manifest import TokenizerFacts
-from src.distillation.targets.signal import Kind, TeacherFacts, TeacherSignal, log_norms_of, predicted_places
-from src.distillation.targets.topk import Answers, blank_signal, drawn, likeliest, offsets_of, put_answers
+from src.distillation.targets.signal import Kind, TeacherFacts, TeacherSignal, predicted_places
+from src.distillation.targets.topk import blank_signal, named
 from src.distillation.teachers.causal_lm import load_causal_lm
 from src.distillation.teachers.files import (
     adapter_files,
@@ -25,7 +26,6 @@ from src.distillation.teachers.packed_attention import check_packable, head_of, 
 
 CHUNK_ELEMENTS = 2**24  # of float32: 64 MiB, some 130 positions of a vocabulary of 128,000
 
-DType = Literal["auto", "float32", "bfloat16", "float16"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -48,12 +48,12 @@ class DirectTeacher:
         fingerprint: str | None = None,
         chunk_elements: int = CHUNK_ELEMENTS,
     ) -> None:
-        _check_vocabulary(head_of(model).shape[0], vocab_size, kind, k)
+        _check_vocabulary(model, vocab_size)
         self.model = model.eval().requires_grad_(False)
-        self.facts = TeacherFacts(
+        self.facts = TeacherFacts.of(
+            kind,
+            k,
             vocab_size=vocab_size,
-            kind=kind,
-            k=vocab_size if kind == "dense" else k,
             temperatures=temperatures,
             fingerprint=fingerprint or weights_fingerprint(model),
         )
@@ -70,15 +70,16 @@ class DirectTeacher:
             check_packable(self.model, length)
             self._checked_length = length
         valid = predicted_places(batch["documents"])
-        told = blank_signal(self.facts, valid)
+        signal = blank_signal(self.facts, valid)
+        flat = signal.flat()
         places = valid.flatten().nonzero().squeeze(-1)
         if len(places):
             hidden = packed_hidden(self.model, batch).flatten(0, 1)  # (B * L, D)
             for part in places.split(self._chunk):
                 logprobs = self._logprobs(hidden[part])
-                answers = self._choose(logprobs, batch["row_id"][part // length], part % length)
-                put_answers(told, part, answers, log_norms_of(logprobs, self.facts.temperatures))
-        return told.to(asked_from)
+                rows = batch["row_id"][part // length]
+                flat.put(part, named(logprobs, self.facts, self._seed, rows, part % length))
+        return signal.to(asked_from)
 
     def close(self) -> None:
         """Nothing is being written, and the model goes with this object."""
@@ -88,63 +89,43 @@ class DirectTeacher:
         logits = hidden @ head_of(self.model).T
         return logits[:, : self.facts.vocab_size].float().log_softmax(-1)
 
-    def _choose(self, logprobs: Tensor, row_ids: Tensor, positions: Tensor) -> Answers:
-        if self.facts.kind == "dense":
-            return Answers(logprobs)
-        if self.facts.kind == "topk":
-            return likeliest(logprobs, self.facts.k)
-        offsets = offsets_of(self._seed, row_ids.cpu().numpy(), positions.cpu().numpy())
-        return drawn(logprobs, self.facts.k, torch.from_numpy(offsets).to(logprobs.device))
-
 
 def open_direct_teacher(
-    name: str,
-    tokenizer: TokenizerFacts,
-    vocab_size: int,
-    *,
-    adapter_path: str | None = None,
-    device: str = "auto",
-    dtype: DType = "auto",
-    kind: Kind = "topk",
-    k: int = 64,
-    temperatures: tuple[float, ...] = (1.0,),
-    seed: int = 0,
+    options: TeacherOptions, tokenizer: TokenizerFacts, temperatures: tuple[float, ...] = (1.0,)
 ) -> DirectTeacher:
     """Load a folder or a name of the Hub; an adapter is merged into it."""
-    place = _device(device)
+    assert options.teacher_model is not None
+    name, adapter_path = options.teacher_model, options.teacher_adapter_path
+    device = _device(options.teacher_device)
     adapter = [] if adapter_path is None else adapter_files(adapter_path)  # refused before the model is fetched
-    model = load_causal_lm(name, dtype=_dtype(dtype, place), adapter_path=adapter_path)
-    num_ids = head_of(model).shape[0]
-    _check_vocabulary(num_ids, vocab_size, kind, k)
-    if num_ids > vocab_size:
+    model = load_causal_lm(name, dtype=_dtype(options.teacher_dtype, device), adapter_path=adapter_path)
+    _check_vocabulary(model, tokenizer.vocab_size)
+    if extra := len(head_of(model)) - tokenizer.vocab_size:
         print(
-            f"note: the teacher {name} has {num_ids} ids, the corpus {vocab_size}; the {num_ids - vocab_size} ids that "
-            "no text of the corpus holds get no probability",
+            f"note: the teacher {name} has {len(head_of(model))} ids, the corpus {tokenizer.vocab_size}; the {extra} ids "
+            "that no text of the corpus holds get no probability",
             file=sys.stderr,
         )
     files = model_files(name)
     if note := note_of_other_pieces(files[0].parent, tokenizer):
         print(f"note: {note}", file=sys.stderr)
     return DirectTeacher(
-        model.to(place),
-        vocab_size=vocab_size,
-        kind=kind,
-        k=k,
+        model.to(device),
+        vocab_size=tokenizer.vocab_size,
+        kind=options.teacher_kind,
+        k=options.teacher_topk,
         temperatures=temperatures,
-        seed=seed,
+        seed=options.seed,
         fingerprint=files_fingerprint([*files, *adapter]),
     )
 
 
-def _check_vocabulary(num_ids: int, vocab_size: int, kind: Kind, k: int) -> None:
+def _check_vocabulary(model: Any, vocab_size: int) -> None:
+    num_ids = len(head_of(model))
     if num_ids < vocab_size:
         raise ValueError(
             f"The teacher knows {num_ids} ids, but the corpus was made with a tokenizer of {vocab_size}. Use a teacher "
             "of that tokenizer, or preprocess the corpus with the teacher's (--tokenizer)."
-        )
-    if kind == "topk" and k > vocab_size:
-        raise ValueError(
-            f"teacher_topk={k} is more than the {vocab_size} ids there are. Lower it, or use teacher_kind=dense."
         )
 
 
@@ -166,7 +147,7 @@ def _device(asked: str) -> torch.device:
     return device
 
 
-def _dtype(asked: DType, device: torch.device) -> torch.dtype:
+def _dtype(asked: str, device: torch.device) -> torch.dtype:
     """By default half the memory where bfloat16 is computed with as fast as it can be, exact elsewhere."""
     if asked != "auto":
         return DTYPES[asked]

@@ -13,6 +13,7 @@ import torch
 
 from dataset.common import Batch
 from models.losses.distill import NO_MASS, UNUSED
+from src.distillation.config import TeacherOptions
 from src.distillation.targets.signal import TeacherFacts, TeacherSignal, predicted_places
 from src.distillation.targets.topk import blank_signal
 from src.distillation.teachers.completion_client import CompletionClient, ServerError
@@ -28,37 +29,26 @@ class Document(NamedTuple):
 
 
 class NetworkTeacher:
-    """Tells the k likeliest ids. Where the likeliest ones include ids from vocab_size on, those are left out."""
+    """Names the k likeliest ids. Where the likeliest ones include ids from vocab_size on, those are left out."""
 
-    def __init__(
-        self,
-        url: str,
-        model: str | None,
-        *,
-        vocab_size: int,
-        k: int,
-        api_key: str | None = None,
-        timeout: float = 30.0,
-        max_retries: int = 3,
-        concurrency: int = 4,
-    ) -> None:
-        self._client = CompletionClient(url, api_key, timeout, max_retries)
-        self._model = self._served(model)
-        if k > vocab_size:
-            raise ValueError(f"teacher_topk={k} is more than the {vocab_size} ids there are. Lower it.")
-        name = f"{self._client.url} {self._model}"
-        self.facts = TeacherFacts(vocab_size, "topk", k, (1.0,), hashlib.sha256(name.encode()).hexdigest())
-        self._pool = ThreadPoolExecutor(concurrency, thread_name_prefix="teacher")
+    def __init__(self, options: TeacherOptions, vocab_size: int, api_key: str | None = None) -> None:
+        self._client = CompletionClient(
+            options.teacher_url, api_key, options.teacher_timeout, options.teacher_max_retries
+        )
+        self._model = self._served(options.teacher_model)
+        fingerprint = hashlib.sha256(f"{self._client.url} {self._model}".encode()).hexdigest()
+        self.facts = TeacherFacts(vocab_size, "topk", options.teacher_topk, (1.0,), fingerprint)
+        self._pool = ThreadPoolExecutor(options.teacher_concurrency, thread_name_prefix="teacher")
 
     def signal(self, batch: Batch) -> TeacherSignal:
-        told = blank_signal(self.facts, predicted_places(batch["documents"].cpu()))
-        assert told.ids is not None
+        signal = blank_signal(self.facts, predicted_places(batch["documents"].cpu()))
+        assert signal.ids is not None
         documents = documents_of(batch)
         for document, (ids, logprobs) in zip(documents, self._pool.map(self._ask, documents), strict=True):
             part = slice(document.start, document.start + len(ids))
-            told.ids[document.row, part] = torch.tensor(ids, dtype=torch.int32)
-            told.logprobs[document.row, part] = torch.tensor(logprobs)
-        return told.to(batch["inputs"].device)
+            signal.ids[document.row, part] = torch.tensor(ids, dtype=torch.int32)
+            signal.logprobs[document.row, part] = torch.tensor(logprobs)
+        return signal.to(batch["inputs"].device)
 
     def close(self) -> None:
         self._client.close()
@@ -109,10 +99,10 @@ class NetworkTeacher:
             raise self._malformed(f"an entry of prompt_logprobs is {str(entry)[:200]}") from error
         if len(known) < k:
             raise self._malformed(f"an entry tells of {len(known)} ids, {k} were asked for")
-        told = [(token, -value) for value, token in sorted(known)[:k]]
-        told = [(token, logprob) for token, logprob in told if token < self.facts.vocab_size and logprob > NO_MASS]
-        unused = k - len(told)
-        return [token for token, _ in told] + [UNUSED] * unused, [value for _, value in told] + [NO_MASS] * unused
+        best = [(token, -value) for value, token in sorted(known)[:k]]
+        best = [(token, logprob) for token, logprob in best if token < self.facts.vocab_size and logprob > NO_MASS]
+        unused = k - len(best)
+        return [token for token, _ in best] + [UNUSED] * unused, [value for _, value in best] + [NO_MASS] * unused
 
     def _served(self, wanted: str | None) -> str:
         """The model to ask, which must be one that the server says it has."""
@@ -157,5 +147,5 @@ def _number(value: Any) -> float:
         return -math.inf
     number = float(value)
     if math.isnan(number) or number > 1e-3:
-        raise ValueError(f"{value} is no log-probability")
+        raise ValueError(f"{value} is not a log-probability")
     return min(number, 0.0)

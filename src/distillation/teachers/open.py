@@ -16,56 +16,27 @@ def open_teacher(
     options: TeacherOptions,
     tokenizer: TokenizerFacts,
     corpus_fingerprint: str,
-    vocab_size: int,
     *,
     temperatures: Sequence[float] = (),
     api_key: str | None = None,
 ) -> Teacher:
-    """The teacher of rows of the corpus `corpus_fingerprint`, whose ids are those of `tokenizer`, below `vocab_size`.
+    """The teacher of rows of the corpus `corpus_fingerprint`, whose ids are those of `tokenizer`.
 
-    `temperatures` are further ones that it must know of; without an `api_key` that of the environment counts.
+    `temperatures` are further ones that its signal must have; without an `api_key` that of the environment counts.
     """
-    known_temperatures = tuple(sorted({*options.temperatures, *temperatures}))
+    wanted = tuple(sorted({*options.temperatures, *temperatures}))
 
-    def direct() -> Teacher:
-        assert options.teacher_model is not None
-        return open_direct_teacher(
-            options.teacher_model,
-            tokenizer,
-            vocab_size,
-            adapter_path=options.teacher_adapter_path,
-            device=options.teacher_device,
-            dtype=options.teacher_dtype,
-            kind=options.teacher_kind,
-            k=options.teacher_topk,
-            temperatures=known_temperatures,
-            seed=options.seed,
-        )
+    def recorded(teacher: Teacher) -> RecordingTeacher:
+        return RecordingTeacher(teacher, Path(options.cache_dir), tokenizer, corpus_fingerprint)
+
+    def recorded_model() -> RecordingTeacher:
+        return recorded(open_direct_teacher(options, tokenizer, wanted))
 
     if options.teacher_mode == "cached":
-        return CachedTeacher(
-            Path(options.cache_dir),
-            tokenizer,
-            corpus_fingerprint,
-            vocab_size=vocab_size,
-            kind=options.teacher_kind,
-            k=options.teacher_topk,
-            temperatures=known_temperatures,
-            open_model=direct if options.on_missing == "direct" else None,
-        )
+        open_recorder = recorded_model if options.on_missing == "direct" else None
+        return CachedTeacher(options, tokenizer, corpus_fingerprint, wanted, open_recorder)
     if options.teacher_mode == "network":
-        teacher: Teacher = NetworkTeacher(
-            options.teacher_url,
-            options.teacher_model,
-            vocab_size=vocab_size,
-            k=options.teacher_topk,
-            api_key=api_key,
-            timeout=options.teacher_timeout,
-            max_retries=options.teacher_max_retries,
-            concurrency=options.teacher_concurrency,
-        )
+        teacher: Teacher = NetworkTeacher(options, tokenizer.vocab_size, api_key)
     else:
-        teacher = direct()
-    if not options.cache_logits:
-        return teacher
-    return RecordingTeacher(teacher, Path(options.cache_dir), tokenizer, corpus_fingerprint)
+        teacher = open_direct_teacher(options, tokenizer, wanted)
+    return recorded(teacher) if options.cache_logits else teacher

@@ -1,18 +1,18 @@
-"""Writes what another teacher says into a cache, on the way to whoever asked; the answers themselves stay as they are."""
+"""Writes what another teacher says into a cache, and passes it on unchanged."""
 
 from pathlib import Path
 
 from dataset.common import Batch
-from src.distillation.cache.format import CACHE_FILE, ValueDType, cache_facts, load_cache
+from src.distillation.cache.format import CACHE_FILE, Cache, ValueDType, cache_facts, load_cache
 from src.distillation.cache.store import CacheWriter
 from src.distillation.corpus.manifest import TokenizerFacts
 from src.distillation.targets.signal import Teacher, TeacherFacts, TeacherSignal
 
 
 class RecordingTeacher:
-    """Every row is written once, however often it is asked for; a cache of the same that is there is gone on with.
+    """Every row is written once, however often it is asked for; a cache of the same that is there is extended.
 
-    One process at a time can write into a folder. `value_dtype` is by default that of the cache, else fp16.
+    One process at a time can write into a directory. `value_dtype` is by default that of the cache, else fp16.
     """
 
     def __init__(
@@ -34,10 +34,15 @@ class RecordingTeacher:
     def facts(self) -> TeacherFacts:
         return self._inner.facts
 
+    @property
+    def cache(self) -> Cache:
+        """What is on disk; the newest rows may still be waiting for their shard."""
+        return self._writer.cache
+
     def signal(self, batch: Batch) -> TeacherSignal:
-        told = self._inner.signal(batch)
-        self._writer.add(batch["row_id"].tolist(), told)
-        return told
+        signal = self._inner.signal(batch)
+        self._writer.add(batch["row_id"].tolist(), signal)
+        return signal
 
     def close(self) -> None:
         try:

@@ -228,7 +228,7 @@ def test_a_page_that_changes_later_is_noticed(root: Path, whole: Path) -> None:
             r"ids of the tokenizer tokenizer \(.*expected elsewhere",
         ),
         ({"corpus": "e" * 64}, "rows of another corpus .*expected eeee"),
-        ({"vocab_size": 300}, "a vocabulary of 259 ids, expected 300"),
+        ({"tokenizer": {"vocab_size": 300}}, "a vocabulary of 259 ids, expected 300"),
     ],
 )
 def test_a_cache_of_something_else_is_refused(root: Path, whole: Path, changes: dict[str, Any], words: str) -> None:
