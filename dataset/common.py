@@ -28,6 +28,22 @@ class PuzzleDatasetMetadata(BaseModel):
     sets: list[str]
 
 
+def text_metadata(seq_len: int, vocab_size: int, pad_id: int) -> PuzzleDatasetMetadata:
+    """What a model has to know of text, in the terms that models are built from."""
+    return PuzzleDatasetMetadata(
+        pad_id=pad_id,
+        ignore_label_id=None,
+        blank_identifier_id=0,
+        vocab_size=vocab_size,
+        seq_len=seq_len,
+        num_puzzle_identifiers=1,
+        total_groups=1,
+        mean_puzzle_examples=1,
+        total_puzzles=1,
+        sets=["train"],
+    )
+
+
 def dihedral_transform(arr: np.ndarray, tid: int) -> np.ndarray:
     """Apply symmetry number `tid` of the square (0..7) to the two dimensions of `arr`."""
     match tid:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dataset.common import IGNORE_LABEL_ID
+from dataset.common import IGNORE_LABEL_ID, text_metadata
 from engine.build import puzzles as build
 from engine.build import text as build_text
 from engine.checkpoints.load import load_averaged, load_checkpoint
@@ -90,7 +90,7 @@ def _probe_learning(config: InstructConfig, runtime: Runtime, train_steps: int) 
 
 def shuffled_answers(config: InstructConfig, runtime: Runtime, corpus: Any, train_steps: int) -> Finding:
     """Nats by which a model trained on shuffled answers beats the frequencies of their tokens."""
-    metadata = build_text.text_metadata(config.dataset.seq_len, corpus.tokenizer.vocab_size, corpus.tokenizer.pad_id)
+    metadata = text_metadata(config.dataset.seq_len, corpus.tokenizer.vocab_size, corpus.tokenizer.pad_id)
     stores = [with_shuffled_answers(corpus.train, seed) for seed in (1, 2)]
     reader, held_out = (
         build_text.text_reader(config, metadata, store, runtime, is_test=is_test)

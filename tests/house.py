@@ -32,6 +32,7 @@ SHARED = (
     "dataset.text.encoder_pool",
     "dataset.text.packing",
     "dataset.text.template",
+    "dataset.text.token_store",
     "dataset.tokenization",
 )
 OPTIMIZERS = ("AdamATan2", "AdamW", "SparseSignSGD", "network_optimizer")

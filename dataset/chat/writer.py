@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataset.chat.reader import PLACES_FILE, ChatFacts, ChatMetadata
-from dataset.common import IGNORE_LABEL_ID
+from dataset.common import IGNORE_LABEL_ID, text_metadata
 from dataset.files.writer import BOARD_SET, write_split
 from dataset.puzzles.format import PuzzleSet
 from dataset.text.packing import RowPlanner, Rows, fill_batch
@@ -55,19 +55,8 @@ def write_conversations(folder: Path, split: str, spool: SpooledDocuments, metad
 
 def chat_metadata(vocab_size: int, pad_id: int, seq_len: int, facts: ChatFacts) -> ChatMetadata:
     """Every row is a puzzle and a group of its own, without an identifier."""
-    return ChatMetadata(
-        pad_id=pad_id,
-        ignore_label_id=IGNORE_LABEL_ID,
-        blank_identifier_id=0,
-        vocab_size=vocab_size,
-        seq_len=seq_len,
-        num_puzzle_identifiers=1,
-        total_groups=0,
-        mean_puzzle_examples=1,
-        total_puzzles=0,
-        sets=[BOARD_SET],
-        chat=facts,
-    )
+    stored = {"ignore_label_id": IGNORE_LABEL_ID, "total_groups": 0, "total_puzzles": 0, "sets": [BOARD_SET]}
+    return ChatMetadata(**text_metadata(seq_len, vocab_size, pad_id).model_dump() | stored, chat=facts)
 
 
 def _write_header(file: Path, dtype: np.dtype, shape: tuple[int, ...]) -> None:

@@ -1,21 +1,19 @@
 """The text half of composing: turns a checked config into conversations, model and task."""
 
 import sys
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from dataset.common import Batch, LoaderItem, PuzzleDatasetMetadata
+from dataset.common import Batch, LoaderItem, PuzzleDatasetMetadata, text_metadata
 from dataset.cursor import CursorConfig, RowDataset
 from dataset.text.packing import DocumentRows, fill_batch
 from dataset.text.slimorca import InstructCorpus, SlimOrcaConfig, load_corpus, read_texts
-from dataset.text.token_store import Documents, DocumentStore, DocumentStoreBuilder, EncodedDocuments
+from dataset.text.token_store import Documents, DocumentStore
 from dataset.tokenization.protocol import Tokenizer
 from engine.build.puzzles import build_recursive_model, check_batch_shares, loader
 from engine.config.registry import load_model_class
@@ -40,6 +38,20 @@ class TextSource:
 
 
 @dataclass(frozen=True)
+class TextCorpus:
+    """Tokenized conversations, whatever they were read from."""
+
+    seq_len: int
+    tokenizer: Tokenizer
+    train: Documents | None
+    held_out: Documents | None
+
+    @property
+    def metadata(self) -> PuzzleDatasetMetadata:
+        return text_metadata(self.seq_len, self.tokenizer.vocab_size, self.tokenizer.pad_id)
+
+
+@dataclass(frozen=True)
 class HeldOut:
     """Conversations one by one, rather than packed into rows."""
 
@@ -59,39 +71,33 @@ def build_text(config: InstructConfig, runtime: Runtime, *, train: bool = True, 
     if runtime.is_main:
         print(corpus.report.summary(), file=sys.stderr)
     stores = {"train": corpus.train, "test": corpus.test}
-    metadata = text_metadata(config.dataset.seq_len, corpus.tokenizer.vocab_size, corpus.tokenizer.pad_id)
-    return source_of(config, runtime, metadata, corpus.tokenizer, stores["train"] if train else None, stores[held_out])
+    opened = TextCorpus(config.dataset.seq_len, corpus.tokenizer, stores["train"] if train else None, stores[held_out])
+    return source_of(config, runtime, opened)
 
 
-def source_of(
-    config: TextConfig,
-    runtime: Runtime,
-    metadata: PuzzleDatasetMetadata,
-    tokenizer: Tokenizer,
-    train: Documents | None,
-    held_out: Documents | None,
-) -> TextSource:
+def source_of(config: TextConfig, runtime: Runtime, corpus: TextCorpus) -> TextSource:
     """Readers of the documents to train on and of those to evaluate, and how long a run takes."""
-    reader = text_reader(config, metadata, train, runtime, is_test=False) if train is not None else None
-    rows = config.epochs * len(reader.rows) if reader is not None else 1
-    steps = config.epochs * reader.batches_per_epoch if reader is not None else 1
+    metadata = corpus.metadata
+    train = text_reader(config, metadata, corpus.train, runtime, is_test=False) if corpus.train is not None else None
+    rows = config.epochs * len(train.rows) if train is not None else 1
+    steps = config.epochs * train.batches_per_epoch if train is not None else 1
     if config.arch.options.get("recursion") == "carry":
         steps = max(1, round(rows * expected_depth(config.arch.options) / config.global_batch_size))
-    judged = text_reader(config, metadata, held_out, runtime, is_test=True) if held_out else None
+    held_out = text_reader(config, metadata, corpus.held_out, runtime, is_test=True) if corpus.held_out else None
 
     def train_items(iteration: int, batches_done: int) -> Iterable[LoaderItem]:
-        assert reader is not None
-        reader.start_from(iteration, batches_done)
-        return loader(reader, config, runtime)
+        assert train is not None
+        train.start_from(iteration, batches_done)
+        return loader(train, config, runtime)
 
     return TextSource(
         metadata=metadata,
         data=RunData(
             train_items=train_items,
-            eval_items=(lambda: loader(judged, config, runtime)) if judged is not None else None,
-            eval_sets=[judged.set_name] if judged is not None else [],
+            eval_items=(lambda: loader(held_out, config, runtime)) if held_out is not None else None,
+            eval_sets=[held_out.set_name] if held_out is not None else [],
         ),
-        tokenizer=tokenizer,
+        tokenizer=corpus.tokenizer,
         total_steps=min(steps, config.max_steps or steps),
         total_rows=rows,
         iterations=config.epochs // (config.eval_interval or config.epochs),
@@ -109,15 +115,20 @@ def load_text(config: InstructConfig, progress: bool) -> InstructCorpus:
     return load_corpus(corpus_config(config), config.dataset.tokenizer_path, progress=progress)
 
 
+def corpus_texts(config: InstructConfig) -> Iterator[list[str]]:
+    """The messages of one record of the corpus after the other, as they stand there."""
+    return read_texts(corpus_config(config), config.dataset.tokenizer_path)
+
+
 def corpus_config(config: InstructConfig) -> SlimOrcaConfig:
     return SlimOrcaConfig(**config.dataset.model_dump(exclude={"tokenizer_path", "packing", "tokens_per_pass"}))
 
 
 def text_reader(
-    config: TextConfig, metadata: PuzzleDatasetMetadata, store: Documents, runtime: Runtime, *, is_test: bool
+    config: TextConfig, metadata: PuzzleDatasetMetadata, documents: Documents, runtime: Runtime, *, is_test: bool
 ) -> RowDataset:
     return RowDataset(
-        DocumentRows(store, metadata.seq_len, metadata.pad_id, config.rows.packing),
+        DocumentRows(documents, metadata.seq_len, metadata.pad_id, config.rows.packing),
         CursorConfig(
             global_batch_size=config.global_batch_size,
             is_test=is_test,
@@ -127,36 +138,6 @@ def text_reader(
             world_size=runtime.world_size,
         ),
         set_name="test" if is_test else "train",
-    )
-
-
-def made_up_text(
-    config: InstructConfig, runtime: Runtime, lengths: NDArray[np.int64], vocab_size: int, answer: int
-) -> RowDataset:
-    """Random conversations of these lengths, each ending in an answer, for measuring."""
-    rng = np.random.default_rng(config.seed)
-    sizes = lengths + 1  # the last token of a document is only ever a label
-    ends = np.repeat(np.cumsum(sizes), sizes)
-    store = DocumentStoreBuilder(vocab_size)
-    tokens = rng.integers(3, vocab_size, size=int(sizes.sum()), dtype=np.int32)
-    store.extend(EncodedDocuments(tokens, ends - np.arange(len(tokens)) <= answer, sizes))
-    metadata = text_metadata(config.dataset.seq_len, vocab_size, pad_id=0)
-    return text_reader(config, metadata, store.build(), runtime, is_test=False)
-
-
-def text_metadata(seq_len: int, vocab_size: int, pad_id: int) -> PuzzleDatasetMetadata:
-    """What a model has to know of text, in the terms of the one metadata that models are built from."""
-    return PuzzleDatasetMetadata(
-        pad_id=pad_id,
-        ignore_label_id=None,
-        blank_identifier_id=0,
-        vocab_size=vocab_size,
-        seq_len=seq_len,
-        num_puzzle_identifiers=1,
-        total_groups=1,
-        mean_puzzle_examples=1,
-        total_puzzles=1,
-        sets=["train"],
     )
 
 
@@ -200,17 +181,3 @@ def passes_of(config: TextConfig, runtime: Runtime, seq_len: int) -> int:
     while passes < rows and (rows % passes or rows // passes * seq_len > config.rows.tokens_per_pass):
         passes += 1
     return passes
-
-
-def encode_plainly(config: InstructConfig, corpus: InstructCorpus, seconds: float) -> tuple[int, float]:
-    """Encode message after message in one process for so long; returns records and seconds: the yardstick of loading."""
-    records, spent = 0, 0.0
-    for messages in read_texts(corpus_config(config), config.dataset.tokenizer_path):
-        started = time.perf_counter()
-        for message in messages:
-            corpus.tokenizer.encode(message)
-        spent += time.perf_counter() - started
-        records += 1
-        if spent > seconds:
-            break
-    return records, spent

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from dataset.common import text_metadata
 from dataset.text.conversation import Turn
 from dataset.tokenization.protocol import Tokenizer
 from engine.build import text as build_text
@@ -70,7 +71,7 @@ def load_model(options: OpenOptions) -> LoadedModel:
         config = config.model_copy(update={"dataset": dataset})
     tokenizer, template, stop_ids = conversation_template(config, tokenizer_path, path)
     runtime = start_runtime(config.device, False, config.seed)
-    metadata = build_text.text_metadata(config.row_length, tokenizer.vocab_size, tokenizer.pad_id)
+    metadata = text_metadata(config.row_length, tokenizer.vocab_size, tokenizer.pad_id)
     head = build_text.build_text_head(config, metadata, runtime)
     load_averaged(head, loaded)
     model = head.model.eval()

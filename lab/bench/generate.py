@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from dataset.common import text_metadata
 from engine.build import text as build_text
 from engine.config.schema import InstructConfig
 from engine.generate.decode import Decoding
@@ -26,7 +27,7 @@ def bench_generate(
 ) -> dict[str, Any]:
     """Greedy decoding of a fresh model after random prompts; all ways in one run."""
     runtime = start_runtime(config.device, config.compile, config.seed)
-    metadata = build_text.text_metadata(config.dataset.seq_len, vocab_size, pad_id=0)
+    metadata = text_metadata(config.dataset.seq_len, vocab_size, pad_id=0)
     model = build_text.build_text_head(config, metadata, runtime).model
     cast_for_reading(model)
     result: dict[str, Any] = {

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dataset.common import text_metadata
 from engine.build import puzzles as build
-from engine.build.text import text_metadata
 from engine.config.schema import PretrainConfig
 from engine.runtime.devices import start_runtime
 from lab.bench.measure import ProductLog, best_seconds, count_flops, peak_memory, product_rate

@@ -8,6 +8,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dataset.common import text_metadata
+from dataset.text.token_store import DocumentStore, DocumentStoreBuilder, EncodedDocuments
+from dataset.tokenization.protocol import Tokenizer
 from engine.build import puzzles as build
 from engine.build import text as build_text
 from engine.config.schema import InstructConfig
@@ -19,7 +22,7 @@ MEDIAN_LENGTH, LOG_SPREAD, MEAN_ANSWER = 145, 1.04, 45
 
 
 def bench_text(config: InstructConfig, vocab_size: int, depth: int, steps: int, compare: bool) -> dict[str, Any]:
-    """Whole optimizer steps on made-up conversations; with `compare` also without packing and chunked head."""
+    """Whole optimizer steps on synthetic conversations; with `compare` also without packing and chunked head."""
     runtime = start_runtime(config.device, config.compile, config.seed)
     result = _measure(config, runtime, vocab_size, depth, steps)
     if compare:
@@ -32,10 +35,10 @@ def bench_text(config: InstructConfig, vocab_size: int, depth: int, steps: int, 
 
 def _measure(config: InstructConfig, runtime: Runtime, vocab_size: int, depth: int, steps: int) -> dict[str, Any]:
     print(f"timing packing={config.dataset.packing}, chunked={config.loss.chunked}", file=sys.stderr)
-    reader = build_text.made_up_text(config, runtime, made_up_lengths(config), vocab_size, MEAN_ANSWER)
-    head = build_text.build_text_head(
-        config, build_text.text_metadata(config.dataset.seq_len, vocab_size, pad_id=0), runtime
-    )
+    metadata = text_metadata(config.dataset.seq_len, vocab_size, pad_id=0)
+    documents = synthetic_documents(synthetic_lengths(config), vocab_size, config.seed)
+    reader = build_text.text_reader(config, metadata, documents, runtime, is_test=False)
+    head = build_text.build_text_head(config, metadata, runtime)
     head.model.config.halt_policy, head.model.config.halt_max_steps = "fixed", depth
     task = build_text.text_task_of(config, head, runtime, total_steps=1, total_rows=1, piece_bytes=None)
     optimizers = build.build_optimizers(config, head, runtime, total_steps=1)
@@ -72,7 +75,18 @@ def _measure(config: InstructConfig, runtime: Runtime, vocab_size: int, depth: i
     }
 
 
-def made_up_lengths(config: InstructConfig) -> NDArray[np.int64]:
+def synthetic_documents(lengths: NDArray[np.int64], vocab_size: int, seed: int) -> DocumentStore:
+    """Random tokens in documents of these lengths, each ending in an answer that is trained."""
+    rng = np.random.default_rng(seed)
+    sizes = lengths + 1  # the last token of a document is only ever a label
+    ends = np.repeat(np.cumsum(sizes), sizes)
+    store = DocumentStoreBuilder(vocab_size)
+    tokens = rng.integers(3, vocab_size, size=int(sizes.sum()), dtype=np.int32)
+    store.extend(EncodedDocuments(tokens, ends - np.arange(len(tokens)) <= MEAN_ANSWER, sizes))
+    return store.build()
+
+
+def synthetic_lengths(config: InstructConfig) -> NDArray[np.int64]:
     """Enough document lengths to fill one batch of packed rows."""
     rng = np.random.default_rng(config.seed)
     count = 8 * config.global_batch_size
@@ -86,7 +100,7 @@ def bench_load(config: InstructConfig) -> dict[str, Any]:
     corpus = build_text.load_text(config, progress=True)
     seconds = time.perf_counter() - started
     peak = peak_memory(Runtime(torch.device("cpu"), 0, 1, False))
-    plain_records, plain_seconds = build_text.encode_plainly(config, corpus, seconds=5.0)
+    plain_records, plain_seconds = encode_plainly(config, corpus.tokenizer, seconds=5.0)
     rate, plain_rate = corpus.report.records / seconds, plain_records / plain_seconds
     return {
         "records": corpus.report.records,
@@ -97,3 +111,17 @@ def bench_load(config: InstructConfig) -> dict[str, Any]:
         "speedup": round(rate / plain_rate, 2),
         "peak_memory_bytes": peak,
     }
+
+
+def encode_plainly(config: InstructConfig, tokenizer: Tokenizer, seconds: float) -> tuple[int, float]:
+    """Encode message after message in one process for so long; returns the number of records and the seconds."""
+    records, spent = 0, 0.0
+    for messages in build_text.corpus_texts(config):
+        started = time.perf_counter()
+        for message in messages:
+            tokenizer.encode(message)
+        spent += time.perf_counter() - started
+        records += 1
+        if spent > seconds:
+            break
+    return records, spent

@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from dataset.common import LoaderItem
+from dataset.common import LoaderItem, text_metadata
 from dataset.cursor import CursorConfig, RowDataset
 from engine.build.puzzles import build_recursive_model
-from engine.build.text import text_metadata
 from engine.checkpoints.run_directory import to_yaml
 from engine.config.schema import ArchChoice
 from engine.runtime.devices import Runtime
