@@ -19,7 +19,8 @@ from engine.tasks.protocol import RecursiveTask
 from engine.tasks.rollouts import Effort
 from engine.train.evaluate import Evaluator
 from engine.train.loop import RunData
-from engine.train.optimizers import OptimizerSet, Schedule, SparseSignSGD, network_optimizer
+from engine.train.optimizers import OptimizerSet, SparseSignSGD, network_optimizer
+from engine.train.schedule import CosineSchedule
 from models.act import ActModel
 from models.losses.puzzles import ACTLossHead
 from models.losses.text import TextLossHead
@@ -61,7 +62,7 @@ def build_optimizers(
     config: RunConfig, head: ACTLossHead | TextLossHead, runtime: Runtime, total_steps: int
 ) -> OptimizerSet:
     """The puzzle table's optimizer and the network's; frozen weights have none."""
-    schedule = Schedule(config.lr_warmup_steps, total_steps, config.lr_min_ratio)
+    schedule = CosineSchedule(config.lr_warmup_steps, total_steps, config.lr_min_ratio)
     table = head.model.puzzle_emb
     sparse = None
     if table is not None:

@@ -1,26 +1,16 @@
-"""AdamATan2 in plain torch, sign-SGD for the puzzle table, and the learning rate of a step."""
+"""AdamATan2 in plain torch, sign-SGD for the puzzle table, and the set of optimizers of a run."""
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from engine.train.schedule import LRSchedule
 from models.sparse_embedding import CastedSparseEmbedding
-
-
-def learning_rate(
-    step: float, *, base: float, warmup_steps: int, total_steps: int, min_ratio: float, num_cycles: float = 0.5
-) -> float:
-    """Linear warm-up, then a cosine (half of one unless said otherwise) between the base and `min_ratio` of it."""
-    if step < warmup_steps:
-        return base * step / max(1, warmup_steps)
-    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
-    return base * (min_ratio + max(0.0, (1 - min_ratio) * 0.5 * (1 + math.cos(2 * math.pi * num_cycles * progress))))
 
 
 class AdamATan2(Optimizer):
@@ -116,26 +106,6 @@ class SparseSignSGD:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         assert not state
-
-
-class LRSchedule(Protocol):
-    """Gives the learning rate of a step."""
-
-    def at(self, step: float, base: float) -> float: ...
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Warm-up and cosine decay of the learning rate over a run."""
-
-    warmup_steps: int
-    total_steps: int
-    min_ratio: float
-
-    def at(self, step: float, base: float) -> float:
-        return learning_rate(
-            step, base=base, warmup_steps=self.warmup_steps, total_steps=self.total_steps, min_ratio=self.min_ratio
-        )
 
 
 class OptimizerSet:

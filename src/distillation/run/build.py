@@ -16,6 +16,7 @@ from engine.config.schema import ArchChoice
 from engine.runtime.devices import Runtime
 from engine.train.loop import RunData
 from engine.train.optimizers import OptimizerSet
+from engine.train.schedule import RestartSchedule
 from models.act import ActModel
 from models.losses.distill import Divergence
 from models.retnet.config import FIRST_LOGIT_STD
@@ -28,7 +29,6 @@ from src.distillation.evaluation.haystack import NeedleEvaluator
 from src.distillation.student.head import DistillHead
 from src.distillation.student.optimizer import student_optimizer
 from src.distillation.student.saddle import PlateauController
-from src.distillation.student.schedule import StudentSchedule
 from src.distillation.targets.signal import Teacher
 from src.distillation.teachers.open import open_teacher
 
@@ -148,15 +148,15 @@ def student_optimizers(config: DistillConfig, head: DistillHead, controller: Pla
     return OptimizerSet(network, config.learning_rate, None, 0.0, schedule_of(config, controller))
 
 
-def schedule_of(config: DistillConfig, controller: PlateauController | None) -> StudentSchedule:
+def schedule_of(config: DistillConfig, controller: PlateauController | None) -> RestartSchedule:
     per_step = config.gradient_accumulation_steps
-    return StudentSchedule(
+    return RestartSchedule(
         warmup_steps=config.warmup_batches // per_step,
         plateau_steps=config.plateau_batches // per_step,
         cosine_steps=config.cosine_t0,
         cosine_growth=config.cosine_tmult,
         min_lr=config.min_lr,
-        controller=controller,
+        factor=None if controller is None else controller.factor,
     )
 
 

@@ -17,8 +17,9 @@ from engine.tasks.text import perplexity
 from engine.train.evaluate import Report, evaluate, flat
 from engine.train.job import Job, RunParts, RunSettings
 from engine.train.loop import Run
-from engine.train.optimizers import OptimizerSet, Schedule
+from engine.train.optimizers import OptimizerSet
 from engine.train.plan import Plan
+from engine.train.schedule import CosineSchedule
 from engine.train.tracking.tracker import Notices
 from src.distillation.corpus.manifest import TokenizerFacts, load_manifest, tokenizer_facts
 from src.distillation.run.ram_disk import corpus_in_memory
@@ -119,7 +120,7 @@ class TuneTeacherJob(Job):
             betas=(config.beta1, config.beta2),
             weight_decay=config.weight_decay,
         )
-        schedule = Schedule(config.warmup_steps, parts.plan.total_steps, config.min_lr / config.learning_rate)
+        schedule = CosineSchedule(config.warmup_steps, parts.plan.total_steps, config.min_lr / config.learning_rate)
         return OptimizerSet(optimizer, config.learning_rate, None, 0.0, schedule)
 
     def finish(self, run: Run, report: Report | None, say: Notices) -> dict[str, Any] | None:

@@ -7,15 +7,15 @@ import torch
 import torch.nn.functional as F
 
 from engine.train.optimizers import OptimizerSet
+from engine.train.schedule import RestartSchedule
 from src.distillation.student.optimizer import orthogonal, student_optimizer
-from src.distillation.student.schedule import StudentSchedule
 from tests.models.small import make
 from tests.models.small_retnet import hidden_of, make_ids, make_model
 
 NAMES = ["adamw", "adam_atan2", "muon_hybrid"]
 OPTIONS = {"lr": 1e-2, "betas": (0.9, 0.95), "weight_decay": 0.1, "aux_lr_scale": 0.25, "momentum": 0.9}
 IDS = make_ids(rows=4)
-CONSTANT = StudentSchedule(warmup_steps=0, plateau_steps=10**6, cosine_steps=1, cosine_growth=1, min_lr=0.0)
+CONSTANT = RestartSchedule(warmup_steps=0, plateau_steps=10**6, cosine_steps=1, cosine_growth=1, min_lr=0.0)
 
 
 def groups_of(module, optimizer) -> dict[str, dict]:

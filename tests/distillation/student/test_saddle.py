@@ -6,9 +6,9 @@ import math
 import pytest
 
 from engine.train.optimizers import OptimizerSet
+from engine.train.schedule import RestartSchedule
 from src.distillation.config import SaddleOptions
 from src.distillation.student.saddle import LADDER, MOST_RISE, Event, PlateauController
-from src.distillation.student.schedule import StudentSchedule
 
 WINDOW, REST = 20, 30
 SETTINGS = {"patience_steps": WINDOW, "cooldown_steps": REST, "interventions_enabled": True}
@@ -98,9 +98,14 @@ class Weightless:
         self.rates.append(first)
 
 
-def schedule(steerer: PlateauController | None) -> StudentSchedule:
-    return StudentSchedule(
-        warmup_steps=40, plateau_steps=10, cosine_steps=50, cosine_growth=2, min_lr=1e-4, controller=steerer
+def schedule(steerer: PlateauController | None) -> RestartSchedule:
+    return RestartSchedule(
+        warmup_steps=40,
+        plateau_steps=10,
+        cosine_steps=50,
+        cosine_growth=2,
+        min_lr=1e-4,
+        factor=steerer and steerer.factor,
     )
 
 
@@ -121,19 +126,6 @@ def test_rates_are_the_schedule_times_the_factor_for_exactly_its_steps():
     expected = [schedule(None).at(step, 1e-3) * factors.get(step, 1.0) for step in range(1, 250)]
     assert optimizer.rates == expected
     assert sum(step in factors for step in range(1, 250)) == 50 + 50 + 69  # the third ends after the last step
-
-
-def test_the_schedule_warms_up_stays_falls_and_starts_again():
-    rates = [schedule(None).at(step, 1e-3) for step in range(1, 401)]
-    assert rates[:3] == pytest.approx([1e-3 / 40, 2e-3 / 40, 3e-3 / 40])
-    assert rates[39:50] == [1e-3] * 11
-    assert rates[74] == pytest.approx((1e-3 + 1e-4) / 2)  # the middle of the first cosine
-    assert rates[98] < 1.1e-4 and rates[99] == pytest.approx(1e-3)  # its end, and the next one's beginning
-    assert rates[149] == pytest.approx((1e-3 + 1e-4) / 2)  # twice as long
-    assert rates[198] < 1.1e-4 and rates[199] == pytest.approx(1e-3)
-    assert min(rates[39:]) >= 1e-4
-    even = StudentSchedule(warmup_steps=0, plateau_steps=0, cosine_steps=10, cosine_growth=1, min_lr=0.0)
-    assert [even.at(step, 1.0) for step in (5, 15, 10**9 + 5)] == pytest.approx([0.5] * 3)
 
 
 def test_a_controller_that_is_stopped_within_an_intervention_goes_on_as_if_it_was_not():

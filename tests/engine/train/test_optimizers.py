@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from engine.train.optimizers import AdamATan2, SparseSignSGD, learning_rate, network_optimizer
+from engine.train.optimizers import AdamATan2, SparseSignSGD, network_optimizer
 from models.sparse_embedding import CastedSparseEmbedding
-from tests.models.parity import arrays, description
+from tests.models.parity import arrays
 from tests.models.small import make
 from tests.models.small_retnet import make_model
 
@@ -54,22 +54,6 @@ def test_split_batches_make_the_same_sign_step_as_one():
         SparseSignSGD(table, lr=0.1, weight_decay=0.0).step()
     assert torch.equal(tables[0].weights, tables[1].weights)
     assert tables[0].weights[[1, 3, 4]].abs().sum() > 0
-
-
-def test_learning_rates_equal_the_reference():
-    for s in description("lr.json")["schedules"]:
-        ours = [
-            learning_rate(
-                k,
-                base=s["base_lr"],
-                warmup_steps=s["num_warmup_steps"],
-                total_steps=s["num_training_steps"],
-                min_ratio=s["min_ratio"],
-                num_cycles=s["num_cycles"],
-            )
-            for k in s["steps"]
-        ]
-        np.testing.assert_allclose(ours, s["lr"], rtol=1e-12, atol=1e-18)
 
 
 def test_the_compiled_optimizer_is_refused_without_cuda():

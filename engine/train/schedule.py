@@ -1,0 +1,69 @@
+"""The learning rate of an optimizer step: after a warm-up either one cosine, or a plateau and cosines that restart.
+
+Steps count from 1.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class LRSchedule(Protocol):
+    """Gives the learning rate of a step."""
+
+    def at(self, step: float, base: float) -> float: ...
+
+
+@dataclass(frozen=True)
+class CosineSchedule:
+    """Linear warm-up, then a cosine (half of one by default) between the base rate and `min_ratio` of it."""
+
+    warmup_steps: int
+    total_steps: int
+    min_ratio: float
+    num_cycles: float = 0.5
+
+    def at(self, step: float, base: float) -> float:
+        if step < self.warmup_steps:
+            return base * step / max(1, self.warmup_steps)
+        progress = (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)
+        wave = 0.5 * (1 + math.cos(2 * math.pi * self.num_cycles * progress))
+        return base * (self.min_ratio + max(0.0, (1 - self.min_ratio) * wave))
+
+
+@dataclass(frozen=True)
+class RestartSchedule:
+    """Linear warm-up, a plateau, then cosines from the base rate to `min_lr`, each `cosine_growth` times as long as the
+    one before.
+
+    `factor` multiplies the rate of a step, whatever part of the schedule it is in.
+    """
+
+    warmup_steps: int
+    plateau_steps: int
+    cosine_steps: int
+    cosine_growth: int
+    min_lr: float
+    factor: Callable[[float], float] | None = None
+
+    def at(self, step: float, base: float) -> float:
+        return self._planned(step, base) * (1.0 if self.factor is None else self.factor(step))
+
+    def _planned(self, step: float, base: float) -> float:
+        if step < self.warmup_steps:
+            return base * step / self.warmup_steps
+        place = step - self.warmup_steps - self.plateau_steps
+        if place <= 0:
+            return base
+        return self.min_lr + (base - self.min_lr) * 0.5 * (1 + math.cos(math.pi * self._progress(place)))
+
+    def _progress(self, place: float) -> float:
+        """How much of its cosine has passed, from 0 to below 1, so many steps after the first one began."""
+        length = self.cosine_steps
+        if self.cosine_growth == 1:
+            return place % length / length
+        while place >= length:
+            place -= length
+            length *= self.cosine_growth
+        return place / length
