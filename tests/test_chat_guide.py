@@ -16,8 +16,17 @@ from tests.test_docs import ROOT, documented_commands
 
 GUIDE = ROOT / "docs" / "chat.md"
 TINY = [
-    *("arch.hidden_size=32", "arch.num_heads=2", "arch.L_layers=1", "arch.H_cycles=1", "arch.L_cycles=1"),
-    *("global_batch_size=4", "epochs=2", "eval_interval=2", "max_steps=2", "device=cpu", "compile=false"),
+    "arch.hidden_size=32",
+    "arch.num_heads=2",
+    "arch.L_layers=1",
+    "arch.H_cycles=1",
+    "arch.L_cycles=1",
+    "global_batch_size=4",
+    "epochs=2",
+    "eval_interval=2",
+    "max_steps=2",
+    "device=cpu",
+    "compile=false",
 ]
 NETWORK = {
     "<master_addr>:<master_port>": "localhost:0", "<total_nodes>": "1", "<this_node_rank>": "0",

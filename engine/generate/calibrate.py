@@ -4,13 +4,14 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dataset.common import Batch
 from engine.build import text as build_text
 from engine.build.text import HeldOut
 from engine.config.schema import InstructConfig
@@ -26,7 +27,7 @@ CANDIDATES = 400  # thresholds that are tried
 SURE = 2.0  # standard errors that the rise of the loss must stay below the asked one
 ROWS = 16  # conversations that are read at once
 TOKENS = 1024  # tokens whose logits exist at once
-STRICTER = (1.0, 0.5, 0.25, 0.0)  # shares of the asked rise, tried until real decoding keeps to it
+STRICTER = (1.0, 0.5, 0.25, 0.0)  # shares of the asked rise, tried until real decoding stays below it
 NEVER: dict[ExitKind, float] = {"kl": 0.0, "margin": 2.0, "head": 2.0}  # thresholds that let nothing leave
 
 
@@ -55,46 +56,31 @@ class Trace:
 @torch.inference_mode()
 def traced(model: ActModel, texts: HeldOut, documents: Sequence[int]) -> Trace:
     """Teacher-forced evaluation of these conversations at every depth."""
-    parts = [_traced_rows(model, texts, documents[at : at + ROWS]) for at in range(0, len(documents), ROWS)]
-    return Trace(
-        losses=torch.cat([part.losses for part in parts], dim=1),
-        evidence={kind: torch.cat([part.evidence[kind] for part in parts], dim=1) for kind in parts[0].evidence},
-        document=np.concatenate([part.document + ROWS * number for number, part in enumerate(parts)]),
-    )
+    parts, conversations = [], []
+    for first in range(0, len(documents), ROWS):
+        rows = texts.batch(documents[first : first + ROWS])
+        batch = {name: part.to(model.inner.q_head.weight.device) for name, part in rows.items()}
+        at = Supervision.of(batch)
+        parts.append(_numbers_by_step(model, batch, at).cpu())
+        conversations.append(at.document.cpu().numpy() + first)
+    losses, *found = torch.cat(parts, dim=2)
+    return Trace(losses, dict(zip(get_args(ExitKind), found, strict=True)), np.concatenate(conversations))
 
 
-def _traced_rows(model: ActModel, texts: HeldOut, documents: Sequence[int]) -> Trace:
-    core = model.inner
-    device = next(core.parameters()).device
-    batch = {name: part.to(device) for name, part in texts.batch(documents).items()}
-    at = Supervision.of(batch)
-    losses: list[Tensor] = []
-    found: dict[ExitKind, list[Tensor]] = {"kl": [], "margin": [], "head": []}
-    before = None
+def _numbers_by_step(model: ActModel, batch: Batch, at: Supervision) -> Tensor:
+    """Loss, and evidence of every kind of exit, after each step at each token: (4, K, T)."""
+    core, steps, before = model.inner, [], None
     for _, answers in core.unroll(batch, model.config.halt_max_steps):
         hidden = core.hidden(answers[-1]).flatten(0, 1)[at.places]
-        loss, own = _scored(core, hidden, before, at.labels)
-        losses.append(loss)
-        for kind, values in own.items():
-            found[kind].append(values)
+        chunks = []
+        for place in (slice(first, first + TOKENS) for first in range(0, len(hidden), TOKENS)):
+            now, q_halt = core.lm_head(hidden[place]).float(), core.q_head(hidden[place]).float()[:, 0]
+            old = now if before is None else core.lm_head(before[place]).float()
+            loss = torch.nn.functional.cross_entropy(now, at.labels[place], reduction="none")
+            chunks.append(torch.stack([loss, *(evidence(kind, now, old, q_halt) for kind in get_args(ExitKind))]))
+        steps.append(torch.cat(chunks, dim=1))
         before = hidden
-    return Trace(
-        torch.stack(losses).cpu(), {kind: torch.stack(v).cpu() for kind, v in found.items()}, at.document.cpu().numpy()
-    )
-
-
-def _scored(core: Any, hidden: Tensor, before: Tensor | None, labels: Tensor) -> tuple[Tensor, dict[ExitKind, Tensor]]:
-    """Losses and evidence of one step, some tokens at a time."""
-    losses: list[Tensor] = []
-    found: dict[ExitKind, list[Tensor]] = {"kl": [], "margin": [], "head": []}
-    for place in (slice(first, first + TOKENS) for first in range(0, len(hidden), TOKENS)):
-        now = core.lm_head(hidden[place]).float()
-        old = now if before is None else core.lm_head(before[place]).float()
-        losses.append(torch.nn.functional.cross_entropy(now, labels[place], reduction="none"))
-        q_halt = core.q_head(hidden[place]).float()[:, 0]
-        for kind, values in found.items():
-            values.append(evidence(kind, now, old, q_halt))
-    return torch.cat(losses), {kind: torch.cat(values) for kind, values in found.items()}
+    return torch.stack(steps, dim=1)
 
 
 def fitted(trace: Trace, kind: ExitKind, max_rise: float) -> ExitRule:

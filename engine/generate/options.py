@@ -173,9 +173,7 @@ class InstructOptions(Bounded):
     opening: OpenOptions = part(OpenOptions())
     message: str | None = flag(None, "the text to answer", flags=["-m", "--message"])
     message_file: str | None = flag(None, "many texts, one a line; - is standard input")
-    system_message: str | None = flag(
-        None, "what the model is told before; default: a system prompt of SlimOrca, '' for none"
-    )
+    system_message: str | None = flag(None, "system prompt; default: one of SlimOrca's, '' for none")
     batch_size: int = flag(16, "messages answered at once", at_least=1, type=int)
     reply: ReplyOptions = part(ReplyOptions(), max_tokens={"flags": ["--max-output-tokens"]})
     stream: bool = flag(True, "print while it is generated", action=argparse.BooleanOptionalAction)
@@ -194,7 +192,7 @@ class ChatOptions:
     )
     prompt: str | None = flag(None, "one message to answer", is_choice=True)
     interactive: bool = flag(False, "a conversation", is_choice=True, action="store_true")
-    system: str | None = flag(None, "what the model is told before")
+    system: str | None = flag(None, "system prompt")
     reply: ReplyOptions = part(CHAT_REPLY, only=SAMPLING_FLAGS + REPLY_FLAGS)
     stream: bool = flag(True, "print while it is generated", action=argparse.BooleanOptionalAction)
 
@@ -209,7 +207,7 @@ class ServeOptions(Bounded):
     host: str = flag("127.0.0.1", "another than the loopback opens the server to others")
     port: int = flag(8000, "0 takes a free one", type=int)
     reply: ReplyOptions = part(CHAT_REPLY, only=["temperature", *REPLY_FLAGS])
-    answers_at_once: int = flag(4, "further requests are told to come again", at_least=1, type=int)
+    answers_at_once: int = flag(4, "further requests get status 429", at_least=1, type=int)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ class ChatSession:
     turns: list[Turn] = field(default_factory=list)
     answers: list[Reply] = field(default_factory=list)
 
-    def say(self, text: str, on_text: Callable[[int, str], None]) -> tuple[Reply, int]:
+    def answer(self, text: str, on_text: Callable[[int, str], None]) -> tuple[Reply, int]:
         """Answer a message; returns the answer, and how many of the oldest turns were left out for it."""
         if not text.strip():
             raise ValueError("The message is empty: there is nothing to answer.")
@@ -45,7 +45,7 @@ class ChatSession:
             raise ValueError("There is no answer yet to give again.")
         message = self.turns[-2].text
         del self.turns[-2:]
-        return self.say(message, on_text)
+        return self.answer(message, on_text)
 
     def reset(self) -> None:
         self.turns.clear()

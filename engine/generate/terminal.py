@@ -156,7 +156,7 @@ def converse(session: ChatSession, lines: Iterable[str]) -> None:
             if text.startswith("/"):
                 command(session, text)
             elif text:
-                print_end(*session.say(text, print_piece))
+                print_end(*session.answer(text, print_piece))
         except (ValueError, OSError) as error:
             print_error(str(error))
 

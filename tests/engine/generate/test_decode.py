@@ -20,7 +20,7 @@ def lively(arch="trm", **options):
     return model
 
 
-def said(model, prompts=PROMPTS, forced=None, max_new_tokens=6, stop_ids=(), **options):
+def generated(model, prompts=PROMPTS, forced=None, max_new_tokens=6, stop_ids=(), **options):
     """Tokens of each row, in order."""
     rows = [[] for _ in prompts]
     limits = {"max_new_tokens": max_new_tokens, "stop_ids": stop_ids}
@@ -37,7 +37,7 @@ def ids(rows):
 @every_arch
 def test_greedy_text_is_the_likeliest_token_after_each_prefix(arch):
     model = lively(arch)
-    for prompt, row in zip(PROMPTS, said(model, num_top=VOCAB), strict=True):
+    for prompt, row in zip(PROMPTS, generated(model, num_top=VOCAB), strict=True):
         text = list(prompt)
         for token in row:
             core = model.inner
@@ -63,7 +63,7 @@ def test_forced_tokens_tell_the_loss_that_evaluation_finds():
         expected[tuple(batch["inputs"][row, :2].tolist())] = scores.losses[first : first + length]
     documents = [store.document(index) for index in range(5)]
     starts = [int(is_trained.argmax()) for _, is_trained in documents]
-    rows = said(
+    rows = generated(
         head.model,
         [text[:start].tolist() for (text, _), start in zip(documents, starts, strict=True)],
         forced=[text[start:].tolist() for (text, _), start in zip(documents, starts, strict=True)],
@@ -79,23 +79,23 @@ def test_forced_tokens_tell_the_loss_that_evaluation_finds():
 @pytest.mark.parametrize("mode", ["exact", "recompute"])
 def test_a_row_says_the_same_alone_or_in_a_batch(mode, sampling):
     model = lively()
-    together = said(model, mode=mode, sampling=sampling)
-    alone = [said(model, [prompt], mode=mode, sampling=sampling)[0] for prompt in PROMPTS]
+    together = generated(model, mode=mode, sampling=sampling)
+    alone = [generated(model, [prompt], mode=mode, sampling=sampling)[0] for prompt in PROMPTS]
     assert ids(together) == ids(alone) and len({tuple(row) for row in ids(together)}) == len(PROMPTS)
 
 
 def test_the_seed_decides_a_sampled_text():
     model = lively()
-    texts = [ids(said(model, sampling=SamplingOptions(temperature=1.0, seed=seed))) for seed in (0, 0, 1)]
+    texts = [ids(generated(model, sampling=SamplingOptions(temperature=1.0, seed=seed))) for seed in (0, 0, 1)]
     assert texts[0] == texts[1] != texts[2]
 
 
 def test_a_row_ends_with_a_stop_id_at_its_length_or_when_told_and_the_others_go_on():
     model, varied = lively(), SamplingOptions(temperature=1.0, seed=1)
-    free = ids(said(model, sampling=varied))
+    free = ids(generated(model, sampling=varied))
     end = free[0][2]
     assert end not in (*free[0][:2], *free[1][:2])
-    rows = ids(said(model, max_new_tokens=(6, 2, 6), stop_ids=frozenset([end]), sampling=varied))
+    rows = ids(generated(model, max_new_tokens=(6, 2, 6), stop_ids=frozenset([end]), sampling=varied))
     assert rows[0] == free[0][:3] and rows[1] == free[1][:2]
     assert rows[2] == free[2][: free[2].index(end) + 1 if end in free[2] else 6]
 
@@ -109,27 +109,29 @@ def test_a_row_ends_with_a_stop_id_at_its_length_or_when_told_and_the_others_go_
 
 def test_tokens_that_always_leave_at_once_are_those_of_two_steps():
     model = lively(halt_max_steps=6)
-    early = said(model, exit=ALWAYS)
+    early = generated(model, exit=ALWAYS)
     assert {token.depth for row in early for token in row[1:]} == {2}
-    two = said(model, depth=2, forced=ids(early))  # the prompt itself is read to the end, so its token is another's
+    two = generated(
+        model, depth=2, forced=ids(early)
+    )  # the prompt itself is read to the end, so its token is another's
     for row, expected in zip(early, two, strict=True):
         assert [t.logprob for t in row[1:]] == pytest.approx([t.logprob for t in expected[1:]], abs=1e-4)
 
 
 def test_tokens_that_never_leave_are_those_of_full_depth():
     model = lively()
-    assert said(model, exit=NEVER) == said(model)
+    assert generated(model, exit=NEVER) == generated(model)
 
 
 @pytest.mark.parametrize("kind", ["kl", "margin", "head"])
 def test_leaving_does_not_depend_on_the_rest_of_the_batch(kind):
     model = lively(halt_max_steps=8)
-    depths = {token.depth for row in said(model, num_top=2) for token in row}
+    depths = {token.depth for row in generated(model, num_top=2) for token in row}
     assert depths == {8}
     for threshold in {"kl": (0.05, 0.5), "margin": (0.1, 0.3), "head": (0.4, 0.6)}[kind]:
         rule = ExitRule(kind, threshold)
-        together = said(model, exit=rule)
-        alone = [said(model, [prompt], exit=rule)[0] for prompt in PROMPTS]
+        together = generated(model, exit=rule)
+        alone = [generated(model, [prompt], exit=rule)[0] for prompt in PROMPTS]
         assert [[(t.id, t.depth) for t in row] for row in together] == [[(t.id, t.depth) for t in row] for row in alone]
         assert any(t.depth < 8 for row in together for t in row) and min(t.depth for r in together for t in r) >= 2
 
