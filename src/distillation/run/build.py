@@ -25,7 +25,7 @@ from src.distillation.config import DistillConfig
 from src.distillation.corpus.corpora import held_out_of, same_tokenizer
 from src.distillation.corpus.manifest import Split, TokenizerFacts, load_manifest
 from src.distillation.corpus.packed_rows import PackedRows
-from src.distillation.evaluation.haystack import NeedleEvaluator
+from src.distillation.student.haystack import NeedleEvaluator
 from src.distillation.student.head import DistillHead
 from src.distillation.student.optimizer import student_optimizer
 from src.distillation.student.saddle import PlateauController

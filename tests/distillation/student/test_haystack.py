@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from models.retnet.model import RetNet, RetNetCore, RetNetState
-from src.distillation.evaluation.haystack import KEY_TOKENS, VALUE_TOKENS, hidden_needle, needle_scores
+from src.distillation.student.haystack import KEY_TOKENS, VALUE_TOKENS, hidden_needle, needle_scores
 from tests.models.small import make
 from tests.models.small_retnet import make_model
 
