@@ -1,7 +1,8 @@
-"""The contract between data and all else: batch types, the metadata of a data set, the eight symmetries of a grid."""
+"""The contract between data and all else: batch types, metadata of a data set, symmetries of a grid, hashes that give seeds."""
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
 IGNORE_LABEL_ID = -100  # a label with this value takes no part in loss or metrics
@@ -67,3 +68,18 @@ def inverse_dihedral_transform(arr: np.ndarray, tid: int) -> np.ndarray:
     if not 0 <= tid < len(DIHEDRAL_INVERSE):
         raise ValueError(f"Unknown dihedral transform {tid}; there are eight of them, 0 to 7.")
     return dihedral_transform(arr, DIHEDRAL_INVERSE[tid])
+
+
+def hash_seed(seed: int, number: int) -> int:
+    """A seed for one step (or row) of a run; neighbouring steps and runs get unrelated ones."""
+    mixed = (seed * 0x9E3779B97F4A7C15 + number * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+    mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+    return (mixed ^ (mixed >> 31)) & 0x7FFFFFFFFFFFFFFF
+
+
+def mix_bits(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The mixing function of SplitMix64: every bit of a result depends on every bit of its value."""
+    values = values + np.uint64(0x9E3779B97F4A7C15)
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))

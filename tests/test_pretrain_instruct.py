@@ -14,7 +14,7 @@ import pytest
 from engine.config.check import check
 from engine.config.compose import composed
 from engine.config.schema import ConfigError, InstructConfig
-from engine.tasks.carried_text import CarriedTextTask
+from engine.tasks.persistent_text import PersistentTextTask
 from engine.tasks.text import TextTask
 from tests.text_runs import TRAIN, text_flags, train_text, write_corpus
 from tests.tiny import assert_same_end, end, logged, steps_on_disk
@@ -197,7 +197,7 @@ def test_two_ranks_make_the_same_run_as_one(data, tmp_path):
 
 def stopped_at(step: int, arguments: list[str]) -> str:
     """Run, and get SIGTERM while that step is under way; what was told."""
-    task_class = CarriedTextTask if "arch.recursion=carry" in arguments else TextTask
+    task_class = PersistentTextTask if "arch.recursion=carry" in arguments else TextTask
     honest = task_class.train_step
 
     def interrupted(task, item, number):

@@ -9,6 +9,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from dataset.common import mix_bits
+
 BLOCK_BYTES = 1 << 20
 SPLITS = ("train", "test")
 UNUSED = 255  # the split number of a line that is read past
@@ -80,15 +82,8 @@ class LineSplit:
 
 def hash_fraction(seed: int, numbers: NDArray[np.int64]) -> NDArray[np.float64]:
     """A fixed number in [0, 1) for every (seed, number): two rounds of the splitmix64 finaliser."""
-    mixed = _mix(np.array([seed], dtype=np.int64).view(np.uint64)) ^ numbers.astype(np.uint64)
-    return (_mix(mixed) >> np.uint64(11)).astype(np.float64) * 2.0**-53
-
-
-def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    values = values + np.uint64(0x9E3779B97F4A7C15)
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
+    mixed = mix_bits(np.array([seed], dtype=np.int64).view(np.uint64)) ^ numbers.astype(np.uint64)
+    return (mix_bits(mixed) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def _line_counts(blocks: Iterable[bytes]) -> Iterator[int]:

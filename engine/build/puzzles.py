@@ -15,7 +15,7 @@ from dataset.puzzles.validation import VALIDATION_SET
 from engine.config.registry import load_model_class
 from engine.config.schema import ArchChoice, PretrainConfig, RunConfig
 from engine.runtime.devices import Runtime
-from engine.tasks.protocol import RecursiveTask
+from engine.tasks.puzzles import PuzzleTask
 from engine.tasks.rollouts import Effort
 from engine.train.evaluate import Evaluator
 from engine.train.loop import RunData
@@ -52,10 +52,10 @@ def compile_step(head: ACTLossHead | TextLossHead) -> None:
     core.step = torch.compile(core.step, dynamic=False)  # type: ignore[method-assign]
 
 
-def build_task(config: PretrainConfig, head: ACTLossHead, runtime: Runtime, total_steps: int) -> RecursiveTask:
+def build_task(config: PretrainConfig, head: ACTLossHead, runtime: Runtime, total_steps: int) -> PuzzleTask:
     tries = config.eval
     effort = Effort(tries.halt_max_steps, tries.rollouts, tries.noise, config.seed)
-    return RecursiveTask(head, runtime, config.seed, config.gradient_accumulation_steps, total_steps, effort)
+    return PuzzleTask(head, runtime, config.seed, config.gradient_accumulation_steps, total_steps, effort)
 
 
 def build_optimizers(

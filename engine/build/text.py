@@ -19,7 +19,7 @@ from engine.build.puzzles import build_recursive_model, check_batch_shares, load
 from engine.config.registry import load_model_class
 from engine.config.schema import InstructConfig, TextConfig
 from engine.runtime.devices import Runtime
-from engine.tasks.carried_text import CarriedTextTask
+from engine.tasks.persistent_text import PersistentTextTask
 from engine.tasks.text import TextTask
 from engine.train.loop import RunData
 from models.losses.text import TextLossHead
@@ -170,7 +170,7 @@ def text_task_of(
         "piece_bytes": piece_bytes,
     }
     if head.model.config.recursion == "carry":
-        return CarriedTextTask(head, runtime, total_rows=total_rows, **settings)
+        return PersistentTextTask(head, runtime, total_rows=total_rows, **settings)
     return TextTask(head, runtime, **settings)
 
 

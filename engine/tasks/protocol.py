@@ -1,6 +1,6 @@
-"""What the engine asks of anything that can be trained, and the task of a recursive model."""
+"""What the training loop asks of anything that can be trained; batches in parts, and metrics as sums."""
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any, Protocol
 
 import torch
@@ -8,9 +8,6 @@ from torch import Tensor, nn
 
 from dataset.common import Batch, LoaderItem
 from engine.runtime.devices import Runtime
-from engine.tasks.rollouts import ONE_TRY, Effort, surest_rollout
-from models.act import Carry, ExplorationDraws
-from models.losses.puzzles import ACTLossHead
 
 Sums = dict[str, Tensor]  # metrics as sums over rows, `count` among them; they add over ranks and batches
 
@@ -26,7 +23,7 @@ class Task(Protocol):
         """What each optimizer step works on, and how many items of the loader were opened for it."""
 
     def schedule_step(self, step: int) -> float:
-        """The step that the learning rate is that of."""
+        """Where in the learning rate schedule this optimizer step is."""
 
     def train_step(self, item: LoaderItem, step: int) -> Sums:
         """Forward and backward of one global batch; leaves the gradients of its mean in the module."""
@@ -35,7 +32,7 @@ class Task(Protocol):
         """The optimizer has used the step."""
 
     def discard(self) -> None:
-        """The step was not finite: forget what it left behind."""
+        """The step was not finite: drop what it left behind."""
 
     def eval_batch(self, batch: Batch, return_keys: Collection[str]) -> tuple[Sums, dict[str, Tensor]]:
         """Sums and wanted outputs of one batch, from a fresh start."""
@@ -51,142 +48,6 @@ class Task(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
-class RecursiveTask:
-    """One supervision step of a persistent carry for every optimizer step, as in the reference.
-
-    The rows of a global batch are slots. A rank owns a range of them, and gradient accumulation cuts that range into
-    micro-batches; each slot keeps its own carry, so that the split changes nothing.
-    """
-
-    def __init__(
-        self,
-        head: ACTLossHead,
-        runtime: Runtime,
-        seed: int,
-        micro_batches: int = 1,
-        total_steps: int = 1,
-        effort: Effort = ONE_TRY,
-    ) -> None:
-        self.head = head
-        self.runtime = runtime
-        self.seed = seed
-        self.micro_batches = micro_batches
-        self.total_steps = total_steps
-        self.effort = effort
-        self.carries: list[Carry] | None = None
-        self.pending: list[Carry] | None = None
-        self.generator = torch.Generator()  # on the host: the same draws on every device
-
-    @property
-    def module(self) -> ACTLossHead:
-        return self.head
-
-    def schedule_step(self, step: int) -> float:
-        return step
-
-    def feed(self, items: Iterable[LoaderItem]) -> Iterator[tuple[LoaderItem, int]]:
-        return each_once(items)
-
-    def train_step(self, item: LoaderItem, step: int) -> Sums:
-        _, batch, global_batch_size = item
-        self.head.train()
-        self.head.model.inner.depth = self.head.model.config.depth_at(step / self.total_steps)
-        parts = split_rows(self.runtime.to_device(batch), self.micro_batches)
-        carries = self.carries or [self.head.initial_carry(part) for part in parts]
-        totals: Sums = {}
-        self.pending = []
-        for index, (part, carry) in enumerate(zip(parts, carries, strict=True)):
-            self._seed_draws(step, index, rows=part["inputs"].shape[0])
-            carry, loss, sums, _, _ = self.head(return_keys=(), carry=carry, batch=part)
-            (loss / global_batch_size).backward()
-            self.pending.append(carry)
-            add_sums(totals, sums)
-        return totals
-
-    def _seed_draws(self, step: int, index: int, rows: int) -> None:
-        """Exploration depends on the step and the slot alone, not on ranks or micro-batches."""
-        self.generator.manual_seed(hash_seed(self.seed, step))
-        per_rank = rows * self.micro_batches
-        self.head.model.draws = ExplorationDraws(
-            self.generator,
-            total_rows=per_rank * self.runtime.world_size,
-            first_row=per_rank * self.runtime.rank + rows * index,
-        )
-
-    def commit(self) -> None:
-        self.carries, self.pending = self.pending, None
-
-    def discard(self) -> None:
-        self.pending = None
-
-    def eval_batch(self, batch: Batch, return_keys: Collection[str]) -> tuple[Sums, dict[str, Tensor]]:
-        self.head.eval()
-        self.head.model.inner.depth = self.effort.depth_of(self.head.model.config)
-        batch = self.runtime.to_device(batch)
-        if self.effort.rollouts > 1:
-            return surest_rollout(self.head, batch, return_keys, self.effort)
-        carry = self.head.initial_carry(batch)
-        while True:  # all rows take all supervision steps together; the last one counts
-            carry, _, sums, outputs, all_halted = self.head(return_keys=return_keys, carry=carry, batch=batch)
-            if all_halted:
-                return sums, outputs
-
-    def train_report(self, sums: dict[str, Any], global_batch_size: int) -> dict[str, float]:
-        """Losses a row in flight, everything else a finished row."""
-        count = max(sums["count"], 1)
-        return {
-            name: value / global_batch_size if name.endswith("loss") else value / (1 if name == "count" else count)
-            for name, value in sorted(sums.items())
-        }
-
-    def eval_report(self, sums: dict[str, Any]) -> dict[str, float]:
-        count = max(sums["count"], 1)
-        return {name: value / count for name, value in sorted(sums.items()) if name != "count"}
-
-    def state_dict(self) -> dict[str, Any]:
-        """The carry of all slots in global row order, so that a run may resume on another number of ranks."""
-        if self.carries is None:
-            return {}
-        local = merge_carries(self.carries)
-        gather = self.runtime.all_gather_rows
-        return {
-            "latents": {name: gather(z) for name, z in local.inner_carry._asdict().items()},
-            "steps": gather(local.steps),
-            "halted": gather(local.halted.to(torch.uint8)),
-            "current_data": {name: gather(value) for name, value in local.current_data.items()},
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        if not state:
-            self.carries = None
-            return
-        rows = state["steps"].shape[0]
-        ranks = self.runtime.world_size
-        if rows % (ranks * self.micro_batches):
-            raise ValueError(
-                f"The checkpoint carries {rows} rows, which {ranks} ranks with {self.micro_batches} micro-batches cannot "
-                "share equally. Resume with a number of ranks and gradient_accumulation_steps that divide them."
-            )
-        own = slice(self.runtime.rank * rows // ranks, (self.runtime.rank + 1) * rows // ranks)
-        device = self.runtime.device
-
-        def parts(value: Tensor) -> Sequence[Tensor]:
-            return value[own].to(device).chunk(self.micro_batches)
-
-        latents = {name: parts(value) for name, value in state["latents"].items()}
-        data = {name: parts(value) for name, value in state["current_data"].items()}
-        latents_class = self.head.model.inner.Latents
-        self.carries = [
-            Carry(
-                inner_carry=latents_class(**{name: values[i] for name, values in latents.items()}),
-                steps=parts(state["steps"])[i],
-                halted=parts(state["halted"])[i].bool(),
-                current_data={name: values[i] for name, values in data.items()},
-            )
-            for i in range(self.micro_batches)
-        ]
-
-
 def each_once(items: Iterable[LoaderItem]) -> Iterator[tuple[LoaderItem, int]]:
     """One optimizer step for every item."""
     return ((item, 1) for item in items)
@@ -198,19 +59,6 @@ def split_rows(batch: Batch, parts: int) -> list[Batch]:
         return [batch]
     chunks = {name: value.chunk(parts) for name, value in batch.items()}
     return [{name: values[i] for name, values in chunks.items()} for i in range(parts)]
-
-
-def merge_carries(carries: Sequence[Carry]) -> Carry:
-    """The carries of micro-batches as one."""
-    first = carries[0]
-    return Carry(
-        inner_carry=type(first.inner_carry)(
-            *(torch.cat(z) for z in zip(*(c.inner_carry for c in carries), strict=True))
-        ),
-        steps=torch.cat([c.steps for c in carries]),
-        halted=torch.cat([c.halted for c in carries]),
-        current_data={name: torch.cat([c.current_data[name] for c in carries]) for name in first.current_data},
-    )
 
 
 def add_sums(totals: Sums, sums: Sums) -> None:
@@ -229,10 +77,3 @@ def fetched(sums: Sums, runtime: Runtime) -> dict[str, Any]:
     runtime.all_reduce_sum_([flat])
     parts = flat.cpu().split([sums[name].numel() for name in names])
     return {name: part.view(sums[name].shape).tolist() for name, part in zip(names, parts, strict=True)}
-
-
-def hash_seed(seed: int, step: int) -> int:
-    """A seed for one step of a run; neighbouring steps and runs get unrelated ones."""
-    mixed = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
-    mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
-    return (mixed ^ (mixed >> 31)) & 0x7FFFFFFFFFFFFFFF

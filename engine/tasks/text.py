@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dataset.common import IGNORE_LABEL_ID, Batch, LoaderItem
+from dataset.common import IGNORE_LABEL_ID, Batch, LoaderItem, hash_seed
 from engine.runtime.devices import Runtime
-from engine.tasks.protocol import Sums, add_sums, each_once, hash_seed, split_rows
+from engine.tasks.protocol import Sums, add_sums, each_once, split_rows
 from models.losses.text import Supervision, TextLossHead, area_under_roc
 
 DEPTH_SPREAD = 0.5  # of the logarithm of a sampled depth

@@ -75,7 +75,7 @@ class TextLossHead(nn.Module):
         steps.finish()
         return self._sums(at, scores) | steps.halting.totals | {"steps": torch.tensor(num_steps * len(at.lengths))}
 
-    def carried_step(
+    def persistent_step(
         self,
         batch: Batch,
         z: Latents,

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dataset.common import mix_bits
 from models.losses.distill import NO_MASS, UNUSED
 from src.distillation.targets.signal import TeacherFacts, TeacherSignal, log_norms_of
 
@@ -54,16 +55,8 @@ def offsets_of(seed: int, row_ids: NDArray[np.int64], positions: NDArray[np.int6
     """A number of [0, 1) for every position of every row; the same row gets the same ones in whatever batch."""
     state = np.full(row_ids.shape, seed % 2**64, dtype=np.uint64)
     for value in (row_ids, positions):
-        state = _scramble(_scramble(state) ^ value.astype(np.uint64))
+        state = mix_bits(mix_bits(state) ^ value.astype(np.uint64))
     return (state >> np.uint64(40)).astype(np.float32) / np.float32(2**24)  # all float32 can tell apart
-
-
-def _scramble(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The mixing function of SplitMix64: every bit of the result depends on every bit of the state."""
-    state = state + np.uint64(0x9E3779B97F4A7C15)
-    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return state ^ (state >> np.uint64(31))
 
 
 def blank_signal(facts: TeacherFacts, valid: Tensor) -> TeacherSignal:

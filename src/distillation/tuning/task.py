@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dataset.common import Batch, LoaderItem
+from dataset.common import Batch, LoaderItem, hash_seed
 from engine.runtime.devices import Runtime
-from engine.tasks.protocol import Sums, add_sums, hash_seed
+from engine.tasks.protocol import Sums, add_sums
 from engine.tasks.text import TokenTask, perplexity
 from models.losses.chunked import chunked_cross_entropy
 from models.losses.text import Supervision

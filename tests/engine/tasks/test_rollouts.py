@@ -8,7 +8,7 @@ from dataset.common import IGNORE_LABEL_ID
 from engine.config.check import check
 from engine.config.registry import load_model_class
 from engine.config.schema import ConfigError, PretrainConfig
-from engine.tasks.protocol import RecursiveTask
+from engine.tasks.puzzles import PuzzleTask
 from engine.tasks.rollouts import Effort, roll_out, surest_rollout
 from engine.train.evaluate import evaluate
 from models.losses.puzzles import ACTLossHead
@@ -97,7 +97,7 @@ def test_metrics_tell_what_was_chosen_and_what_could_have_been():
 
 def test_the_first_rollout_is_the_usual_evaluation_bit_for_bit():
     batch = make_batch()
-    usual = RecursiveTask(make_head(), CPU, seed=0)
+    usual = PuzzleTask(make_head(), CPU, seed=0)
     with torch.no_grad():
         _, outputs = usual.eval_batch(batch, {"logits", "q_halt_logits"})
     first = tries(make_head(), batch)[0]
@@ -161,7 +161,7 @@ def test_deeper_evaluation_is_shown_and_leaves_training_as_it_was():
     batch = make_batch()
     results = {}
     for steps in (None, 1, 7):
-        task = RecursiveTask(make_head(), CPU, seed=0, effort=Effort(halt_max_steps=steps))
+        task = PuzzleTask(make_head(), CPU, seed=0, effort=Effort(halt_max_steps=steps))
         with torch.no_grad():
             results[steps], _ = task.eval_batch(batch, ())
         for step in (1, 2, 3):
@@ -186,7 +186,7 @@ def test_evaluators_see_the_chosen_rollouts():
             return {"rows": float(sum(len(preds["preds"]) for preds in self.seen))}
 
     head, batch, judge = make_head(), make_batch(), Judge()
-    task = RecursiveTask(head, CPU, seed=0, effort=EFFORT)
+    task = PuzzleTask(head, CPU, seed=0, effort=EFFORT)
     report = evaluate(task, [("all", batch, ROWS)], ["all"], CPU, evaluators=[judge])
     _, outputs = chosen(head, batch)
     assert report["Judge"] == {"rows": ROWS}

@@ -8,7 +8,7 @@ import torch
 
 from engine.build.puzzles import build_model
 from engine.config import schema
-from engine.tasks.protocol import RecursiveTask
+from engine.tasks.puzzles import PuzzleTask
 from engine.train.evaluate import evaluate, flat
 from tests.tiny import ARCH, CPU, TRM, flags, logged, pretrain, write_sudoku
 
@@ -27,7 +27,7 @@ class Batches:
         }
 
     def eval_report(self, sums):
-        return RecursiveTask.eval_report(self, sums)
+        return PuzzleTask.eval_report(self, sums)
 
 
 def items(*names: str):
@@ -103,7 +103,7 @@ def test_an_output_that_no_model_has_is_named_with_those_that_exist():
     config = schema.ArchChoice.model_validate({"name": TRM} | ARCH)
     batch = {name: torch.zeros(2, 4, dtype=torch.int32) for name in ("inputs", "labels")}
     batch["puzzle_identifiers"] = torch.zeros(2, dtype=torch.int32)
-    task = RecursiveTask(build_model(config, metadata(), 2, CPU), CPU, seed=0)
+    task = PuzzleTask(build_model(config, metadata(), 2, CPU), CPU, seed=0)
     with pytest.raises(ValueError, match=r"returns no prds; it returns: .*preds, .*q_halt_logits"):
         evaluate(task, [("all", batch, 2)], ["all"], CPU, save_outputs=["prds"])
 

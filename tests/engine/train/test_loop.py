@@ -13,7 +13,7 @@ from engine.build.puzzles import build_optimizers
 from engine.checkpoints.load import load_checkpoint
 from engine.config.schema import PretrainConfig
 from engine.runtime.signals import StopSignal
-from engine.tasks.protocol import RecursiveTask
+from engine.tasks.puzzles import PuzzleTask
 from engine.train.evaluate import evaluate
 from engine.train.loop import Run, RunData, fit, restore, train_step
 from engine.train.plan import Plan, TrainState
@@ -37,7 +37,7 @@ def reference_run(items, **changes) -> Run:
     settings = info["hyperparameters"] | {"arch": {"name": info["arch"]}, "data_paths": ["unused"]}
     config = PretrainConfig.model_validate(settings)
     run = Run(
-        task=RecursiveTask(head, CPU, seed=0),
+        task=PuzzleTask(head, CPU, seed=0),
         data=RunData(train_items=items, eval_items=None, eval_sets=["all"]),
         optimizers=build_optimizers(config, head, CPU, info["total_steps"]),
         plan=plan(total_steps=info["total_steps"], log_interval=2, save_every_eval=False),

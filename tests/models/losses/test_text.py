@@ -153,7 +153,7 @@ def test_a_lasting_carry_makes_the_same_steps_and_targets():
     for step, (scores, q) in enumerate(depths):
         fresh, had_step = torch.full((len(empty),), step == 0), torch.full((len(losses),), step > 0)
         before = losses
-        z, losses, found_q, sums = head.carried_step(batch, z, fresh, at, weights, losses, had_step)
+        z, losses, found_q, sums = head.persistent_step(batch, z, fresh, at, weights, losses, had_step)
         torch.testing.assert_close(losses, scores.losses, rtol=0, atol=1e-5)
         torch.testing.assert_close(found_q, q, rtol=0, atol=1e-5)
         assert sums["q_halt_count"] == (len(losses) if step else 0)

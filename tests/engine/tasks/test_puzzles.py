@@ -1,14 +1,15 @@
-"""The recursive task: rows are slots with a carry of their own, whatever rank or micro-batch holds them."""
+"""The task of puzzles: rows are slots with a carry of their own, whatever rank or micro-batch holds them."""
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataset.common import IGNORE_LABEL_ID
+from dataset.common import IGNORE_LABEL_ID, hash_seed
 from engine.config.registry import load_model_class
 from engine.runtime.devices import Runtime
-from engine.tasks.protocol import RecursiveTask, add_sums, hash_seed, merge_carries, split_rows
+from engine.tasks.protocol import add_sums, split_rows
+from engine.tasks.puzzles import PuzzleTask, merge_carries
 from models.losses.puzzles import ACTLossHead
 from tests.tiny import ARCH, CPU, TRM
 
@@ -26,12 +27,12 @@ def rank(number: int, ranks: int) -> Runtime:
     return OneOfRanks(device=CPU.device, rank=number, world_size=ranks, use_compile=False)
 
 
-def make_task(runtime=CPU, micro_batches=1, seed=0, **options) -> RecursiveTask:
+def make_task(runtime=CPU, micro_batches=1, seed=0, **options) -> PuzzleTask:
     torch.manual_seed(3)
     arch = ARCH | {"seq_len": LENGTH, "vocab_size": VOCAB, "num_puzzle_identifiers": 4} | options
     head = ACTLossHead(load_model_class(TRM)(arch))
     torch.nn.init.constant_(head.model.inner.q_head.bias, 5.0)  # rows want to halt
-    return RecursiveTask(head, runtime, seed=seed, micro_batches=micro_batches)
+    return PuzzleTask(head, runtime, seed=seed, micro_batches=micro_batches)
 
 
 def make_item(seed: int, rows: slice = slice(None)):

@@ -1,10 +1,10 @@
-"""Text with a carry that lasts over optimizer steps, as in the reference, but without losing a row.
+"""Text with persistent state: one supervision step for each optimizer step, as in the reference, but no row is dropped.
 
-Every row of a rank's batch is a slot. A slot keeps its row until that row's depth is spent, then takes the next one of
-a queue; an epoch ends when every row has been retired once.
+Every row of a rank's batch is a slot. A slot keeps its row until the depth drawn for it is spent, then takes the next
+row from a queue; an epoch ends when every row has been retired once.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dataset.common import IGNORE_LABEL_ID, Batch, LoaderItem
-from engine.tasks.protocol import Sums, add_sums, hash_seed
+from dataset.common import IGNORE_LABEL_ID, Batch, LoaderItem, hash_seed
+from engine.tasks.protocol import Sums, add_sums
 from engine.tasks.text import TextTask, sampled_depth
 from models.act import Latents
 from models.losses.text import Supervision
@@ -21,7 +21,7 @@ from models.losses.text import Supervision
 
 @dataclass
 class Slots:
-    """The rows in flight on this rank; all tensors have a slot per row."""
+    """The rows in flight on this rank; the first dimension of every tensor is the slot."""
 
     data: Batch
     latents: Latents
@@ -30,13 +30,21 @@ class Slots:
     is_busy: Tensor
     losses: Tensor  # (rows, S) of the step before, where supervised
 
-    def part(self, rows: slice) -> "Slots":
-        latents = type(self.latents)(*(z[rows] for z in self.latents))
-        data = {name: value[rows] for name, value in self.data.items()}
-        return Slots(data, latents, self.steps[rows], self.depth[rows], self.is_busy[rows], self.losses[rows])
+
+def map_slots(function: Callable[..., Tensor], *slots: Slots) -> Slots:
+    """The slots that `function` makes of the tensors at the same place of all given ones."""
+    first = slots[0]
+    return Slots(
+        data={name: function(*(each.data[name] for each in slots)) for name in first.data},
+        latents=type(first.latents)(*(function(*z) for z in zip(*(each.latents for each in slots), strict=True))),
+        steps=function(*(each.steps for each in slots)),
+        depth=function(*(each.depth for each in slots)),
+        is_busy=function(*(each.is_busy for each in slots)),
+        losses=function(*(each.losses for each in slots)),
+    )
 
 
-class CarriedTextTask(TextTask):
+class PersistentTextTask(TextTask):
     """One supervision step of every slot for each optimizer step.
 
     Learning rate and curriculum follow the rows that have been retired: how many steps an epoch takes is known only
@@ -48,8 +56,8 @@ class CarriedTextTask(TextTask):
         self.total_rows = total_rows  # that the run will retire, over all ranks
         self.slots: Slots | None = None
         self.pending: Slots | None = None
-        self.queue: Batch = {}
-        self.ahead = 0  # loader batches that this rank has opened and another one has not
+        self.queue: Batch = {}  # rows that wait for a slot
+        self.ahead = 0  # loader batches that this rank has opened and another rank has not
         self.rows_taken = 0  # by this rank
         self.rows_retired = 0.0  # by all ranks
 
@@ -61,38 +69,43 @@ class CarriedTextTask(TextTask):
         return max(1.0, self.progress() * self.total_steps)
 
     def feed(self, items: Iterable[LoaderItem]) -> Iterator[tuple[LoaderItem, int]]:
-        """What the slots hold at each optimizer step, and how many more loader batches all ranks have opened for it."""
-        stream = islice(items, self.ahead, None)
-        name = "train"
-        is_dry = False
+        """The rows in the slots at each optimizer step, and how many loader batches have been opened for it.
+
+        A batch counts as opened when every rank has opened it: all ranks of a resumed run start behind the same batch,
+        and a rank that was ahead then skips the batches whose rows its queue holds.
+        """
+        batches = islice(items, self.ahead, None)
+        set_name, is_exhausted = "train", False
         while True:
-            while not is_dry and self._num_waiting() < self._num_wanted():
-                item = next(stream, None)
-                is_dry = item is None
-                if item is not None:
-                    name, batch, _ = item
+            while not is_exhausted and self._num_queued() < self._num_free():
+                item = next(batches, None)
+                if item is None:
+                    is_exhausted = True
+                else:
+                    set_name, batch, _ = item
                     self._enqueue(self.runtime.to_device(batch))
                     self.ahead += 1
-            self._refill()
+            self._fill_free_slots()
             if not self.runtime.any_rank(self.slots is not None and bool(self.slots.is_busy.any())):
                 self.ahead = 0
                 return
             assert self.slots is not None
-            opened = int(self.runtime.all_gather_rows(self._count(self.ahead)).min())
-            self.ahead -= opened
-            yield (name, self.slots.data, int(self.slots.is_busy.sum())), opened
+            opened_by_all = int(self.runtime.all_gather_rows(self._count(self.ahead)).min())
+            self.ahead -= opened_by_all
+            yield (set_name, self.slots.data, int(self.slots.is_busy.sum())), opened_by_all
 
     def _count(self, number: int) -> Tensor:
         return torch.tensor([number], device=self.runtime.device)
 
-    def _num_waiting(self) -> int:
+    def _num_queued(self) -> int:
         return len(self.queue["inputs"]) if self.queue else 0
 
-    def _num_wanted(self) -> int:
+    def _num_free(self) -> int:
+        """Slots without a row; before the first batch there are none, and one row is asked for."""
         return 1 if self.slots is None else int((~self.slots.is_busy).sum())
 
     def _enqueue(self, batch: Batch) -> None:
-        """Rows without a label, which only fill up an epoch's last batch, are left out."""
+        """Append the rows of a batch to the queue, except those without a label, which only fill up the last batch."""
         if self.slots is None:
             self.slots = self._empty_slots(batch)
         is_real = (batch["labels"] != IGNORE_LABEL_ID).any(dim=1)
@@ -117,33 +130,33 @@ class CarriedTextTask(TextTask):
             losses=torch.zeros(rows, width, device=device),
         )
 
-    def _refill(self) -> None:
-        """Idle slots take rows from the queue; without a row they stay idle, unsupervised."""
+    def _fill_free_slots(self) -> None:
+        """Move rows from the queue into free slots; a slot that gets none has no label and is not supervised."""
         slots = self.slots
         if slots is None:
             return
-        idle = (~slots.is_busy).nonzero().squeeze(-1)
-        filled = idle[: self._num_waiting()]
+        free = (~slots.is_busy).nonzero().squeeze(-1)
+        filled = free[: self._num_queued()]
+        count = len(filled)
         slots.data = {name: value.clone() for name, value in slots.data.items()}
-        slots.data["labels"][idle] = IGNORE_LABEL_ID
-        for name, value in slots.data.items():
-            value[filled] = self.queue[name][: len(filled)] if len(filled) else value[filled]
-        self.queue = {name: value[len(filled) :] for name, value in self.queue.items()}
-        drawn = [self._depth_of_row(self.rows_taken + i) for i in range(len(filled))]
-        self.rows_taken += len(filled)
-        slots.depth = slots.depth.index_copy(0, filled, torch.tensor(drawn, dtype=torch.int32, device=filled.device))
+        slots.data["labels"][free] = IGNORE_LABEL_ID
+        for name, rows in self.queue.items():
+            slots.data[name][filled] = rows[:count]
+        self.queue = {name: rows[count:] for name, rows in self.queue.items()}
+        depths = [self._depth_of_row(self.rows_taken + i) for i in range(count)]
+        self.rows_taken += count
+        slots.depth = slots.depth.index_copy(0, filled, torch.tensor(depths, dtype=torch.int32, device=filled.device))
         slots.steps = slots.steps.index_fill(0, filled, 0)
         slots.is_busy = slots.is_busy.index_fill(0, filled, True)
 
     def _depth_of_row(self, number: int) -> int:
-        """Drawn for the row, not for the step; with halt_policy=learned an upper bound."""
+        """The depth of a row, drawn from its number; with halt_policy=learned the most it may take."""
         model = self.head.model
         most = model.config.depth_at(self.progress()).max_steps
         if model.config.halt_policy == "learned":
             return most
-        return sampled_depth(
-            model.config, most, hash_seed(self.seed + 1, number * self.runtime.world_size + self.runtime.rank)
-        )
+        number_of_all = number * self.runtime.world_size + self.runtime.rank
+        return sampled_depth(model.config, most, hash_seed(self.seed + 1, number_of_all))
 
     def train_step(self, item: LoaderItem, step: int) -> Sums:
         self.head.train()
@@ -151,19 +164,22 @@ class CarriedTextTask(TextTask):
         slots = self.slots
         assert slots is not None
         rows = len(slots.steps) // self.micro_batches
-        parts = [slots.part(slice(i * rows, (i + 1) * rows)) for i in range(self.micro_batches)]
+        parts = [
+            map_slots(lambda tensor, i=i: tensor[i * rows : (i + 1) * rows], slots)
+            for i in range(self.micro_batches)
+        ]
         places = [Supervision.of(part.data) for part in parts]
         total = self._global_total(places)
         totals: Sums = {}
         stepped = [self._step_part(part, at, total, totals) for part, at in zip(parts, places, strict=True)]
-        self.pending = joined(stepped)
+        self.pending = map_slots(lambda *tensors: torch.cat(tensors), *stepped)
         self._halt_learned(self.pending, step)
         return totals
 
     def _step_part(self, part: Slots, at: Supervision, total: Tensor, totals: Sums) -> Slots:
         width = part.data["labels"].shape[1]
         had_step = (part.steps > 0)[at.places // width]
-        latents, losses, q, sums = self.head.carried_step(
+        latents, losses, q, sums = self.head.persistent_step(
             part.data, part.latents, part.steps == 0, at, at.weights(self.reduction, total),
             part.losses.flatten()[at.places], had_step,
         )  # fmt: skip
@@ -176,11 +192,11 @@ class CarriedTextTask(TextTask):
         return Slots(part.data, latents, steps, part.depth, is_busy, dense)
 
     def _wants_to_halt(self, q: Tensor, at: Supervision, rows: int, width: int) -> Tensor:
-        """A row halts when its supervised tokens on average believe that one more step brings nothing."""
+        """Rows whose supervised tokens on average predict that one more step brings nothing."""
         row = at.places // width
-        belief = torch.zeros(rows, device=q.device).index_add_(0, row, torch.sigmoid(q))
+        summed = torch.zeros(rows, device=q.device).index_add_(0, row, torch.sigmoid(q))
         count = torch.zeros(rows, device=q.device).index_add_(0, row, torch.ones_like(q))
-        return belief > 0.5 * count
+        return summed > 0.5 * count
 
     def _halt_learned(self, slots: Slots, step: int) -> None:
         """Exploration: a few random rows must take a random number of steps before they may halt."""
@@ -231,11 +247,11 @@ class CarriedTextTask(TextTask):
         padded = {name: torch.zeros_like(value) for name, value in slots.data.items()}
         for name, value in self.queue.items():
             padded[name][: len(value)] = value
-        assert self._num_waiting() <= most
+        assert self._num_queued() <= most
         gather = self.runtime.all_gather_rows
         return {
             "queue": {name: gather(value) for name, value in padded.items()},
-            "queued": gather(self._count(self._num_waiting())),
+            "queued": gather(self._count(self._num_queued())),
             "ahead": gather(self._count(self.ahead)),
             "rows_taken": gather(self._count(self.rows_taken)),
         }
@@ -264,15 +280,3 @@ class CarriedTextTask(TextTask):
         waiting, self.ahead = int(state["queued"][rank]), int(state["ahead"][rank])
         self.queue = {name: own(value)[:waiting] for name, value in state["queue"].items()}
         self.rows_taken, self.rows_retired = int(state["rows_taken"][rank]), state["rows_retired"]
-
-
-def joined(parts: list[Slots]) -> Slots:
-    """The slots of micro-batches as one."""
-    first = parts[0]
-    return Slots(
-        data={name: torch.cat([part.data[name] for part in parts]) for name in first.data},
-        latents=type(first.latents)(*(torch.cat(z) for z in zip(*(part.latents for part in parts), strict=True))),
-        **{
-            name: torch.cat([getattr(part, name) for part in parts]) for name in ("steps", "depth", "is_busy", "losses")
-        },
-    )

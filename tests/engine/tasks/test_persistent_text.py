@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dataset.common import IGNORE_LABEL_ID
-from engine.tasks.carried_text import CarriedTextTask
+from engine.tasks.persistent_text import PersistentTextTask
 from engine.tasks.protocol import fetched
 from engine.tasks.text import TextTask
 from tests.engine.text_samples import (
@@ -30,9 +30,9 @@ POLICIES = {
 every_policy = pytest.mark.parametrize("policy", POLICIES)
 
 
-def make_task(policy="sampled", runtime=CPU, micro_batches=1, **options) -> CarriedTextTask:
+def make_task(policy="sampled", runtime=CPU, micro_batches=1, **options) -> PersistentTextTask:
     head = make_head(recursion="carry", **(POLICIES[policy] | options))
-    return CarriedTextTask(
+    return PersistentTextTask(
         head, runtime, seed=5, total_steps=100, total_rows=2 * num_rows(), micro_batches=micro_batches
     )
 
@@ -51,7 +51,7 @@ def reader_of(runtime, start=None, **options):
 class Watch:
     """Drives a task and notes what each step worked on."""
 
-    def __init__(self, task: CarriedTextTask) -> None:
+    def __init__(self, task: PersistentTextTask) -> None:
         self.task = task
         self.taken: Counter[int] = Counter()  # documents of rows that began
         self.retired: Counter[int] = Counter()

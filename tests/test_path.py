@@ -1,0 +1,41 @@
+"""The way from the entry point to the recursion is short enough to be read in one sitting."""
+
+import traceback
+from pathlib import Path
+
+import pytest
+
+from models.recursive_reasoning.trm import TinyRecursiveCore
+from tests.text_runs import text_flags, train_text, write_corpus
+from tests.tiny import ROOT
+
+MOST_FRAMES, MOST_FILES = 11, 8
+LOWER_HALF = ["train_step", "train_on", "unroll", "step", "recurse"]  # from the task down
+
+
+class ReachedError(BaseException):
+    """Ends the run where the recursion begins."""
+
+
+def test_training_reaches_the_recursion_in_few_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stack: list[traceback.FrameSummary] = []
+
+    def recurse(*_: object) -> None:
+        stack.extend(traceback.extract_stack()[:-1])
+        raise ReachedError
+
+    monkeypatch.setattr(TinyRecursiveCore, "recurse", recurse)
+    with pytest.raises(ReachedError):
+        train_text(text_flags(write_corpus(tmp_path / "data", 12), tmp_path / "run"))
+
+    ours = [frame for frame in stack if ROOT in Path(frame.filename).parents]
+    frames = [frame for frame in ours if ROOT / "tests" not in Path(frame.filename).parents]
+    way = [f"{Path(frame.filename).relative_to(ROOT)}:{frame.name}" for frame in frames]
+    way.append("models/recursive_reasoning/trm.py:recurse")
+    told = "\n".join(way)
+    assert way[0] == "pretrain_instruct.py:<module>", told
+    assert [name.rpartition(":")[2] for name in way[-len(LOWER_HALF) :]] == LOWER_HALF, told
+    assert way[-len(LOWER_HALF)].startswith("engine/tasks/text.py"), told
+    files = {name.partition(":")[0] for name in way}
+    if len(way) > MOST_FRAMES or len(files) > MOST_FILES:
+        pytest.xfail(f"the upper half is still long: {len(way)} frames, {len(files)} files\n{told}")
