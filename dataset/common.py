@@ -1,13 +1,17 @@
 """The contract between data and all else: batch types, metadata of a data set, symmetries of a grid, hashes that give seeds."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
+if TYPE_CHECKING:
+    import torch
+
 IGNORE_LABEL_ID = -100  # a label with this value takes no part in loss or metrics
 
-Batch = dict[str, torch.Tensor]  # inputs, labels, puzzle_identifiers: int32; the first dimension is the row
+Batch = dict[str, "torch.Tensor"]  # inputs, labels, puzzle_identifiers: int32; the first dimension is the row
 LoaderItem = tuple[str, Batch, int]  # name of the set, this rank's batch, number of real rows over all ranks
 
 # Number of the transform that undoes transform i: only the quarter turns are not their own inverse.

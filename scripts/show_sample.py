@@ -9,7 +9,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dataset.chat.samples import show_samples
 from dataset.files.flags import not_negative, positive, run_door
 
 
@@ -19,8 +18,12 @@ def main() -> None:
     parser.add_argument("--split", default="train", help="default: %(default)s")
     parser.add_argument("--count", type=positive, default=3, help="how many (default %(default)s)")
     parser.add_argument("--seed", type=not_negative, default=0, help="of the draw (default %(default)s)")
-    parser.add_argument("--color", action="store_true", help="in colour even where the output is no terminal")
+    parser.add_argument("--color", action="store_true", help="in colour even where the output is not a terminal")
     args = parser.parse_args()
+
+    # Late, so that --help needs nothing but the flags.
+    from dataset.chat.samples import show_samples
+
     run_door(lambda a: show_samples(a.path, a.split, a.count, a.seed, a.color or sys.stdout.isatty()), args)
 
 
