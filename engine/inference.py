@@ -12,7 +12,8 @@ from engine.build import text as build_text
 from engine.checkpoints.load import Checkpoint, load_averaged, load_checkpoint, resolve_checkpoint
 from engine.config.check import check
 from engine.config.compose import CONFIG_DIR
-from engine.config.schema import ChatConfig, ConfigError, InstructConfig, TextConfig
+from engine.config.parse import ConfigError
+from engine.config.schema import ChatConfig, InstructConfig, TextConfig
 from engine.runtime.devices import start_runtime
 from engine.train.evaluate import evaluate
 

@@ -3,8 +3,9 @@
 import inspect
 from typing import Any, TypeVar
 
+from engine.config.parse import ConfigError, nearest, parse
 from engine.config.registry import load_model_class
-from engine.config.schema import ConfigError, RunConfig, TextConfig, nearest, parse
+from engine.config.schema import RunConfig, TextConfig
 from models.act import ActModel
 from models.config import ArchConfig
 from models.losses.puzzles import ACTLossHead

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.config.schema import ConfigError
+from engine.config.parse import ConfigError
 
 CONFIG_DIR = Path(__file__).resolve().parents[2] / "config"
 

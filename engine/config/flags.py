@@ -12,7 +12,7 @@ from typing import Any, Generic, Literal, NoReturn, TypeVar, Union, get_args, ge
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from engine.config.schema import ConfigError, nearest, parse
+from engine.config.parse import ConfigError, nearest, parse
 
 Config = TypeVar("Config", bound=BaseModel)
 NOTHING = ("null", "none")  # how a flag says that there is no value

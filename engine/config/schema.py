@@ -1,84 +1,9 @@
-"""What a run is told: typed options, checked at the border, with every problem reported at once."""
+"""The options of a run: names, defaults, bounds and what they mean."""
 
-import difflib
 import re
-from collections.abc import Iterable
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-
-Config = TypeVar("Config", bound=BaseModel)
-
-
-class ConfigError(ValueError):
-    """Lists every problem of a config, each with what to do."""
-
-    def __init__(self, problems: Iterable[str]) -> None:
-        self.problems = list(problems)
-        count = f"{len(self.problems)} problems" if len(self.problems) > 1 else "1 problem"
-        super().__init__(f"{count} in the config:\n" + "\n".join(f"  - {problem}" for problem in self.problems))
-
-
-# In place of a required value that is missing or wrong, so that the rest can be checked; any other is a number.
-STAND_INS: dict[str, Any] = {"arch": {"name": "-"}, "data_paths": ["-"]}
-
-
-def parse(config_class: type[Config], data: dict[str, Any], prefix: str = "") -> tuple[Config | None, list[str]]:
-    """The typed config, or the problems that stand in its way."""
-    try:
-        return config_class.model_validate(data), []
-    except ValidationError as error:
-        bad_keys = {str(found["loc"][0]) for found in error.errors() if found["loc"]}
-        problems = problems_of(error, config_class, prefix)
-        return None, problems + misfits(config_class, data, bad_keys) if bad_keys else problems
-
-
-def misfits(config_class: type[BaseModel], data: dict[str, Any], bad_keys: set[str]) -> list[str]:
-    """Which of the other keys do not fit together; pydantic looks at that only when every single key is right."""
-    sound = {key: value for key, value in data.items() if key not in bad_keys}
-    needed = {key for key, field in config_class.model_fields.items() if field.is_required()} - sound.keys()
-    try:
-        config_class.model_validate(sound | {key: STAND_INS.get(key, 1) for key in needed})
-    except ValidationError as error:
-        sentences = problems_of(error, config_class)
-        return [text for text in sentences if not any(re.search(rf"\b{re.escape(key)}\b", text) for key in bad_keys)]
-    return []
-
-
-def problems_of(error: ValidationError, config_class: type[BaseModel], prefix: str = "") -> list[str]:
-    """Pydantic's findings as sentences; an unknown key is told the nearest known one."""
-    sentences = []
-    for found in error.errors(include_url=False):
-        path = prefix + ".".join(str(part) for part in found["loc"])
-        if found["type"] == "extra_forbidden":
-            sentences.append(
-                f"{path}: unknown key{nearest(str(found['loc'][-1]), keys_at(config_class, found['loc']))}"
-            )
-        elif found["type"] == "missing":
-            sentences.append(f"{path}: is required, but was not given")
-        elif found["type"] == "value_error":
-            about = f"{path}: " if found["loc"] else ""
-            sentences += [about + sentence for sentence in str(found["ctx"]["error"]).split("; ")]
-        else:
-            message = found["msg"][0].lower() + found["msg"][1:]
-            sentences.append(f"{path}: {message}, found {found['input']!r}")
-    return sentences
-
-
-def keys_at(config_class: type[BaseModel], path: Iterable[int | str]) -> Iterable[str]:
-    """The keys beside the one at this path, of the innermost config that is known there."""
-    for part in path:
-        field = config_class.model_fields.get(str(part))
-        inside = [field.annotation, *get_args(field.annotation)] if field else []
-        classes = [found for found in inside if isinstance(found, type) and issubclass(found, BaseModel)]
-        config_class = classes[0] if classes else config_class
-    return config_class.model_fields
-
-
-def nearest(key: str, known: Iterable[str]) -> str:
-    """', did you mean x?' if there is something like `key`."""
-    close = difflib.get_close_matches(key, list(known), n=1, cutoff=0.6)
-    return f", did you mean {close[0]}?" if close else ""
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class Strict(BaseModel):

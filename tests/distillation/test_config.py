@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from engine.config.flags import FlagParser, merged, read_yaml
-from engine.config.schema import ConfigError
+from engine.config.parse import ConfigError
 from src.distillation.config import DistillConfig
 from src.distillation.tuning.config import TeacherFtConfig
 from tests.distillation.run_samples import shipped, train_as_is

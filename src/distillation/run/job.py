@@ -10,7 +10,7 @@ from typing import Any
 from engine.build.puzzles import compile_step
 from engine.checkpoints.load import Checkpoint
 from engine.checkpoints.run_directory import RunDirectory, to_yaml
-from engine.config.schema import ConfigError
+from engine.config.parse import ConfigError
 from engine.runtime.devices import Runtime, start_runtime
 from engine.train.evaluate import Report
 from engine.train.job import Job, RunParts, RunSettings

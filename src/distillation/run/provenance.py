@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from engine.config.schema import ConfigError
+from engine.config.parse import ConfigError
 from src.distillation.config import DistillConfig
 
 PROVENANCE_FILE = "provenance.jsonl"

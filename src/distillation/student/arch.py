@@ -4,8 +4,8 @@ from typing import Any
 
 from engine.config.check import arch_problems, conversation_problems
 from engine.config.compose import CONFIG_DIR, composed
+from engine.config.parse import ConfigError, nearest
 from engine.config.registry import load_model_class
-from engine.config.schema import ConfigError, nearest
 from models.act import ActModel
 from models.retnet.config import preset
 from src.distillation.config import DistillConfig

@@ -7,7 +7,8 @@ import pytest
 from pydantic import Field
 
 from engine.config.flags import FlagParser, also, merged, read_yaml, yaml_options
-from engine.config.schema import ConfigError, Strict
+from engine.config.parse import ConfigError
+from engine.config.schema import Strict
 
 
 class Options(Strict):

@@ -3,7 +3,8 @@
 import pytest
 
 from engine.config.check import check
-from engine.config.schema import ArchChoice, ConfigError, InstructConfig, PretrainConfig, nearest, parse
+from engine.config.parse import ConfigError, nearest, parse
+from engine.config.schema import ArchChoice, InstructConfig, PretrainConfig
 from tests.tiny import ARCH, RUN, TRM
 
 
@@ -63,14 +64,10 @@ def test_problems_of_run_and_arch_that_need_several_keys_come_together():
     ]
 
 
-def test_keys_that_do_not_fit_are_told_beside_keys_that_are_wrong():
-    """Pydantic alone would speak of the first kind only after the second is mended."""
-    arch = {"name": TRM, **ARCH, "hiden_size": 64, "causal": True, "mlp_t": True, "L_cycles": "few"}
-    found = problems(lrr=1, epochs=10, eval_interval=3, eval_only=True, lr=-1, device="tpu", arch=arch)
-    told = ("lrr: ", "lr: ", "device: ", "eval_interval=3 does not", "eval_only=true needs")
-    for start in (*told, "arch.hiden_size: ", "arch.L_cycles: ", "causal=true cannot"):
-        assert sum(sentence.startswith(start) for sentence in found) == 1, (start, found)
-    assert len(found) == 8
+def test_keys_that_do_not_fit_are_told_once_every_key_is_right_by_itself():
+    wrong = {"epochs": 10, "eval_interval": 3, "eval_only": True}
+    assert {sentence.partition(":")[0] for sentence in problems(lrr=1, lr=-1, **wrong)} == {"lrr", "lr"}
+    assert {sentence.split("=")[0] for sentence in problems(**wrong)} == {"eval_interval", "eval_only"}
 
 
 def test_keys_inside_other_options_are_told_their_own_neighbours():

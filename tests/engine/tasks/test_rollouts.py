@@ -6,8 +6,9 @@ import torch
 
 from dataset.common import IGNORE_LABEL_ID
 from engine.config.check import check
+from engine.config.parse import ConfigError
 from engine.config.registry import load_model_class
-from engine.config.schema import ConfigError, PretrainConfig
+from engine.config.schema import PretrainConfig
 from engine.tasks.puzzles import PuzzleTask
 from engine.tasks.rollouts import Effort, roll_out, surest_rollout
 from engine.train.evaluate import evaluate
