@@ -1,1 +1,1 @@
-"""What judges the predictions of a whole test set."""
+"""What evaluates the predictions of a whole test set."""

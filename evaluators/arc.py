@@ -11,10 +11,15 @@ import torch
 import torch.distributed as dist
 
 from dataset.common import Batch, PuzzleDatasetMetadata
+from dataset.files.json_file import read_json
 from dataset.puzzles.arc_grids import crop, grid_hash, parse_name, to_grid
 
 NO_PREDICTION = [[0]]  # an attempt at a test input that got no prediction while another one of its puzzle did
 METRIC_PREFIX = "ARC/"
+REMEDY = (
+    "The ARC evaluator needs it. Evaluate an ARC data set (python -m dataset.build_arc_dataset), or take ARC out of the "
+    "evaluators."
+)
 
 
 @dataclass
@@ -54,8 +59,8 @@ class ARC:
         self.pass_Ks = tuple(pass_Ks)
         self.aggregated_voting = aggregated_voting
         self.identifier_offset = identifier_offset
-        self.names: list[str] = _read_json(Path(data_path) / "identifiers.json")
-        self.test_puzzles: dict[str, Any] = _read_json(Path(data_path) / "test_puzzles.json")
+        self.names: list[str] = read_json(Path(data_path) / "identifiers.json", list, REMEDY)
+        self.test_puzzles: dict[str, Any] = read_json(Path(data_path) / "test_puzzles.json", dict, REMEDY)
         self._votes = Votes()
         self._num_batches = 0
 
@@ -143,12 +148,3 @@ def _ranking(votes: Votes, puzzle: str, test_input: list[list[int]]) -> list[str
         confidences.setdefault(prediction, []).append(confidence)
     strength = {prediction: (len(values), sum(values) / len(values)) for prediction, values in confidences.items()}
     return sorted(strength, key=strength.__getitem__, reverse=True)
-
-
-def _read_json(file: Path) -> Any:
-    if not file.is_file():
-        raise ValueError(
-            f"{file} does not exist, but the ARC evaluator needs it. Evaluate an ARC data set "
-            "(python -m dataset.build_arc_dataset), or take ARC out of the evaluators."
-        )
-    return json.loads(file.read_bytes())

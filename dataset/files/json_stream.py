@@ -101,7 +101,7 @@ class _TextWindow:
         self._is_complete = False
 
     def next_sign(self) -> str:
-        """The next character that is no white space; nothing at the end of the text."""
+        """The next character that is not white space; nothing at the end of the text."""
         while True:
             while self._at < len(self._text) and self._text[self._at] in " \t\r\n":
                 self._at += 1

@@ -54,7 +54,7 @@ def parse_name(name: str) -> tuple[str, Augmentation]:
 
 
 def to_grid(rows: object, where: str) -> np.ndarray:
-    """A grid from the lists of a JSON file; `where` names it in the error if it is none."""
+    """A grid from the lists of a JSON file; `where` names it in the error if it is not one."""
     try:
         grid = np.array(rows)
     except ValueError:  # rows of different lengths
@@ -62,7 +62,7 @@ def to_grid(rows: object, where: str) -> np.ndarray:
     fits = grid.ndim == 2 and grid.dtype.kind in "iu" and min(grid.shape) >= 1 and max(grid.shape) <= MAX_GRID_SIZE
     if not fits or grid.min() < 0 or grid.max() >= NUM_COLOURS:
         raise ValueError(
-            f"{where} is no ARC grid: expected 1 to {MAX_GRID_SIZE} rows of equal length, of colours 0 to "
+            f"{where} is not an ARC grid: expected 1 to {MAX_GRID_SIZE} rows of equal length, of colours 0 to "
             f"{NUM_COLOURS - 1}, but found {str(rows)[:80]}."
         )
     return grid.astype(np.uint8)

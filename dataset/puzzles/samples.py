@@ -45,7 +45,7 @@ def game_of(metadata: PuzzleDatasetMetadata, where: str | Path) -> Game:
     if side**2 == metadata.seq_len and metadata.vocab_size == maze.VOCAB_SIZE:
         return Game("maze", side)
     raise ValueError(
-        f"{where} holds rows of {found[0]} cells with {found[1]} tokens, which is no game that can be drawn: a Sudoku "
+        f"{where} holds rows of {found[0]} cells with {found[1]} tokens, which is not a game that can be drawn: a Sudoku "
         f"of 4x4, 6x6 or 9x9 cells, a square maze ({maze.VOCAB_SIZE} tokens), or ARC ({arc_grids.SEQ_LEN} cells, "
         f"{arc_grids.VOCAB_SIZE} tokens)."
     )

@@ -40,5 +40,5 @@ def check_identifiers(sets: Sequence[tuple[PuzzleSet, np.ndarray]], share: float
         raise ValueError(
             f"validation_split={share:g} would hold out {len(unknown)} puzzle identifiers altogether. A puzzle's "
             "identifier has an embedding that only training on this puzzle fills, as in ARC, so a score on puzzles "
-            "that were held out would say nothing. Set eval.validation_split=0 and judge by the test split."
+            "that were held out would say nothing. Set eval.validation_split=0 and use the test split."
         )

@@ -147,7 +147,7 @@ def _split_lines(file: Path | HubFile, config: SlimOrcaConfig, progress: bool) -
             splits = rule.assign(read_blocks(file) if isinstance(file, Path) else file.blocks(), bar.update)
             bar.total = bar.n  # the file may hold fewer than were asked for
     if not len(splits):
-        raise ValueError(f"{_path(file)} is empty, expected one JSON object a line. Delete it to download it anew.")
+        raise ValueError(f"{_path(file)} is empty, expected one JSON object a line. Delete it to download it again.")
     return splits
 
 

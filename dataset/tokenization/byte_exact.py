@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dataset.files.json_file import read_json
 from dataset.tokenization.tokenizer_json import BYTE_COUNT, BYTE_OF, import_tokenizers, parse_tokenizer
 
 UNICODE_FORMS = {"NFC", "NFD", "NFKC", "NFKD"}
@@ -34,13 +35,11 @@ def byte_exact_tokenizer(content: str, special_tokens: Sequence[str], source: st
 def read_vocab_and_merges(folder: Path) -> str:
     """The tokenizer.json of GPT-2's older pair of files; a word that no merge leads to is a special token."""
     vocab_file, merges_file = folder / "vocab.json", folder / "merges.txt"
+    vocab = read_json(vocab_file, dict, "Fetch it again.")
     try:
-        vocab = json.loads(vocab_file.read_text(encoding="utf-8"))
         lines = merges_file.read_text(encoding="utf-8").split("\n")
     except (OSError, ValueError) as error:
-        raise ValueError(f"{folder}: vocab.json or merges.txt is missing or damaged: {error}. Fetch both.") from error
-    if not isinstance(vocab, dict):
-        raise ValueError(f"{vocab_file}: expected a JSON object of tokens and ids, found {type(vocab).__name__}.")
+        raise ValueError(f"{merges_file} is missing or damaged: {error}. Fetch it again.") from error
     merges = []
     for number, line in enumerate(lines, 1):
         if line.strip() and not (number == 1 and line.startswith("#version")):

@@ -49,7 +49,7 @@ def find_tokenizer(explicit_path: str | Path | None = None, download: bool = Tru
     for source, path in (("", explicit_path), ("LLAMA_TOKENIZER names ", from_environment)):
         if path:
             if not Path(path).exists():
-                raise ValueError(f"{source}{path}, but there is no such tokenizer. {FOUR_WAYS}")
+                raise ValueError(f"{source}{path}, which does not exist. {FOUR_WAYS}")
             return Path(path)
     if DEFAULT_TOKENIZER.exists():
         return DEFAULT_TOKENIZER

@@ -1,6 +1,5 @@
 """Tokenizers of the package `tokenizers`: a tokenizer.json, and what its configuration says of special tokens."""
 
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dataset.files.json_file import read_json
 from dataset.tokenization.protocol import SPACE, check_unicode, puts_space_first
 
 JSON_FILE, CONFIG_FILE = "tokenizer.json", "tokenizer_config.json"
@@ -107,12 +107,7 @@ def open_json_tokenizer(file: Path) -> JsonTokenizer:
     config = file.with_name(CONFIG_FILE)
     if not config.is_file():
         return JsonTokenizer(tokenizer, {}, str(file), [file])
-    try:
-        names = json.loads(config.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{config} is not JSON: {error}. Fetch it again.") from error
-    if not isinstance(names, dict):
-        raise ValueError(f"{config} holds {type(names).__name__}, expected a JSON object. Fetch it again.")
+    names = read_json(config, dict, "Fetch it again.")
     return JsonTokenizer(tokenizer, names, str(file), [file, config])
 
 

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from dataset.files.disk import disk_errors, write_file
-from src.distillation.corpus.manifest import Record, TokenizerFacts, read_record
+from dataset.files.json_file import read_model
+from src.distillation.corpus.manifest import Record, TokenizerFacts
 from src.distillation.targets.signal import Kind, TeacherFacts
 
 CACHE_FILE = "cache.json"
@@ -97,7 +98,9 @@ def load_cache(folder: Path) -> Cache:
             f"There is no {CACHE_FILE} in {folder}. Make the cache first: {PROGRAM} --data-path <the corpus> "
             f"--teacher-model <the teacher> --output-dir {folder}"
         )
-    return read_record(file, Cache, "make the cache again", CacheError)
+    return read_model(
+        file, Cache, "It is of another version or damaged: choose another folder, or make the cache again.", CacheError
+    )
 
 
 def check_same(folder: Path, found: CacheFacts, expected: CacheFacts) -> None:

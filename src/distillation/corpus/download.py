@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import shutil
 import sys
 from collections.abc import Iterable, Iterator
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from dataset.files.disk import disk_errors
+from dataset.files.disk import disk_errors, new_file
 from dataset.text.conversation import has_answer, parse_record
 from dataset.tokenization.protocol import is_unicode
 from engine.entry import INTERRUPTED
@@ -130,31 +129,23 @@ def _add_flags(parser: argparse.ArgumentParser, data_dir: Path) -> None:
 
 def _download_one(source: HubSource, data_dir: Path) -> SourceNote:
     target, raw = target_of(source, data_dir), _raw_folder(source, data_dir)
-    unfinished = raw / "rows.jsonl"
-    with disk_errors(unfinished):
-        raw.mkdir(parents=True, exist_ok=True)
     rows = _UsableRows(source, raw, target)
     num_rows = 0
-    with tqdm(total=source.rows, desc=source.name, unit=" rows") as bar, open(unfinished, "w", encoding="utf-8") as out:
+    with disk_errors(target), new_file(target) as out, tqdm(total=source.rows, desc=source.name, unit=" rows") as bar:
         for row in islice(rows, source.rows):
             head = {"id": f"{source.name}-{num_rows:07d}", "source": source.name, "category": source.category}
-            out.write(json.dumps(head | row, ensure_ascii=False) + "\n")
+            out.write(json.dumps(head | row, ensure_ascii=False).encode() + b"\n")
             num_rows += 1
             bar.update()
-        out.flush()
-        os.fsync(out.fileno())
-    if num_rows <= rows.num_refused:
-        raise ValueError(
-            f"{source.repo} gave {num_rows} usable rows and {rows.num_refused} others ({rows.first_refusal}). Its format "
-            "has changed; prepare this data set by hand."
-        )
+        if num_rows <= rows.num_refused:
+            raise ValueError(
+                f"{source.repo} gave {num_rows} usable rows and {rows.num_refused} others ({rows.first_refusal}). Its "
+                "format has changed; prepare this data set by hand."
+            )
+        is_whole = next(iter(rows), None) is None
     if rows.num_refused:
         print(f"{source.name}: left out {rows.num_refused} records, first {rows.first_refusal}", file=sys.stderr)
-    note = SourceNote(
-        repository=source.repo, license=source.license, rows=num_rows, is_whole=next(iter(rows), None) is None
-    )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(unfinished, target)
+    note = SourceNote(repository=source.repo, license=source.license, rows=num_rows, is_whole=is_whole)
     write_note(target, note)
     shutil.rmtree(raw)
     return note
@@ -190,7 +181,7 @@ def check_row(row: Row) -> None:
         if not has_answer(parse_record(row)):
             raise ValueError("no answer")
     elif not isinstance(row["text"], str) or not is_unicode(row["text"]):
-        raise ValueError("the text is no valid text")
+        raise ValueError("the text is not valid Unicode text")
 
 
 def _raw_folder(source: HubSource, data_dir: Path) -> Path:

@@ -9,6 +9,7 @@ from typing import Any
 
 from dataset.files.disk import write_file
 from dataset.files.download import find_hub_file, hub_files, only
+from dataset.files.json_file import read_json
 from dataset.files.json_stream import read_values
 from dataset.files.jsonl import read_blocks
 from src.distillation.corpus.parquet import import_parquet
@@ -38,8 +39,7 @@ def _names(repo: str, pattern: str, folder: Path, by_hand: Path) -> list[str]:
     """The files that match, as they were when the download began: `folder` remembers them."""
     known = folder / NAMES_FILE
     if known.is_file():
-        names: list[str] = json.loads(known.read_text(encoding="utf-8"))
-        return names
+        return read_json(known, list, "Remove it and run again.")
     _, files = hub_files(repo, by_hand)
     names = sorted(fnmatch.filter(files, pattern))
     if not names:

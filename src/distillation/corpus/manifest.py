@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from dataset.files.disk import write_file
+from dataset.files.json_file import read_model
 from dataset.tokenization.protocol import Tokenizer
 from dataset.tokenization.tokenizer_json import JsonTokenizer
 
@@ -138,7 +139,7 @@ class Manifest(Record):
         if problems:
             raise ValueError(
                 f"{where} holds {' and '.join(problems)}. Use the same tokenizer and length, preprocess into another "
-                "folder, or make everything anew with --force."
+                "folder, or make everything again with --force."
             )
 
     def save(self, folder: Path) -> None:
@@ -152,20 +153,9 @@ def load_manifest(folder: Path) -> Manifest:
             f"There is no {MANIFEST_FILE} in {folder}. Make the corpus first: python data/preprocess_to_parquet.py "
             f"--input data/distillation --output {folder} --recursive"
         )
-    return read_record(file, Manifest, "preprocess again")
-
-
-def read_record(file: Path, record: type[Facts], remedy: str, error_class: type[ValueError] = ValueError) -> Facts:
-    """What a JSON file says; `remedy` is what to do after it was removed because it could not be read."""
-    try:
-        return record.model_validate_json(file.read_bytes())
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "its JSON"
-        raise error_class(
-            f"{file} is not of this version ({where}: {first['msg']}). It was made by another program or is damaged: "
-            f"choose another folder, or remove it and {remedy}."
-        ) from error
+    return read_model(
+        file, Manifest, "It is of another version or damaged: choose another folder, or remove it and preprocess again."
+    )
 
 
 def _facts(shards: list[Shard]) -> SplitFacts:

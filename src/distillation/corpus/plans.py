@@ -101,21 +101,21 @@ def _first_answer(record: Mapping[str, Any]) -> Iterable[Row]:
 
 def _metamath(rows: int) -> HubSource:
     return HubSource(
-        *("metamath", "math_reasoning", "meta-math/MetaMathQA", "MetaMathQA-395K.json", "mit"),
+        "metamath", "math_reasoning", "meta-math/MetaMathQA", "MetaMathQA-395K.json", "mit",
         rows, _pair("query", "response"),
     )  # fmt: skip
 
 
 def _code_search_net(rows: int) -> HubSource:
     return HubSource(
-        *("code_search_net", "code", "code-search-net/code_search_net", "python/train-*.parquet"),
+        "code_search_net", "code", "code-search-net/code_search_net", "python/train-*.parquet",
         "other (each function under the licence of its repository)", rows, _function,
     )  # fmt: skip
 
 
 APPS = HubSource("apps", "code", "codeparrot/apps", "train.jsonl", "mit", 50_000, _contest_problem)
 MBPP = HubSource(
-    *("mbpp", "code", "google-research-datasets/mbpp", "full/train-*.parquet", "cc-by-4.0"), 374, _task_with_tests
+    "mbpp", "code", "google-research-datasets/mbpp", "full/train-*.parquet", "cc-by-4.0", 374, _task_with_tests
 )
 
 # The balanced first corpus: about 300,000 rows.
@@ -123,61 +123,61 @@ BASELINE = (_metamath(125_000), _code_search_net(125_000), APPS, MBPP)
 
 CURRICULUM = (
     HubSource(
-        *("openhermes", "instruction_chat", "teknium/OpenHermes-2.5", "openhermes2_5.json"),
+        "openhermes", "instruction_chat", "teknium/OpenHermes-2.5", "openhermes2_5.json",
         "not stated on its card", 1_001_551, _turns("conversations"),
     ),
     HubSource(
-        *("ultrachat", "instruction_chat", "HuggingFaceH4/ultrachat_200k", "data/train_sft-*.parquet", "mit"),
+        "ultrachat", "instruction_chat", "HuggingFaceH4/ultrachat_200k", "data/train_sft-*.parquet", "mit",
         207_865, _turns("messages"),
     ),
     HubSource(
-        *("slimorca", "instruction_chat", "Open-Orca/SlimOrca", "*.jsonl", "mit"), 517_982, _turns("conversations")
+        "slimorca", "instruction_chat", "Open-Orca/SlimOrca", "*.jsonl", "mit", 517_982, _turns("conversations")
     ),
     HubSource(
-        *("dolly", "instruction_chat", "databricks/databricks-dolly-15k", "databricks-dolly-15k.jsonl"),
+        "dolly", "instruction_chat", "databricks/databricks-dolly-15k", "databricks-dolly-15k.jsonl",
         "cc-by-sa-3.0", 15_011, _instruction("context", "response"),
     ),
     HubSource(
-        *("code_alpaca", "code", "sahil2801/CodeAlpaca-20k", "code_alpaca_20k.json", "cc-by-4.0"),
+        "code_alpaca", "code", "sahil2801/CodeAlpaca-20k", "code_alpaca_20k.json", "cc-by-4.0",
         20_022, _instruction("input", "output"),
     ),
     HubSource(
-        *("magicoder", "code", "ise-uiuc/Magicoder-OSS-Instruct-75K", "data-oss_instruct-decontaminated.jsonl", "mit"),
+        "magicoder", "code", "ise-uiuc/Magicoder-OSS-Instruct-75K", "data-oss_instruct-decontaminated.jsonl", "mit",
         75_197, _pair("problem", "solution"),
     ),
     APPS,
     MBPP,
     _code_search_net(412_178),
     HubSource(
-        *("numina_cot", "math_reasoning", "AI-MO/NuminaMath-CoT", "data/train-*.parquet", "apache-2.0"),
+        "numina_cot", "math_reasoning", "AI-MO/NuminaMath-CoT", "data/train-*.parquet", "apache-2.0",
         859_494, _pair("problem", "solution"),
     ),
     _metamath(395_000),
     HubSource(
-        *("orca_math", "math_reasoning", "microsoft/orca-math-word-problems-200k", "data/train-*.parquet", "mit"),
+        "orca_math", "math_reasoning", "microsoft/orca-math-word-problems-200k", "data/train-*.parquet", "mit",
         200_035, _pair("question", "answer"),
     ),
     HubSource(
-        *("mathinstruct", "math_reasoning", "TIGER-Lab/MathInstruct", "MathInstruct.json", "mit"),
+        "mathinstruct", "math_reasoning", "TIGER-Lab/MathInstruct", "MathInstruct.json", "mit",
         262_039, _pair("instruction", "output"),
     ),
     HubSource(
-        *("gsm8k", "math_reasoning", "openai/gsm8k", "main/train-*.parquet", "mit"), 7_473, _pair("question", "answer")
+        "gsm8k", "math_reasoning", "openai/gsm8k", "main/train-*.parquet", "mit", 7_473, _pair("question", "answer")
     ),
     HubSource(
-        *("squad_v2", "factual_qa", "rajpurkar/squad_v2", "squad_v2/train-*.parquet", "cc-by-sa-4.0"),
+        "squad_v2", "factual_qa", "rajpurkar/squad_v2", "squad_v2/train-*.parquet", "cc-by-sa-4.0",
         130_319, _passage_question,
     ),
     HubSource(
-        *("hotpot_qa", "factual_qa", "hotpotqa/hotpot_qa", "distractor/train-*.parquet", "cc-by-sa-4.0"),
+        "hotpot_qa", "factual_qa", "hotpotqa/hotpot_qa", "distractor/train-*.parquet", "cc-by-sa-4.0",
         90_447, _many_paragraphs,
     ),
     HubSource(
-        *("nq_open", "factual_qa", "google-research-datasets/nq_open", "nq_open/train-*.parquet", "cc-by-sa-3.0"),
+        "nq_open", "factual_qa", "google-research-datasets/nq_open", "nq_open/train-*.parquet", "cc-by-sa-3.0",
         87_925, _first_answer,
     ),
     HubSource(
-        *("trivia_qa", "factual_qa", "mandarjoshi/trivia_qa", "rc.nocontext/train-*.parquet"),
+        "trivia_qa", "factual_qa", "mandarjoshi/trivia_qa", "rc.nocontext/train-*.parquet",
         "not stated on its card", 138_384, _first_answer,
     ),
 )  # fmt: skip

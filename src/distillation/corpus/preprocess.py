@@ -137,7 +137,7 @@ def _start(options: PreprocessOptions, facts: TokenizerFacts) -> Manifest:
     if not options.skip_existing:
         raise ValueError(
             f"{options.output} already holds {len(manifest.sources)} preprocessed files. Add --skip-existing to keep them "
-            "and add what is new, or --force to make everything anew."
+            "and add what is new, or --force to make everything again."
         )
     manifest.check_made_for(options.output, facts, options.max_seq_length)
     if manifest.val_fraction != options.val_fraction:

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from dataset.files.disk import write_file
+from dataset.files.json_file import read_model
 
 SUFFIX = ".source.json"
 
@@ -22,12 +23,8 @@ def note_path(file: Path) -> Path:
 
 def read_note(file: Path) -> SourceNote | None:
     """The note beside `file`; None for a file that somebody put there by hand."""
-    try:
-        return SourceNote.model_validate_json(note_path(file).read_bytes())
-    except FileNotFoundError:
-        return None
-    except ValidationError as error:
-        raise ValueError(f"{note_path(file)} is damaged: {error.errors()[0]['msg']}. Remove it.") from error
+    note = note_path(file)
+    return read_model(note, SourceNote, "Remove it.") if note.is_file() else None
 
 
 def write_note(file: Path, note: SourceNote) -> None:

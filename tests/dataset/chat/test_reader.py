@@ -190,10 +190,10 @@ def test_damage_is_told(base: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="does not fit"):
         open_chat_data([folder], "train")
     places.write_bytes(b"no array")
-    with pytest.raises(ValueError, match="no readable .npy array"):
+    with pytest.raises(ValueError, match=".npy"):
         open_chat_data([folder], "train")
     places.unlink()
-    with pytest.raises(ValueError, match="no readable .npy array"):
+    with pytest.raises(ValueError, match=".npy"):
         open_chat_data([folder], "train")
 
 

@@ -106,5 +106,5 @@ def test_crop_prefers_area_and_may_be_empty() -> None:
     "rows", [[], [[]], [[1], [1, 2]], [[10]], [[-1]], [[0.5]], [[1] * 31], 5, "x", [["a"]], None, [[[1]]]]
 )
 def test_what_is_no_grid_is_refused(rows: object) -> None:
-    with pytest.raises(ValueError, match="puzzle 'x' is no ARC grid: expected 1 to 30 rows"):
+    with pytest.raises(ValueError, match="puzzle 'x' .*1 to 30 rows"):
         to_grid(rows, "puzzle 'x'")

@@ -221,7 +221,7 @@ def test_a_file_of_another_kind_is_named(tmp_path: Path) -> None:
     ("vocab", "merges", "problem"),
     [
         ("{", "", "damaged"),
-        ("[]", "", "vocab.json.*found list"),
+        ("[]", "", "vocab.json.*list"),
         ("{}", "#version: 0.2\na b\na b c\n", "merges.txt, line 3.*'a b c'"),
         ('{"a": 0}', "a b\n", "damaged"),
     ],
