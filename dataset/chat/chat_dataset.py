@@ -11,16 +11,16 @@ from typing import Literal
 
 from tqdm import tqdm
 
-from dataset.chat.encode import ChatPlan, SplitReport, SplitRule, encode_conversations
+from dataset.chat.encode import ChatPlan, SplitRule, encode_conversations
 from dataset.chat.formats import read_conversations, recognise
-from dataset.chat.messages import Conversation
 from dataset.chat.reader import FORMAT_VERSION, ChatFacts, folder_sha256
-from dataset.chat.source import check_files, read_records
+from dataset.chat.records import Conversation, check_files, read_records
 from dataset.chat.template import TEMPLATE
 from dataset.chat.writer import chat_metadata, write_conversations
 from dataset.files.jsonl import SPLITS
 from dataset.files.writer import TOKENIZER_FOLDER, dataset_folder, write_names
 from dataset.puzzles.format import BLANK_NAME
+from dataset.text.encoded import SplitReport, described
 from dataset.text.token_store import SpooledDocuments
 from dataset.tokenization.special_tokens import open_chat_tokenizer
 
@@ -52,6 +52,7 @@ def build_chat(options: ChatBuildOptions) -> str:
         options = replace(options, format=found)
         print(f"format: {options.format}, as the first records of {options.input_file[0]} show", file=sys.stderr)
     rule = SplitRule(options.seed, options.train_split)
+    lines = []
     with dataset_folder(options.output_dir, options.overwrite) as folder:
         tokenizer = open_chat_tokenizer(options.tokenizer, texts=partial(training_texts, options, rule))
         tokenizer.save(folder / TOKENIZER_FOLDER)
@@ -64,9 +65,9 @@ def build_chat(options: ChatBuildOptions) -> str:
             for split in kept_splits(reports):
                 facts = chat_facts(options, reports[split], folder_sha256(folder / TOKENIZER_FOLDER))
                 metadata = chat_metadata(tokenizer.vocab_size, tokenizer.pad_id, options.max_length, facts)
-                reports[split].rows = write_conversations(folder, split, spools[split], metadata)
+                rows = write_conversations(folder, split, spools[split], metadata)
+                lines.append(f"{split}: {summary(reports[split], rows)}")
         write_names(folder, [BLANK_NAME])
-    lines = [f"{split}: {reports[split].summary()}" for split in kept_splits(reports)]
     about = f"{options.output_dir}: max_length {options.max_length}, vocab_size {tokenizer.vocab_size}"
     return "\n  ".join([about, *lines])
 
@@ -102,11 +103,19 @@ def kept_splits(reports: dict[str, SplitReport]) -> list[str]:
     return [split for split, report in reports.items() if report.conversations]
 
 
+def summary(report: SplitReport, rows: int) -> str:
+    return (
+        f"{report.conversations} conversations in {rows} rows, {report.tokens} tokens, {report.trained_tokens} of them "
+        f"supervised; {report.truncated} truncated, {report.divided} split, {report.lost_tokens} supervised tokens lost; "
+        f"longest {report.longest} tokens; dropped: {described(report.dropped)}"
+    )
+
+
 def check_kept(options: ChatBuildOptions, reports: dict[str, SplitReport]) -> None:
     """Refuse a data set that holds nothing, or nothing to train on; say if nothing is held out."""
     train, test = (reports[split] for split in SPLITS)
     dropped = train.dropped + test.dropped
-    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items())) or "none read"
+    reasons = described(dropped) if dropped else "none read"
     if not kept_splits(reports):
         raise ValueError(
             f"No conversations left: {reasons}. Give conversations with answers, or raise "

@@ -5,8 +5,7 @@ from functools import partial
 from itertools import chain, groupby, islice
 from typing import Any
 
-from dataset.chat.messages import Conversation, bounded, conversation_of
-from dataset.chat.source import Record
+from dataset.chat.records import Conversation, Record, bounded, conversation_of
 from dataset.chat.trees import read_tree_rows, read_trees
 from dataset.text.conversation import Turn, make_turn, parse_message, parse_messages
 

@@ -11,8 +11,7 @@ from functools import partial
 from itertools import groupby
 from typing import Any
 
-from dataset.chat.messages import MAX_MESSAGES, Conversation, bounded, conversation_of
-from dataset.chat.source import Record
+from dataset.chat.records import MAX_MESSAGES, Conversation, Record, bounded, conversation_of
 from dataset.text.conversation import ROLES, Turn, parse_message
 
 Message = Mapping[str, Any]

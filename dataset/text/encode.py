@@ -9,10 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from dataset.text.conversation import EncodedConversation, Turn, has_answer, parse_record
+from dataset.files.jsonl import SPLITS
+from dataset.text.conversation import Turn, has_answer, parse_record
+from dataset.text.encoded import ChunkBuilder, EncodedChunk, SplitReport, described
 from dataset.text.encoder_pool import EncoderPool, chunked
 from dataset.text.template import ConversationEncoder
-from dataset.text.token_store import EncodedDocuments, join_documents
 from dataset.tokenization.lookup import load_tokenizer
 from dataset.tokenization.protocol import Tokenizer
 
@@ -28,28 +29,39 @@ class LoadReport:
     """What became of the records of a corpus."""
 
     source: str
-    records: int = 0
-    kept: Counter[str] = field(default_factory=Counter)  # by split
-    skipped: Counter[str] = field(default_factory=Counter)  # by reason
-    truncated: int = 0
-    tokens: int = 0
-    trained_tokens: int = 0
+    splits: dict[str, SplitReport] = field(default_factory=lambda: {split: SplitReport() for split in SPLITS})
     seconds: float = 0.0
 
-    def add(self, other: "LoadReport") -> None:
-        self.records += other.records
-        self.kept += other.kept
-        self.skipped += other.skipped
-        self.truncated += other.truncated
-        self.tokens += other.tokens
-        self.trained_tokens += other.trained_tokens
+    @property
+    def kept(self) -> dict[str, int]:
+        return {split: report.conversations for split, report in self.splits.items()}
+
+    @property
+    def skipped(self) -> Counter[str]:
+        """By reason."""
+        return sum((report.dropped for report in self.splits.values()), Counter[str]())
+
+    @property
+    def records(self) -> int:
+        return sum(self.kept.values()) + self.skipped.total()
+
+    @property
+    def truncated(self) -> int:
+        return sum(report.truncated for report in self.splits.values())
+
+    @property
+    def tokens(self) -> int:
+        return sum(report.tokens for report in self.splits.values())
+
+    @property
+    def trained_tokens(self) -> int:
+        return sum(report.trained_tokens for report in self.splits.values())
 
     def summary(self) -> str:
-        skipped = "; ".join(f"{count} {reason}" for reason, count in sorted(self.skipped.items())) or "none"
         return (
             f"{self.source}: {self.records} records read in {self.seconds:.1f} s\n"
             f"  kept: {self.kept['train']} train, {self.kept['test']} test ({self.truncated} of them truncated)\n"
-            f"  skipped: {skipped}\n"
+            f"  skipped: {described(self.skipped)}\n"
             f"  tokens: {self.tokens}, of which {self.trained_tokens} are trained"
         )
 
@@ -60,13 +72,6 @@ class UsedLines:
 
     lines: Iterator[Line]
     count: int
-
-
-@dataclass(frozen=True)
-class EncodedChunk:
-    documents: dict[str, EncodedDocuments]  # by split
-    report: LoadReport
-    num_lines: int
 
 
 @dataclass(frozen=True)
@@ -88,25 +93,21 @@ class ChunkEncoder:
         self._plan = plan
         self._encoder = ConversationEncoder(plan.open_tokenizer(), plan.max_tokens, plan.truncate)
 
-    def encode(self, lines: list[Line]) -> EncodedChunk:
-        report = LoadReport(self._plan.source)
-        parsed = [(split, turns) for number, split, text in lines if (turns := self._parse(number, text, report))]
+    def encode(self, lines: list[Line], /) -> EncodedChunk:
+        chunk = ChunkBuilder()
+        parsed = [(split, turns) for number, split, text in lines if (turns := self._parse(number, split, text, chunk))]
         encoded = self._encoder.encode_batch([turns for _, turns in parsed])
-        kept: dict[str, list[EncodedConversation]] = {}
         for (split, _), conversation in zip(parsed, encoded, strict=True):
             if conversation is None:
-                report.skipped["without room for their answer"] += 1
+                chunk.drop(split, "without room for their answer")
             else:
-                kept.setdefault(split, []).append(conversation)
-                report.kept[split] += 1
-                report.truncated += conversation.is_truncated
-        return EncodedChunk({split: join_documents(documents) for split, documents in kept.items()}, report, len(lines))
+                chunk.keep(split, [conversation])
+        return chunk.build()
 
-    def _parse(self, number: int, text: bytes, report: LoadReport) -> list[Turn]:
+    def _parse(self, number: int, split: str, text: bytes, chunk: ChunkBuilder) -> list[Turn]:
         """The turns of a line; none if there is nothing to learn from it."""
         if not text.strip():
             return []
-        report.records += 1
         try:
             turns = parse_record(json.loads(text.decode("utf-8-sig")))
         except (ValueError, RecursionError) as error:
@@ -115,10 +116,10 @@ class ChunkEncoder:
                     f"{self._plan.source}, line {number}: {error}. The line begins {text[:60]!r}. Repair or remove it "
                     "(fetch the file again if it is cut off), or set dataset.on_error=skip."
                 ) from error
-            report.skipped["broken lines"] += 1
+            chunk.drop(split, "broken lines")
             return []
         if not has_answer(turns):
-            report.skipped["without an answer"] += 1
+            chunk.drop(split, "without an answer")
             return []
         return turns
 

@@ -179,9 +179,7 @@ def _tokenize(
         for chunk in encode_lines(plan, lines):
             for split, documents in chunk.documents.items():
                 builders[split].extend(documents)
-            report.add(chunk.report)
-            bar.update(chunk.num_lines)
-    corpus = InstructCorpus(tokenizer, builders["train"].build(), builders["test"].build(), report)
-    report.tokens = corpus.train.num_tokens + corpus.test.num_tokens
-    report.trained_tokens = corpus.train.num_trained_tokens + corpus.test.num_trained_tokens
-    return corpus
+            for split, found in chunk.reports.items():
+                report.splits[split].add(found)
+            bar.update(report.records - bar.n)
+    return InstructCorpus(tokenizer, builders["train"].build(), builders["test"].build(), report)

@@ -165,8 +165,7 @@ class PersistentTextTask(TextTask):
         assert slots is not None
         rows = len(slots.steps) // self.micro_batches
         parts = [
-            map_slots(lambda tensor, i=i: tensor[i * rows : (i + 1) * rows], slots)
-            for i in range(self.micro_batches)
+            map_slots(lambda tensor, i=i: tensor[i * rows : (i + 1) * rows], slots) for i in range(self.micro_batches)
         ]
         places = [Supervision.of(part.data) for part in parts]
         total = self._global_total(places)

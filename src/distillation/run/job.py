@@ -117,7 +117,10 @@ class DistillJob(Job):
 
     def clear(self, directory: RunDirectory, checkpoint: Checkpoint | None, say: Notices) -> None:
         """Put another run aside; nothing has failed until here."""
-        say(*make_room(directory.path, None if checkpoint is None else checkpoint.path), *point_at_latest(directory.path))
+        say(
+            *make_room(directory.path, None if checkpoint is None else checkpoint.path),
+            *point_at_latest(directory.path),
+        )
         choose_wandb_mode(self.config.wandb_mode)
 
     def begin(self, run: Run, checkpoint: Checkpoint | None, say: Notices) -> None:

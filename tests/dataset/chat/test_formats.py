@@ -7,10 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataset.chat import messages as chat_messages
+from dataset.chat import records as chat_records
 from dataset.chat.formats import FORMATS, read_conversations, recognise
-from dataset.chat.messages import Conversation
-from dataset.chat.source import Record
+from dataset.chat.records import Conversation, Record
 from dataset.text.conversation import Turn
 
 S, U, A = (lambda text, role=role: Turn(role, text, role == "assistant") for role in ("system", "user", "assistant"))
@@ -91,7 +90,7 @@ def test_flat_messages_of_a_file_are_one_conversation() -> None:
 
 
 def test_endless_flat_list_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chat_messages, "MAX_MESSAGES", 3)
+    monkeypatch.setattr(chat_records, "MAX_MESSAGES", 3)
     with pytest.raises(ValueError, match="record 1 begins a list of more than 3 messages.*list of its own"):
         parsed("openai", *said(*[("user", "Hi")] * 4))
 

@@ -1,13 +1,40 @@
-"""What the formats of people's conversation files share: one conversation, and where it came from."""
+"""The records of people's conversation files, numbered over all files, and the conversation that a record holds."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
+from typing import Any
 
-from dataset.chat.source import Record
+from dataset.files.json_stream import read_values
+from dataset.files.jsonl import read_blocks
 from dataset.text.conversation import Turn, without_empty_system
 
 MAX_MESSAGES = 10_000  # of one conversation or tree; bounds memory where a file is one flat list
+
+
+@dataclass(frozen=True)
+class Record:
+    number: int  # over all files, from 0
+    file: Path
+    place: str  # in words, for errors
+    value: Any
+
+
+def check_files(paths: Sequence[Path]) -> None:
+    for path in paths:
+        if not path.is_file():
+            what = "is a folder" if path.is_dir() else "does not exist"
+            raise ValueError(f"The input file {path} {what}. Give the path of a JSON or JSON Lines file.")
+
+
+def read_records(paths: Sequence[Path], on_bytes: Callable[[int], Any] = lambda count: None) -> Iterator[Record]:
+    """The records of all files in order; `on_bytes` is told how much of the files themselves was read."""
+    number = 0
+    for path in paths:
+        for place, value in read_values(read_blocks(path, on_bytes), str(path)):
+            yield Record(number, path, f"{path}, {place}", value)
+            number += 1
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataset.chat.source import check_files, read_records
+from dataset.chat.records import check_files, read_records
 from dataset.files import json_stream
 
 PACKERS: dict[str, Callable[[bytes], bytes]] = {

@@ -1,0 +1,71 @@
+"""What encoding conversations gives, whatever they are read from: documents by split, and what became of the rest."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from dataset.text.conversation import EncodedConversation
+from dataset.text.token_store import EncodedDocuments, join_documents
+
+
+@dataclass
+class SplitReport:
+    """What became of the conversations of a split."""
+
+    conversations: int = 0  # kept ones
+    documents: int = 0  # more than conversations where long ones were split
+    tokens: int = 0
+    trained_tokens: int = 0
+    lost_tokens: int = 0  # would be trained if nothing were too long
+    truncated: int = 0
+    divided: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)  # by reason
+    longest: int = 0
+
+    def count(self, pieces: Sequence[EncodedConversation]) -> None:
+        """A conversation that is kept, as one document or several."""
+        self.conversations += 1
+        self.documents += len(pieces)
+        self.divided += len(pieces) > 1
+        self.truncated += any(piece.is_truncated for piece in pieces)
+        self.tokens += sum(len(piece.ids) for piece in pieces)
+        self.trained_tokens += sum(int(piece.is_trained.sum()) for piece in pieces)
+        self.longest = max(self.longest, *(len(piece.ids) for piece in pieces))
+
+    def add(self, other: "SplitReport") -> None:
+        for name in vars(self):
+            if name != "longest":
+                setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.longest = max(self.longest, other.longest)
+
+
+@dataclass(frozen=True)
+class EncodedChunk:
+    documents: dict[str, EncodedDocuments]  # by split
+    reports: dict[str, SplitReport]
+
+
+class ChunkBuilder:
+    """Collects the encoded conversations of a chunk."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, list[EncodedConversation]] = {}
+        self._reports: dict[str, SplitReport] = {}
+
+    def report(self, split: str) -> SplitReport:
+        return self._reports.setdefault(split, SplitReport())
+
+    def keep(self, split: str, pieces: Sequence[EncodedConversation]) -> None:
+        self._kept.setdefault(split, []).extend(pieces)
+        self.report(split).count(pieces)
+
+    def drop(self, split: str, reason: str) -> None:
+        self.report(split).dropped[reason] += 1
+
+    def build(self) -> EncodedChunk:
+        return EncodedChunk({split: join_documents(pieces) for split, pieces in self._kept.items()}, self._reports)
+
+
+def described(counts: Counter[str]) -> str:
+    """Records by the reason why they were left out, in words."""
+    return "; ".join(f"{count} {reason}" for reason, count in sorted(counts.items())) or "none"
