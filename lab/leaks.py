@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dataset.common import IGNORE_LABEL_ID
-from models.act import Batch
+from dataset.common import IGNORE_LABEL_ID, Batch
 from models.losses.text import TextLossHead
 
 LIMIT = 1e-5  # a masked place weighs exactly nothing, so whatever is above rounding is a leak

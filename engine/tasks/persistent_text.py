@@ -15,7 +15,7 @@ from torch import Tensor
 from dataset.common import IGNORE_LABEL_ID, Batch, LoaderItem, hash_seed
 from engine.tasks.protocol import Sums, add_sums
 from engine.tasks.text import TextTask, sampled_depth
-from models.act import Latents
+from models.core import Latents
 from models.losses.text import Supervision
 
 

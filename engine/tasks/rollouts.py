@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from dataset.common import IGNORE_LABEL_ID, Batch
-from models.act import ActModel, Carry, Latents
+from models.act import ActModel, Carry
 from models.config import ArchConfig, Depth
+from models.core import Latents
 from models.layers import weights_cast_once
 from models.losses.puzzles import ACTLossHead
 

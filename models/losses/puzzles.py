@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dataset.common import IGNORE_LABEL_ID
-from models.act import ActModel, Batch, Carry
+from dataset.common import IGNORE_LABEL_ID, Batch
+from models.act import ActModel, Carry
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 

@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dataset.common import IGNORE_LABEL_ID
-from models.act import ActModel, Batch, Latents, detached
+from dataset.common import IGNORE_LABEL_ID, Batch
+from models.act import ActModel
 from models.config import ArchConfig
+from models.core import Latents, detached
 from models.losses.chunked import TokenScores, chunked_cross_entropy, dense_cross_entropy
 from models.losses.puzzles import loss_function
 

@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from models.act import ActModel, NetworkCalls, RecursiveCore
+from models.act import ActModel
 from models.config import ArchConfig
+from models.core import NetworkCalls, RecursiveCore
 
 
 class TwoLatents(NamedTuple):

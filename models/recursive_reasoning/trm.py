@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from models.act import ActModel, NetworkCalls, RecursiveCore
+from models.act import ActModel
+from models.core import NetworkCalls, RecursiveCore
 
 
 class TwoLatents(NamedTuple):

@@ -13,7 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from models.act import ActModel, Batch, RecursiveCore
+from dataset.common import Batch
+from models.act import ActModel
+from models.core import RecursiveCore
 from models.kernels import rms_norm, rotate
 from models.layers import CastedLinear, Rope, SwiGLU
 from models.retnet.config import FIRST_LOGIT_STD, RetNetConfig

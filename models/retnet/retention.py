@@ -1,4 +1,4 @@
-"""Retention: a memory per head that fades by a fixed factor and takes in each position; three forms of one formula.
+"""Retention: a memory per head that fades by a fixed factor and takes in each position.
 
 B rows, L positions, N heads, K size of a query or key, E of a value, G chunks of C positions.
 
@@ -24,27 +24,6 @@ def log_decays(num_heads: int) -> Tensor:
     return torch.tensor([math.log1p(-(2.0 ** -(5 + head))) for head in range(num_heads)], dtype=torch.float32)
 
 
-def parallel(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, documents: Tensor | None = None) -> Tensor:
-    """All pairs of positions at once; q, k (B, L, N, K), v (B, L, N, E) in, (B, L, N, E) out."""
-    decays = Decays.of(log_decay, q.shape[1], documents, chunk_size=q.shape[1], dtype=q.dtype)
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, N, L, K or E)
-    scores = q @ k.transpose(-1, -2) * decays.inside[:, :, 0]
-    return (scores @ v).transpose(1, 2)
-
-
-def recurrent(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, documents: Tensor | None = None) -> Tensor:
-    """The same, one position after another."""
-    state = q.new_zeros(q.shape[0], q.shape[2], q.shape[3], v.shape[3], dtype=torch.float32)
-    outputs = []
-    for n in range(q.shape[1]):
-        if documents is not None and n:
-            goes_on = documents[:, n] == documents[:, n - 1]
-            state = torch.where(goes_on[:, None, None, None], state, 0)
-        y, state = one_position(q[:, n], k[:, n], v[:, n], log_decay, state)
-        outputs.append(y)
-    return torch.stack(outputs, dim=1)
-
-
 def one_position(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """q, k (B, N, K), v (B, N, E), state (B, N, K, E) float32 -> y (B, N, E), the new state."""
     state = log_decay.exp()[:, None, None] * state + k.float().unsqueeze(-1) * v.float().unsqueeze(-2)
@@ -60,7 +39,8 @@ def chunkwise(
     documents: Tensor | None = None,
     chunk_size: int = CHUNK_SIZE,
 ) -> Tensor:
-    """The same, parallel within chunks and again parallel over chunks, whose states carry what was before."""
+    """q, k (B, L, N, K), v (B, L, N, E) in, (B, L, N, E) out: parallel within chunks and again over chunks, whose states
+    carry what was before."""
     return Decays.of(log_decay, q.shape[1], documents, chunk_size=chunk_size, dtype=q.dtype).retain(q, k, v)
 
 
@@ -155,7 +135,7 @@ def read_on(
     lengths: Tensor,
     chunk_size: int = CHUNK_SIZE,
 ) -> tuple[Tensor, Tensor]:
-    """Goes on behind a state: the outputs (B, L, N, E), and each row's state after the first `lengths` (B,) of them.
+    """Continue from a state: the outputs (B, L, N, E), and each row's state after the first `lengths` (B,) of them.
 
     Every length is from 1 to L.
     """
@@ -173,7 +153,7 @@ def read_on(
 
 
 def _segments(documents: Tensor) -> Tensor:
-    """Numbers the stretches of a row (B, L) that belong to one document."""
+    """Numbers, in every row (B, L), the runs of positions of one document."""
     begins = F.pad(documents[:, 1:] != documents[:, :-1], (1, 0))
     return begins.cumsum(1)
 

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from models.act import ActModel, Batch
+from dataset.common import Batch
+from models.act import ActModel
 from models.losses.distill import DistillScores, Divergence, TeacherTargets, distill_loss
 from models.losses.text import HaltingTargets, StepLosses, Sums, Supervision, TextLossHead
 

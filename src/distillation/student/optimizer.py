@@ -1,7 +1,7 @@
 """The optimizers of students and teachers: AdamW, AdamATan2, and Muon for hidden matrices beside AdamW for the rest."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -31,11 +31,7 @@ class MuonHybrid(Optimizer):
         super().__init__(groups, defaults | {"is_muon": False, "parts": []})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             rate = group["lr"] * group["lr_scale"]
             for p in group["params"]:
@@ -46,7 +42,6 @@ class MuonHybrid(Optimizer):
                     self._muon(p, p.grad, rate, group)
                 else:
                     self._adam(p, p.grad, rate, group)
-        return loss
 
     def _muon(self, p: Tensor, grad: Tensor, rate: float, group: Group) -> None:
         state, momentum = self.state[p], group["momentum"]

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.retnet.retention import Kernels, chunkwise, log_decays, one_position, parallel, read_on, recurrent
+from models.retnet.retention import Kernels, chunkwise, log_decays, one_position, read_on
+from tests.models.retnet.forms import parallel, recurrent
 
 HEADS, KEY = 3, 4
 
