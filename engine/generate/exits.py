@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dataset.files.disk import write_file
-from engine.generate.options import DecodeOptions, ExitKind, ExitRule
+from engine.generate.options import ExitKind, ExitRule, ReplyOptions
 
 EXIT_FILE = "exit.json"  # in the folder of a checkpoint: the thresholds that scripts/calibrate_exit.py found
 MIN_STEPS = 2  # that a token takes before it may leave: a rule compares two steps, or trusts a head that saw two
@@ -39,11 +39,13 @@ def evidence(kind: ExitKind, logits: Tensor, before: Tensor, q_halt: Tensor) -> 
     return (now.exp() * (now - old)).sum(-1)
 
 
-def calibrated_options(options: DecodeOptions, checkpoint: Path) -> DecodeOptions:
-    """The options with the checkpoint's own threshold, where a rule is asked for and none is given."""
-    if options.exit.kind == "none" or options.exit.threshold is not None:
+def calibrated_options(options: ReplyOptions, checkpoint: Path) -> ReplyOptions:
+    """The options with the checkpoint's own threshold, where a rule is asked for and no threshold is given."""
+    rule = options.decode.exit
+    if rule.kind == "none" or rule.threshold is not None:
         return options
-    return replace(options, exit=ExitRule(options.exit.kind, read_threshold(checkpoint, options.exit.kind)))
+    rule = replace(rule, threshold=read_threshold(checkpoint, rule.kind))
+    return replace(options, decode=replace(options.decode, exit=rule))
 
 
 def read_threshold(checkpoint: Path, kind: str) -> float:

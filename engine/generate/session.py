@@ -6,12 +6,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from dataset.text.conversation import ROLES, Turn
+from dataset.text.conversation import Turn, parse_messages
 from engine.generate.loaded_model import LoadedModel
 from engine.generate.options import ReplyOptions
 from engine.generate.reply import Reply, reply
 
-MOST_BYTES = 10_000_000  # of a saved conversation
+MAX_BYTES = 10_000_000  # of a saved conversation
 
 
 @dataclass
@@ -58,8 +58,8 @@ class ChatSession:
 
     def load(self, path: Path) -> None:
         """Continue a saved conversation."""
-        if path.stat().st_size > MOST_BYTES:
-            raise ValueError(f"{path} has {path.stat().st_size} bytes; expected at most {MOST_BYTES}.")
+        if path.stat().st_size > MAX_BYTES:
+            raise ValueError(f"{path} has {path.stat().st_size} bytes; expected at most {MAX_BYTES}.")
         found = turns_of(json.loads(path.read_text(encoding="utf-8")), str(path))
         self.system = found.pop(0).text if found and found[0].role == "system" else None
         self.turns = found[: len(found) - len(found) % 2]
@@ -99,14 +99,7 @@ class ChatSession:
 
 def turns_of(record: Any, source: str) -> list[Turn]:
     """The turns of `{"messages": [{"role": …, "content": …}, …]}`."""
-    messages = record.get("messages") if isinstance(record, dict) else None
-    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-        raise ValueError(f'{source} is not a conversation: expected {{"messages": [{{"role": ..., "content": ...}}]}}.')
-    turns = []
-    for number, message in enumerate(messages):
-        role, content = message.get("role"), message.get("content")
-        if role not in ROLES.values() or not isinstance(content, str):
-            known = ", ".join(sorted(set(ROLES.values())))
-            raise ValueError(f"{source}, message {number}: expected a role of {known} and a text, found {role!r}.")
-        turns.append(Turn(role, content))
-    return turns
+    try:
+        return parse_messages(record.get("messages") if isinstance(record, dict) else None)
+    except ValueError as problem:
+        raise ValueError(f"{source} is not a saved conversation: {problem}.") from None

@@ -47,8 +47,8 @@ def chat(options: ChatOptions) -> None:
         answer_messages(single)
         return
     loaded = load_model(options.opening)
-    reply_options = replace(options.reply, decode=calibrated_options(options.reply.decode, loaded.path))
-    converse(ChatSession(loaded, reply_options, options.system), typed_lines())
+    session = ChatSession(loaded, calibrated_options(options.reply, loaded.path), options.system)
+    converse(session, typed_lines())
 
 
 def answer_messages(options: InstructOptions) -> None:
@@ -56,8 +56,9 @@ def answer_messages(options: InstructOptions) -> None:
     messages = read_messages(options.message, options.message_file)
     is_file = options.message_file is not None
     loaded = load_model(options.opening)
-    decode = calibrated_options(options.reply.decode, loaded.path)
-    reply_options = replace(options.reply, decode=replace(decode, num_top=NUM_ALTERNATIVES * options.verbose))
+    reply_options = calibrated_options(options.reply, loaded.path)
+    if options.verbose:
+        reply_options = replace(reply_options, decode=replace(reply_options.decode, num_top=NUM_ALTERNATIVES))
     system = options.system_message
     if system is None:
         system = SLIMORCA_SYSTEM_PROMPT if is_trained_on_slimorca(loaded) else ""

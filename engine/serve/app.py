@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -232,7 +232,7 @@ class Handler(BaseHTTPRequestHandler):
 def serve_checkpoint(options: ServeOptions) -> None:
     """Serve until Ctrl-C; the address goes to standard output once requests are taken."""
     loaded = load_model(options.opening)
-    usual = replace(options.reply, decode=calibrated_options(options.reply.decode, loaded.path))
+    usual = calibrated_options(options.reply, loaded.path)
     bounds = Bounds(answers_at_once=options.answers_at_once)
     with ChatServer((options.host, options.port), loaded, usual, bounds) as server:
         host, port = server.server_address[:2]

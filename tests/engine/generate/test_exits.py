@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from engine.generate.exits import EXIT_FILE, calibrated_options, evidence, may_exit, write_thresholds
-from engine.generate.options import DecodeOptions, ExitRule
+from engine.generate.options import DecodeOptions, ExitRule, ReplyOptions
 
 SURE, UNSURE = torch.tensor([[4.0, 0.0], [0.1, 0.0]])[:, None]
 
@@ -35,14 +35,16 @@ def test_evidence_is_divergence_lead_and_probability():
 
 
 def test_a_rule_takes_its_threshold_from_the_checkpoint_unless_one_is_given(tmp_path):
-    given, usual, off = (DecodeOptions(exit=rule) for rule in (ExitRule("kl", 0.5), ExitRule("kl"), ExitRule()))
+    given, usual, off = (
+        ReplyOptions(decode=DecodeOptions(exit=rule)) for rule in (ExitRule("kl", 0.5), ExitRule("kl"), ExitRule())
+    )
     assert calibrated_options(off, tmp_path) is off and calibrated_options(given, tmp_path) is given
     with pytest.raises(ValueError, match="exit.json.*calibrate_exit.py"):
         calibrated_options(usual, tmp_path)
     assert write_thresholds(tmp_path, {"kl": {"threshold": 0.25}}) == tmp_path / EXIT_FILE
-    assert calibrated_options(usual, tmp_path).exit == ExitRule("kl", 0.25)
+    assert calibrated_options(usual, tmp_path).decode.exit == ExitRule("kl", 0.25)
     with pytest.raises(ValueError, match="'head'"):
-        calibrated_options(DecodeOptions(exit=ExitRule("head")), tmp_path)
+        calibrated_options(ReplyOptions(decode=DecodeOptions(exit=ExitRule("head"))), tmp_path)
     for written, told in ((json.dumps({"kl": 0.5}), "'kl'"), ("[]", "'kl'"), ("{", "JSON")):
         (tmp_path / EXIT_FILE).write_text(written)
         with pytest.raises(ValueError, match=f"exit.json.*{told}.*--exit-threshold"):

@@ -5,7 +5,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from dataset.text.conversation import Turn
 from engine.generate import session as room
 from engine.generate.options import DecodeOptions, ReplyOptions, SamplingOptions
 from engine.generate.reply import Reply
@@ -121,8 +120,8 @@ def test_a_refused_message_is_not_remembered(session, monkeypatch, capsys):
     [
         ([], "talk.json"),
         ({"messages": "x"}, "talk.json"),
-        ({"messages": [{"role": "robot", "content": "x"}]}, "message 0.*'robot'"),
-        ({"messages": [{"role": "user", "content": 3}]}, "message 0"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "robot"),
+        ({"messages": [{"role": "user", "content": 3}]}, "user"),
     ],
 )
 def test_a_file_that_is_no_conversation_is_refused(record, told):
@@ -132,4 +131,4 @@ def test_a_file_that_is_no_conversation_is_refused(record, told):
 
 def test_a_conversation_is_read_as_it_was_written():
     record = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
-    assert turns_of(record, "talk.json") == [Turn("user", "a"), Turn("assistant", "b")]
+    assert roles(turns_of(record, "talk.json")) == [("user", "a"), ("assistant", "b")]
