@@ -67,7 +67,7 @@ class KeyValues:
         self.values[:, rows, :, positions] = other.values[:, rows, :, positions]
 
 
-class Memory:
+class KeyValueMemory:
     """What a model has read of each row: one `KeyValues` per supervision step.
 
     With `compiled` single positions go through a compiled step that always looks at the whole capacity, masked: its
@@ -75,7 +75,7 @@ class Memory:
     """
 
     def __init__(self, model: ActModel, rows: int, capacity: int, num_steps: int, *, compiled: bool = False) -> None:
-        check_can_remember(model, capacity)
+        check_can_decode(model, capacity)
         self.core = core = model.inner
         self.compiled_step = torch.compile(core.step, dynamic=False) if compiled else None
         self.lengths = [0] * rows
@@ -144,11 +144,11 @@ class Memory:
         return AttentionMask(bias=bias[:, None])
 
 
-class Rereading:
-    """The reference for `Memory`: stores only the ids and recomputes every position at each read."""
+class RecomputeMemory:
+    """The reference for `KeyValueMemory`: stores only the ids and recomputes every position at each read."""
 
     def __init__(self, model: ActModel, rows: int, capacity: int, num_steps: int) -> None:
-        check_can_remember(model, capacity)
+        check_can_decode(model, capacity)
         self.core = model.inner
         self.num_steps = num_steps
         self.device = next(self.core.parameters()).device
@@ -156,7 +156,7 @@ class Rereading:
         self.prompt_lengths = [0] * rows
 
     def read(self, ids: Tensor, new_lengths: Sequence[int], is_prompt: Tensor | None = None) -> Iterator[Tensor]:
-        """As `Memory.read`."""
+        """As `KeyValueMemory.read`."""
         core, old = self.core, [len(text) for text in self.texts]
         self.texts = [torch.cat((text, new[:n])) for text, new, n in zip(self.texts, ids, new_lengths, strict=True)]
         if is_prompt is not None:
@@ -196,7 +196,7 @@ def attention_calls(model: ActModel) -> int:
     return passed
 
 
-def check_can_remember(model: ActModel, capacity: int) -> None:
+def check_can_decode(model: ActModel, capacity: int) -> None:
     config = model.config
     if not config.causal:
         raise ValueError("Only a causal model (arch.causal=true) can continue a text: this one looks ahead.")

@@ -11,7 +11,7 @@ from engine.generate.exits import MIN_STEPS, may_exit
 from engine.generate.options import DecodeOptions
 from engine.generate.sampling import choose
 from models.act import ActModel
-from models.kv_cache import Memory, Rereading
+from models.kv_cache import KeyValueMemory, RecomputeMemory
 from models.layers import weights_cast_once
 from models.retnet.model import RetentionMemory, RetNet
 
@@ -64,9 +64,9 @@ class Decoding:
                 f"--exit {options.exit.kind}: no token can leave early where it takes 1 supervision step. "
                 "Ask for more with --depth, or for no rule."
             )
-        self.memory: Memory | Rereading | RetentionMemory
+        self.memory: KeyValueMemory | RecomputeMemory | RetentionMemory
         if options.mode == "recompute":
-            self.memory = Rereading(model, len(prompts), capacity, self.num_steps)
+            self.memory = RecomputeMemory(model, len(prompts), capacity, self.num_steps)
         elif isinstance(model, RetNet):
             if self.num_steps != 1:
                 raise ValueError(
@@ -74,7 +74,7 @@ class Decoding:
                 )
             self.memory = RetentionMemory(model, len(prompts))
         else:
-            self.memory = Memory(model, len(prompts), capacity, self.num_steps, compiled=options.compile)
+            self.memory = KeyValueMemory(model, len(prompts), capacity, self.num_steps, compiled=options.compile)
         self.noise = [torch.Generator().manual_seed(options.sampling.seed) for _ in prompts]
         self.stopped: set[int] = set()
 
@@ -143,7 +143,7 @@ class Decoding:
             if self.options.exit.kind == "none":
                 return core.lm_head(_last(answers)[:, 0]).float(), depths
             logits = self._read_with_exit(answers, depths)
-            assert isinstance(self.memory, Memory)
+            assert isinstance(self.memory, KeyValueMemory)
             self.memory.sync_exited(depths)
             return logits, depths
 

@@ -18,7 +18,7 @@ from engine.generate.options import OpenOptions
 from engine.inference import checkpoint_config
 from engine.runtime.devices import start_runtime
 from models.act import ActModel
-from models.kv_cache import cast_for_reading, check_can_remember
+from models.kv_cache import cast_for_reading, check_can_decode
 
 
 class Template(Protocol):
@@ -75,6 +75,6 @@ def load_model(options: OpenOptions) -> LoadedModel:
     head = build_text.build_text_head(config, metadata, runtime)
     load_averaged(head, loaded)
     model = head.model.eval()
-    check_can_remember(model, 1)
+    check_can_decode(model, 1)
     cast_for_reading(model)
     return LoadedModel(path, config, model, tokenizer, template, stop_ids)

@@ -25,10 +25,6 @@ class Reply:
     finish: Finish = "interrupted"  # until it ends otherwise
     seconds: float = 0.0
 
-    @property
-    def mean_depth(self) -> float:
-        return sum(token.depth for token in self.tokens) / max(1, len(self.tokens))
-
 
 def reply(
     loaded: LoadedModel,

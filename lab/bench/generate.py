@@ -15,7 +15,7 @@ from engine.generate.decode import Decoding
 from engine.generate.options import DecodeOptions, Mode
 from engine.runtime.devices import Runtime, start_runtime
 from models.act import ActModel
-from models.kv_cache import Memory, cast_for_reading
+from models.kv_cache import KeyValueMemory, cast_for_reading
 
 ORACLE_TOKENS = 3  # recomputing takes seconds a token; so many, in the middle of the text, are timed
 SPREAD = (64, 448)  # positions between which the time of a token is compared
@@ -65,7 +65,7 @@ def compare(model: ActModel, runtime: Runtime, rows: int, prompt: int, new: int,
     return {
         "exact": {
             "tokens_per_s": speed,
-            "bytes_per_token": Memory(model, rows, 1, depth).bytes_per_token,
+            "bytes_per_token": KeyValueMemory(model, rows, 1, depth).bytes_per_token,
             "times_recompute": round(speed / without, 1),
         },
         "recompute": {"tokens_per_s": without, "timed_tokens": len(times)},

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from models.kv_cache import Memory, Rereading, cast_for_reading
+from models.kv_cache import KeyValueMemory, RecomputeMemory, cast_for_reading
 from tests.engine.text_samples import ARCHS, LENGTH, make_batch, make_head, make_store
 
 every_arch = pytest.mark.parametrize("arch", ARCHS)
@@ -15,10 +15,10 @@ WAYS = {
 DOCUMENTS, SEED = 3, 5  # prompts of different lengths
 
 
-def lasting(kind: str, model, rows: int, steps: int) -> Memory | Rereading:
+def lasting(kind: str, model, rows: int, steps: int) -> KeyValueMemory | RecomputeMemory:
     if kind == "recompute":
-        return Rereading(model, rows, LENGTH, steps)
-    return Memory(model, rows, LENGTH, steps)
+        return RecomputeMemory(model, rows, LENGTH, steps)
+    return KeyValueMemory(model, rows, LENGTH, steps)
 
 
 def read_on(model, memory, documents, prefix: bool) -> dict[tuple[int, int], torch.Tensor]:
@@ -95,7 +95,7 @@ def test_every_supervision_step_keeps_keys_and_values_of_its_own():
 
 def test_a_token_that_left_shows_deeper_steps_what_it_had():
     model = make_head("trm").model
-    memory = Memory(model, 2, LENGTH, 3)
+    memory = KeyValueMemory(model, 2, LENGTH, 3)
     with torch.inference_mode():
         list(memory.read(torch.tensor([[3, 4, 5], [6, 7, 0]]), [3, 2]))
         list(memory.read(torch.tensor([[8], [9]]), [1, 1]))
@@ -119,16 +119,16 @@ def test_a_token_that_left_shows_deeper_steps_what_it_had():
 )
 def test_models_that_cannot_go_on_are_refused(options, capacity, told):
     model = make_head("trm", **options).model
-    for kind in (Memory, Rereading):
+    for kind in (KeyValueMemory, RecomputeMemory):
         with pytest.raises(ValueError, match=told):
             kind(model, 1, capacity, 1)
 
 
 def test_weights_cast_for_reading_give_the_same_answers():
     model = make_head("trm", forward_dtype="bfloat16").model
-    before = read_on(model, Memory(model, DOCUMENTS, LENGTH, 2), stored(), prefix=False)
+    before = read_on(model, KeyValueMemory(model, DOCUMENTS, LENGTH, 2), stored(), prefix=False)
     cast_for_reading(model)
-    after = read_on(model, Memory(model, DOCUMENTS, LENGTH, 2), stored(), prefix=False)
+    after = read_on(model, KeyValueMemory(model, DOCUMENTS, LENGTH, 2), stored(), prefix=False)
     assert model.inner.lm_head.weight.dtype == torch.bfloat16
     assert all(torch.equal(before[key], after[key]) for key in before)
 
@@ -137,7 +137,8 @@ def test_weights_cast_for_reading_give_the_same_answers():
 def test_a_compiled_step_says_the_same():
     model = make_head("trm", prefix_mask=True).model
     plain, compiled = (
-        read_on(model, Memory(model, DOCUMENTS, LENGTH, 2, compiled=how), stored(), True) for how in (False, True)
+        read_on(model, KeyValueMemory(model, DOCUMENTS, LENGTH, 2, compiled=how), stored(), True)
+        for how in (False, True)
     )
     for key, logits in plain.items():
         torch.testing.assert_close(compiled[key], logits, atol=1e-4, rtol=0)
