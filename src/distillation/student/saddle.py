@@ -1,6 +1,6 @@
-"""Watches how the loss moves and, where it stands still, raises the learning rate for a while.
+"""Finds plateaus of the loss and, if asked to, raises the learning rate there for a while.
 
-What counts is relative: the loss to itself some steps ago, the gradient norm to what it usually is.
+The loss is compared to itself some steps ago, the gradient norm to its running median.
 """
 
 import math
@@ -27,20 +27,20 @@ class Event(NamedTuple):
     factor: float  # of the learning rate from this step on
 
     def __str__(self) -> str:
-        told = {
+        texts = {
             "plateau": "the loss stands still",
             "raised": f"the loss stands still; the learning rate is multiplied by {self.factor:g}",
             "ended": "the learning rate is the scheduled one again",
             "rolled_back": "the loss rises; the learning rate is the scheduled one again",
         }
-        return f"plateau controller at step {self.step}: {told[self.kind]} (averaged loss {self.loss:.4f})"
+        return f"plateau controller at step {self.step}: {texts[self.kind]} (averaged loss {self.loss:.4f})"
 
 
 class PlateauController:
-    """Looks at every step before its learning rate is asked for.
+    """Observes every step, and gives the factor of its learning rate.
 
-    A plateau: over the last `patience_steps` the averaged loss fell by less than the threshold, it did not rise either,
-    and the gradient is no larger than usual. Each intervention that did not help is followed by a stronger one.
+    At a plateau the averaged loss fell by less than the threshold over the last `patience_steps`, did not rise either,
+    and the gradient is not larger than usual. Each intervention that did not help is followed by a stronger one.
     """
 
     def __init__(self, options: SaddleOptions) -> None:
@@ -50,12 +50,12 @@ class PlateauController:
         self._losses: deque[float] = deque(maxlen=window + 1)  # averaged ones
         self._norms: deque[float] = deque(maxlen=window + 1)
         self._rung = NEVER  # of LADDER, where the last intervention stands
-        self._raised_at = NEVER  # the first step of the intervention that is going on
+        self._raised_at = NEVER  # the first step of the current intervention
         self._loss_before = 0.0  # the averaged loss when it began
         self._rests_until = 0
 
     def observe(self, step: int, loss: float, grad_norm: float) -> list[Event]:
-        """What the step means; a step that is not finite says nothing, as it changes no weights."""
+        """Events of this step; a step that is not finite has none, as it changes no weights."""
         if not self.settings.enabled or not math.isfinite(loss + grad_norm):
             return []
         average = self._losses[-1] + self._weight * (loss - self._losses[-1]) if self._losses else loss
@@ -73,7 +73,7 @@ class PlateauController:
         return factor if self._raised_at <= step < self._raised_at + duration else 1.0
 
     def _watch(self, step: int, average: float) -> list[Event]:
-        """An intervention is going on: end it in time, and at once if it harms."""
+        """End the current intervention when its time is over, or at once if the loss rises."""
         is_over = step >= self._raised_at + LADDER[self._rung][1]
         if not is_over and average <= self._loss_before * (1 + MOST_RISE):
             return []
@@ -104,7 +104,6 @@ class PlateauController:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers and lists of them."""
         return {
             "losses": list(self._losses),
             "norms": list(self._norms),
@@ -115,7 +114,7 @@ class PlateauController:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Of a longer window than this one's the end is kept."""
+        """Of a window longer than this one's the newest values are kept."""
         for kept, values in ((self._losses, state["losses"]), (self._norms, state["norms"])):
             kept.clear()
             kept.extend(values)

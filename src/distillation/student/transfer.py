@@ -28,42 +28,41 @@ def init_from_teacher(student: ActModel, teacher: Any, parts: Sequence[str]) -> 
     `embed` table and head, `norms` their weights, `mlp` feed-forward layers, `qkvo` the projections of attention into
     those of retention. Everything is checked before anything is changed.
     """
-    problems = list(_problems(student, teacher, parts))
-    if problems:
+    if problems := list(_problems(student, teacher, parts)):
         raise ValueError(f"init_from_teacher={','.join(parts)}: " + ". ".join(problems) + ".")
-    # A student looks up vectors of unit variance. Where its teacher's are smaller, all that is added to them grows by
-    # the same factor; behind the norm in front of each layer nothing can be told from the teacher's own.
+    # A student looks up vectors of unit variance. Where its teacher's are smaller, all that is added to them is scaled
+    # by the same factor, which the norm in front of each layer takes out again.
     gain = 1 / _rms(_table(student, teacher))
-    told = []
+    copied = []
     if "embed" in parts:
-        told.append(_copy_embed(student, teacher, gain))
+        copied.append(_copy_embed(student, teacher, gain))
     if not isinstance(student, RetNet):
-        return told
+        return copied
     chosen = _chosen(student.config.H_layers, len(teacher.model.layers))
     blocks = [
         (cast(RetNetBlock, block), teacher.model.layers[number])
         for block, number in zip(student.inner.retention_level.layers, chosen, strict=True)
     ]
-    whence = f"blocks {', '.join(str(number) for number in chosen)} of {len(teacher.model.layers)}, counted from 0"
+    origin = f"blocks {', '.join(str(number) for number in chosen)} of {len(teacher.model.layers)}, counted from 0"
     if "norms" in parts:
         _copy_norms(blocks)
         # With a table that is the head too, the last norm makes up for the size of what is looked up.
         is_tied = student.config.tie_embeddings and "embed" in parts
         scale = student.config.embed_scale / gain if is_tied else 1.0
         student.inner.retention_level.norm.weight.copy_(teacher.model.norm.weight * scale)
-        told.append(f"from the teacher: norms of {whence}, and the last")
+        copied.append(f"from the teacher: norms of {origin}, and the last")
     if "mlp" in parts:
         for block, source in blocks:
             _copy_mlp(block, source.mlp, gain)
-        told.append(f"from the teacher: feed-forward layers of {whence}")
+        copied.append(f"from the teacher: feed-forward layers of {origin}")
     if "qkvo" in parts:
         for block, source in blocks:
             _copy_qkvo(block, source, gain)
-        told.append(f"from the teacher: queries, keys, values and outputs of attention in {whence}")
+        copied.append(f"from the teacher: queries, keys, values and outputs of attention in {origin}")
     left = [name for name, p in teacher.named_parameters() if name.endswith("proj.bias")]
     if left and {"mlp", "qkvo"} & set(parts):
-        told.append(f"not from the teacher: {len(left)} biases such as {left[0]}, for which a student has no place")
-    return told
+        copied.append(f"not from the teacher: {len(left)} biases such as {left[0]}, for which a student has no place")
+    return copied
 
 
 def _copy_embed(student: ActModel, teacher: Any, gain: float) -> str:
@@ -81,11 +80,11 @@ def _copy_norms(blocks: list[tuple[RetNetBlock, Any]]) -> None:
             (block.mlp_norm, source.post_attention_layernorm, block.mlp.gate_up_proj),
         ):
             norm.weight.copy_(theirs.weight)
-            reader.weight.div_(_rms(norm.weight))  # what stays the student's own sees no other size than before
+            reader.weight.div_(_rms(norm.weight))  # weights that stay the student's own get inputs of the same size
 
 
 def _copy_mlp(block: RetNetBlock, source: Any, gain: float) -> None:
-    """Units that the student has beyond the teacher's add nothing yet."""
+    """Units that the student has beyond the teacher's start without effect."""
     width = len(source.gate_proj.weight)
     gate, up = block.mlp.gate_up_proj.weight.chunk(2)
     gate[:width].copy_(source.gate_proj.weight)
@@ -96,7 +95,7 @@ def _copy_mlp(block: RetNetBlock, source: Any, gain: float) -> None:
 
 
 def _copy_qkvo(block: RetNetBlock, source: Any, gain: float) -> None:
-    """The gate, which attention has not, stays as it is. Both kinds of heads pair dimension i with i + H/2."""
+    """The gate, which attention lacks, stays as it is. Both kinds of heads pair dimension i with i + H/2."""
     retention, attention = block.retention, source.self_attn
     heads = retention.num_heads
     q, k, v = (
@@ -105,10 +104,10 @@ def _copy_qkvo(block: RetNetBlock, source: Any, gain: float) -> None:
     width = heads * q.shape[1]
     for place, rows in enumerate((q, k, v)):
         retention.qkvg_proj.weight[place * width : (place + 1) * width].copy_(rows.flatten(0, 1))
-    # A head's answer is normed to size 1 and gated before it is projected, where attention's has the size of an average
-    # of values: the projection takes that size over, and makes up for what the gate takes away. A gate that means
-    # nothing yet turns much of it into noise, so that more than this harms: at four times as much a student was
-    # a third further from its teacher after 100 steps.
+    # A head's output is normed to size 1 and gated before it is projected, whereas attention's has the size of an
+    # average of values: the projection includes that size, and what the gate takes away. An untrained gate turns much
+    # of it into noise, so that more than this harms: at four times as much a student was a third further from its
+    # teacher after 100 steps.
     sizes = (v.float() * source.input_layernorm.weight).square().sum(-1).mean(-1).sqrt()  # (N,)
     outputs = attention.o_proj.weight.float().unflatten(1, (heads, -1)) * sizes[:, None]  # (D, N, H)
     retention.o_proj.weight.copy_(outputs.flatten(1) * gain * SIZE_OF_AVERAGE / RMS_OF_GATE)
@@ -122,7 +121,7 @@ def _per_head(projection: nn.Linear, heads: int) -> Tensor:
 
 
 def _table(student: ActModel, teacher: Any) -> Tensor:
-    """(V, D); ids that the student has not are left out."""
+    """(V, D), without ids that the student lacks."""
     table: Tensor = teacher.get_input_embeddings().weight[: student.config.vocab_size].float()
     return table
 
@@ -137,7 +136,7 @@ def _chosen(wanted: int, there: int) -> list[int]:
 
 
 def _problems(student: ActModel, teacher: Any, parts: Sequence[str]) -> Iterator[str]:
-    """What is in the way; what is to be done about it stands beside it."""
+    """What does not fit, each with its remedy."""
     own, theirs = student.config, teacher.config
     unknown = [part for part in parts if part not in PARTS]
     if unknown or not parts:
@@ -146,76 +145,57 @@ def _problems(student: ActModel, teacher: Any, parts: Sequence[str]) -> Iterator
         yield f"the teacher is a {theirs.model_type}, expected {' or '.join(KNOWN_TYPES)}. Leave it out"
         return
     if not isinstance(own, RetNetConfig) and set(parts) != {"embed"}:
-        yield f"a student of {type(student).__name__} takes over embed only. Leave out the others"
+        yield f"a student of {type(student).__name__} can take embed only. Leave out the others"
         return
     if theirs.hidden_size != own.hidden_size:
-        yield (
-            f"the teacher is {theirs.hidden_size} wide, the student {own.hidden_size}. Set "
-            f"student_overrides hidden_size={theirs.hidden_size}"
-        )
+        yield _misfit("hidden_size", theirs.hidden_size, own.hidden_size)
     if "embed" in parts:
-        yield from _embed_problems(student, teacher)
+        known = len(teacher.get_input_embeddings().weight)
+        if known < own.vocab_size:
+            yield f"the teacher knows {known} tokens, the student {own.vocab_size}. Use a teacher of the same tokenizer"
+        is_tied = teacher.get_output_embeddings().weight is teacher.get_input_embeddings().weight
+        if own.tie_embeddings and not is_tied:
+            yield _misfit("tie_embeddings", "false", "true")
     if not isinstance(own, RetNetConfig) or set(parts) == {"embed"}:
         return
     if own.H_layers > theirs.num_hidden_layers:
-        yield (
-            f"the teacher has {theirs.num_hidden_layers} blocks, the student {own.H_layers}. Set student_overrides "
-            f"H_layers={theirs.num_hidden_layers} or less"
-        )
+        yield _misfit("H_layers", theirs.num_hidden_layers, own.H_layers) + " or less"
     if "mlp" in parts:
         yield from _mlp_problems(own, theirs)
     if "qkvo" in parts:
         yield from _attention_problems(own, teacher)
 
 
-def _embed_problems(student: ActModel, teacher: Any) -> Iterator[str]:
-    own = student.config
-    known = len(teacher.get_input_embeddings().weight)
-    if known < own.vocab_size:
-        yield f"the teacher knows {known} tokens, the student {own.vocab_size}. Use a teacher of the same tokenizer"
-    is_tied = teacher.get_output_embeddings().weight is teacher.get_input_embeddings().weight
-    if own.tie_embeddings and not is_tied:
-        yield (
-            "the student has one table for embedding and head, the teacher two. Set student_overrides "
-            "tie_embeddings=false"
-        )
+def _misfit(option: str, theirs: object, own: object) -> str:
+    return f"the teacher has {option}={theirs}, the student {own}. Set student_overrides {option}={theirs}"
 
 
 def _mlp_problems(own: RetNetConfig, theirs: Any) -> Iterator[str]:
     if theirs.hidden_act not in ("silu", "swish"):
-        yield f"the teacher's feed-forward layers use {theirs.hidden_act}, a student's silu. Leave out mlp"
+        yield f"mlp: the teacher's feed-forward layers use {theirs.hidden_act}, a student's silu. Leave out mlp"
     width = swiglu_width(own.hidden_size, own.expansion)
     wanted = -(-theirs.intermediate_size // WIDTH_STEP) * WIDTH_STEP
     if width != wanted:
         yield (
-            f"the teacher's feed-forward layers are {theirs.intermediate_size} wide, the student's {width}, which "
-            f"comes from expansion={own.expansion:g}. Set student_overrides expansion={1.5 * wanted / own.hidden_size:g}"
+            f"mlp: the teacher's feed-forward layers are {theirs.intermediate_size} wide, the student's {width} with "
+            f"expansion={own.expansion:g}. Set student_overrides expansion={1.5 * wanted / own.hidden_size:g}"
         )
 
 
 def _attention_problems(own: RetNetConfig, teacher: Any) -> Iterator[str]:
     theirs = teacher.config
-    if own.value_expansion != 1:
-        yield (
-            f"qkvo: values are as large as keys in attention, the student has value_expansion={own.value_expansion}. Set "
-            "student_overrides value_expansion=1"
-        )
+    if own.value_expansion != 1:  # in attention values are as large as keys
+        yield _misfit("value_expansion", 1, own.value_expansion)
+    head_size = len(teacher.model.layers[0].self_attn.q_proj.weight) // theirs.num_attention_heads
     if theirs.num_attention_heads != own.num_heads:
+        yield _misfit("num_heads", theirs.num_attention_heads, own.num_heads)
+    elif head_size * own.num_heads != own.hidden_size:
         yield (
-            f"qkvo: the teacher has {theirs.num_attention_heads} heads, the student {own.num_heads}. Set "
-            f"student_overrides num_heads={theirs.num_attention_heads}"
-        )
-    elif len(teacher.model.layers[0].self_attn.q_proj.weight) != own.hidden_size:
-        size = len(teacher.model.layers[0].self_attn.q_proj.weight) // own.num_heads
-        yield (
-            f"qkvo: the teacher's heads have size {size}, a student's hidden_size / num_heads = "
+            f"qkvo: the teacher's heads have size {head_size}, a student's hidden_size / num_heads = "
             f"{own.hidden_size // own.num_heads}. Leave out qkvo"
         )
     # transformers moved the key within the range of versions that we accept.
     rope = getattr(theirs, "rope_parameters", None) or {}
     theta = rope.get("rope_theta", getattr(theirs, "rope_theta", own.rope_theta))
     if theta != own.rope_theta:
-        yield (
-            f"qkvo: the teacher's positions turn with rope_theta={theta:g}, the student's with {own.rope_theta:g}. Set "
-            f"student_overrides rope_theta={theta:g}"
-        )
+        yield _misfit("rope_theta", f"{theta:g}", f"{own.rope_theta:g}")

@@ -147,7 +147,7 @@ def test_a_recursive_student_takes_the_embedding_only():
     init_from_teacher(student, teacher, ["embed"])
     assert looked_up_size(student) == pytest.approx(1.0)
     assert torch.equal(student.inner.lm_head.weight, teacher.lm_head.weight)
-    with pytest.raises(ValueError, match="takes over embed only"):
+    with pytest.raises(ValueError, match="embed only"):
         init_from_teacher(student, teacher, ["embed", "mlp"])
 
 
@@ -165,18 +165,18 @@ def test_biases_that_have_no_place_are_told_of():
 @pytest.mark.parametrize(
     ("teacher", "student", "parts", "told"),
     [
-        ({}, {}, ["head"], "found head, expected some of embed, mlp, norms, qkvo"),
-        ({}, {}, [], "found no parts"),
-        ({"hidden_size": 64}, {}, ["norms"], "the teacher is 64 wide, the student 32. Set student_overrides hidden_size=64"),
-        ({"vocab_size": 39}, {}, ["embed"], "knows 39 tokens, the student 40"),
-        ({}, {"tie_embeddings": True}, ["embed"], "one table for embedding and head, the teacher two.*tie_embeddings=false"),
-        ({}, {"H_layers": 4}, ["norms"], "has 3 blocks, the student 4. Set student_overrides H_layers=3 or less"),
-        ({"intermediate_size": 500}, {}, ["mlp"], "are 500 wide, the student's 256,.*Set student_overrides expansion=24"),
-        ({"hidden_act": "gelu"}, {}, ["mlp"], "use gelu, a student's silu"),
-        ({}, {"value_expansion": 2}, ["qkvo"], "value_expansion=2. Set student_overrides value_expansion=1"),
-        ({}, {"num_heads": 2}, ["qkvo"], "has 4 heads, the student 2. Set student_overrides num_heads=4"),
-        ({"head_dim": 16}, {}, ["qkvo"], "heads have size 16, a student's hidden_size / num_heads = 8"),
-        ({}, {"rope_theta": 500.0}, ["qkvo"], "turn with rope_theta=10000, the student's with 500"),
+        ({}, {}, ["head"], "head"),
+        ({}, {}, [], "no parts"),
+        ({"hidden_size": 64}, {}, ["norms"], "hidden_size=64"),
+        ({"vocab_size": 39}, {}, ["embed"], "39 tokens"),
+        ({}, {"tie_embeddings": True}, ["embed"], "tie_embeddings=false"),
+        ({}, {"H_layers": 4}, ["norms"], "H_layers=3"),
+        ({"intermediate_size": 500}, {}, ["mlp"], "expansion=24"),
+        ({"hidden_act": "gelu"}, {}, ["mlp"], "gelu"),
+        ({}, {"value_expansion": 2}, ["qkvo"], "value_expansion=1"),
+        ({}, {"num_heads": 2}, ["qkvo"], "num_heads=4"),
+        ({"head_dim": 16}, {}, ["qkvo"], "size 16"),
+        ({}, {"rope_theta": 500.0}, ["qkvo"], "rope_theta=10000"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused_before_anything_is_changed(teacher, student, parts, told):
@@ -191,5 +191,5 @@ def test_another_kind_of_model_is_refused_with_the_known_ones():
     from transformers import GPT2Config, GPT2LMHeadModel
 
     teacher = GPT2LMHeadModel(GPT2Config(vocab_size=VOCAB, n_embd=WIDTH, n_layer=1, n_head=2))
-    with pytest.raises(ValueError, match="the teacher is a gpt2, expected llama or mistral or qwen2"):
+    with pytest.raises(ValueError, match="gpt2"):
         init_from_teacher(make_model(**FITTING), teacher, ["embed"])
