@@ -75,7 +75,7 @@ class DistillTask(TextTask):
             return self.teacher.signal(batch).targets(at.places, column)
 
     def _held_out_targets(self, batch: Batch, at: Supervision) -> TeacherTargets | None:
-        """A cache may hold the rows of training alone: that is no error, and is reported once."""
+        """A cache may hold the rows of training alone: that is not an error, and is reported once."""
         if not self.knows_held_out:
             return None
         try:

@@ -106,20 +106,20 @@ def test_options_that_do_not_fit_are_refused(tmp_path: Path, changes: dict[str, 
 
 
 def test_layer_that_is_not_there_is_refused(shared: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no linear layer called c_attn. It has down_proj, gate_proj"):
+    with pytest.raises(ValueError, match="c_attn"):
         finetune(options(shared, output_dir=str(tmp_path), target_modules=["q_proj", "c_attn"]))
 
 
 def test_model_with_fewer_tokens_than_the_corpus_is_refused(shared: Path, tmp_path: Path) -> None:
     write_llama(tmp_path / "small", vocab_size=200, bos_token_id=1, eos_token_id=2, pad_token_id=0)
     config = options(shared, teacher_model=str(tmp_path / "small"), output_dir=str(tmp_path / "out"))
-    with pytest.raises(ValueError, match="knows 200 tokens, but the tokenizer tokenizer of the corpus has 259"):
+    with pytest.raises(ValueError, match="200 tokens"):
         finetune(config)
 
 
 def test_missing_model_says_what_to_give(shared: Path, tmp_path: Path) -> None:
     config = options(shared, teacher_model=str(tmp_path / "nowhere"), output_dir=str(tmp_path / "out"))
-    with pytest.raises(ValueError, match=r"nowhere cannot be loaded.*HF_TOKEN"):
+    with pytest.raises(ValueError, match="nowhere .*HF_TOKEN"):
         finetune(config)
 
 
@@ -128,7 +128,7 @@ def test_missing_package_names_the_extra(
     shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ValueError, match=rf'needs the package {package}. Install it: pip install -e "\.\[distill\]"'):
+    with pytest.raises(ValueError, match=package):
         finetune(options(shared, output_dir=str(tmp_path)))
 
 
@@ -138,15 +138,15 @@ def test_missing_package_names_the_extra(
 def test_file_that_describes_no_model_is_refused(shared: Path, tmp_path: Path, content: str) -> None:
     (tmp_path / "odd.json").write_text(content)
     made = {"teacher_model": None, "init_config": str(tmp_path / "odd.json"), "method": "full"}
-    with pytest.raises(ValueError, match=r"odd\.json describes no causal model"):
+    with pytest.raises(ValueError, match=r"odd\.json"):
         finetune(options(shared, **made, output_dir=str(tmp_path / "out")))
 
 
 def test_adapter_beside_merged_weights_is_refused(shared: Path, tmp_path: Path) -> None:
     shutil.copytree(shared / "teacher", tmp_path, dirs_exist_ok=True)
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "somewhere"}')
-    with pytest.raises(ValueError, match="would be applied to it once more"):
+    with pytest.raises(ValueError, match="adapter_model.safetensors"):
         load_causal_lm(str(tmp_path), dtype=torch.float32)
     (tmp_path / "config.json").unlink()
-    with pytest.raises(ValueError, match="holds an adapter and no model"):
+    with pytest.raises(ValueError, match="teacher_adapter_path"):
         load_causal_lm(str(tmp_path), dtype=torch.float32)

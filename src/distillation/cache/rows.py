@@ -1,6 +1,6 @@
-"""How a row of teacher's answers stands in a shard: a few fixed-size cells, little-endian, one parquet file a shard.
+"""How a row of teacher's answers is stored in a shard: a few fixed-size cells, little-endian, one parquet file a shard.
 
-L positions of a row, K ids that are told of a position. Beside `row_id` the columns are, each of L times that much:
+L positions of a row, K ids that are named at a position. Beside `row_id` the columns are, each of L times that much:
 `ids` (uint16 or uint32; K, the largest number where there is none), `logprobs` (K; fp16, or u8 with `scales`: the
 lowest and the step), `log_norms` (float32, of all temperatures but 1), `counts` (unsigned; K, where sampled).
 """
@@ -61,9 +61,9 @@ def encode(facts: CacheFacts, signal: TeacherSignal) -> list[Row]:
     else:
         lowest = np.where(is_used, logprobs, np.inf).min(-1)
         highest = np.where(is_used, logprobs, -np.inf).max(-1)
-        is_told = is_used.any(-1)
-        lowest = np.where(is_told, lowest, 0).astype("<f4")
-        step = (np.where(is_told, highest - lowest, 0) / LEVELS).astype("<f4")
+        is_valid = is_used.any(-1)
+        lowest = np.where(is_valid, lowest, 0).astype("<f4")
+        step = (np.where(is_valid, highest - lowest, 0) / LEVELS).astype("<f4")
         above = np.where(is_used, logprobs - lowest[..., None], 0) / np.where(step > 0, step, 1)[..., None]
         stored["logprobs"] = above.round().clip(0, LEVELS).astype("u1")
         stored["scales"] = np.stack([lowest, step], axis=-1)

@@ -1,4 +1,4 @@
-"""Reads and writes the rows of a cache: every shard is checked before it is believed, and whole before it counts."""
+"""Reads and writes the rows of a cache: a shard is checked before it is used, and gets its name when it is complete."""
 
 import os
 import sys
@@ -57,7 +57,7 @@ class CacheReader:
         shard = self._shards[number]
         found, row = self.files.row(shard, place - (int(self._ends[number]) - shard.rows))
         if found != row_id:
-            raise damaged(self._folder, shard, f"row {found} stands where {row_id} should")
+            raise damaged(self._folder, shard, f"row {found} is where {row_id} should be")
         return row
 
 

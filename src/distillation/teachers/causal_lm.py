@@ -19,10 +19,10 @@ def load_causal_lm(name: str, *, dtype: torch.dtype, adapter_path: str | None = 
     # The keyword was renamed within the range of versions that we accept.
     key = "dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype"
     settings: dict[str, Any] = {key: dtype, "attn_implementation": "sdpa", "use_safetensors": True}
-    settings["trust_remote_code"] = False  # left open, the user is asked, and may run what a stranger wrote
+    settings["trust_remote_code"] = False  # by default the user is asked, and may run a stranger's code
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(name, **settings)
-    except (OSError, ValueError) as error:  # also gated, unknown, out of reach, and no causal model
+    except (OSError, ValueError) as error:  # also gated, unknown, out of reach, and not a causal model
         raise ValueError(
             f"The model {name} cannot be loaded: {' '.join(str(error).split())[:400]} Give a folder with {CONFIG_FILE} "
             "and model.safetensors, or a name of the Hub; if the model is gated, accept its licence and set HF_TOKEN."
@@ -64,7 +64,7 @@ def import_peft() -> Any:
 
 
 def _check_place(name: str) -> None:
-    """An adapter beside merged weights would be put on them a second time; an adapter alone is no model."""
+    """An adapter beside merged weights would be put on them a second time; an adapter alone is not a model."""
     folder = Path(name)
     if not (folder / ADAPTER_CONFIG_FILE).is_file():
         return
@@ -76,7 +76,7 @@ def _check_place(name: str) -> None:
         )
     base = json.loads((folder / ADAPTER_CONFIG_FILE).read_text(encoding="utf-8")).get("base_model_name_or_path")
     raise ValueError(
-        f"{folder} holds an adapter and no model. Name the base model as teacher_model ({base}) and this folder as "
+        f"{folder} holds an adapter but no model. Name the base model as teacher_model ({base}) and this folder as "
         "teacher_adapter_path."
     )
 

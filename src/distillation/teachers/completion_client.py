@@ -1,4 +1,4 @@
-"""Speaks to a server that completes prompts the way OpenAI's does: plain HTTP, with time limits and retries."""
+"""A client of servers that complete prompts the way OpenAI's does: plain HTTP, with time limits and retries."""
 
 import http.client
 import json
@@ -36,7 +36,7 @@ class CompletionClient:
         return self._ask(path, json.dumps(content).encode(), limit)
 
     def close(self) -> None:
-        """Try nothing again."""
+        """Do not retry any more."""
         self._closed.set()
 
     def _ask(self, path: str, body: bytes | None, limit: int) -> Any:
@@ -70,13 +70,13 @@ class CompletionClient:
         if len(content) > limit:
             raise ValueError(
                 f"The answer of the teacher's server {address} is longer than the {limit / 1e6:.0f} MB that it may have. "
-                "It is no server of prompt log-probabilities, or tells more of them than it was asked for."
+                "It is not a server of prompt log-probabilities, or sends more of them than it was asked for."
             )
         try:
             return json.loads(content)
         except ValueError as error:
             raise ValueError(
-                f"The teacher's server {address} answered with something that is no JSON: {self._shown(content)!r}. Check "
+                f"The teacher's server {address} answered with something that is not JSON: {self._shown(content)!r}. Check "
                 "the address; what is needed is a server such as vLLM's, at http://host:port."
             ) from error
 
@@ -86,7 +86,7 @@ class CompletionClient:
 
 
 class ServerError(ValueError):
-    """The server has understood and refused."""
+    """The server understood the request and refused it."""
 
     def __init__(self, address: str, code: int, said: str) -> None:
         super().__init__(f"The teacher's server {address} answered {code}: {said}{_remedy(code)}")
@@ -107,7 +107,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
     ) -> None:
         host = urllib.parse.urlsplit(newurl).netloc or "elsewhere"
         raise ValueError(
-            f"The teacher's server {req.full_url} sends on to {host}, which is not followed: texts and key would go "
+            f"The teacher's server {req.full_url} redirects to {host}, which is not followed: texts and key would go "
             "there. If that is the server, give its address as teacher_url."
         )
 

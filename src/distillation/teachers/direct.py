@@ -30,7 +30,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 class DirectTeacher:
-    """Asks `model`, whose ids from `vocab_size` on, if it has more, are not counted in.
+    """Asks `model`, whose ids from `vocab_size` on, if it has more, are left out.
 
     Documents that share a row do not see each other. The whole distribution exists for a chunk of positions only,
     but where `kind` is dense.
@@ -59,7 +59,7 @@ class DirectTeacher:
         )
         self._seed = seed
         self._chunk = max(1, chunk_elements // vocab_size)
-        self._checked_length = 0  # the longest rows that the model is known to read rightly
+        self._checked_length = 0  # the longest rows that the model is known to read correctly
 
     @torch.no_grad()
     def signal(self, batch: Batch) -> TeacherSignal:
@@ -82,7 +82,7 @@ class DirectTeacher:
         return signal.to(asked_from)
 
     def close(self) -> None:
-        """Nothing is being written, and the model goes with this object."""
+        """There is nothing to finish."""
 
     def _logprobs(self, hidden: Tensor) -> Tensor:
         """(S, V) float32, over the ids below vocab_size alone."""

@@ -1,4 +1,4 @@
-"""The files a teacher is made of: which they are, what identifies them, whether its ids stand for those of a corpus."""
+"""The files of a teacher: which they are, their fingerprint, and whether its ids mean the same as those of a corpus."""
 
 import hashlib
 import json
@@ -31,7 +31,7 @@ def adapter_files(path: str) -> list[Path]:
     folder = adapter_folder(path)
     if not (folder / ADAPTER_WEIGHTS_FILE).is_file():
         raise ValueError(
-            f"The adapter {folder} holds no {ADAPTER_WEIGHTS_FILE}. Save it anew with safe_serialization=True; other "
+            f"The adapter {folder} holds no {ADAPTER_WEIGHTS_FILE}. Save it again with safe_serialization=True; other "
             "formats are not read."
         )
     return [folder / ADAPTER_CONFIG_FILE, folder / ADAPTER_WEIGHTS_FILE]
@@ -52,7 +52,7 @@ def weights_fingerprint(model: Any) -> str:
 
 
 def note_of_other_pieces(folder: Path, tokenizer: TokenizerFacts) -> str | None:
-    """What to tell if the tokenizer beside a model gives ids another meaning than that of the corpus does.
+    """What to print if the tokenizer beside a model gives ids another meaning than that of the corpus does.
 
     It may: names of special tokens change when a model is tuned, and a corpus of a SentencePiece model cannot be
     compared.

@@ -1,7 +1,7 @@
 """A server of prompt log-probabilities, such as vLLM's, as the teacher: every document is sent by itself.
 
-Of a prompt the server tells, at each token, of the distribution that predicted it: at token t + 1 what a signal says
-at position t. Of the first token it tells nothing.
+For each token of a prompt the server returns the distribution that predicted it: at token t + 1 what a signal holds at
+position t. For the first token it returns nothing.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from src.distillation.targets.signal import TeacherFacts, TeacherSignal, predict
 from src.distillation.targets.topk import blank_signal
 from src.distillation.teachers.completion_client import CompletionClient, ServerError
 
-BYTES_PER_ENTRY = 512  # that an answer may have for each id it tells of
+BYTES_PER_ENTRY = 512  # that an answer may have for each id it names
 BYTES_BESIDE = 1 << 20  # and besides
 
 
@@ -70,7 +70,7 @@ class NetworkTeacher:
         except ServerError as error:
             if error.code == 400 and "logprobs" in error.said:
                 raise ValueError(
-                    f"The teacher's server does not tell {k} log-probabilities: {error.said} Start it with "
+                    f"The teacher's server does not give {k} log-probabilities: {error.said} Start it with "
                     f"--max-logprobs {k}, or lower teacher_topk."
                 ) from error
             raise
@@ -91,14 +91,14 @@ class NetworkTeacher:
         return entries
 
     def _likeliest(self, entry: Any) -> tuple[list[int], list[float]]:
-        """The k likeliest; the token that really came is told besides where it is none of them."""
+        """The k likeliest; a server also names the token that came next where it is not one of them."""
         k = self.facts.k
         try:
             known = [(-_number(value["logprob"]), int(token)) for token, value in entry.items()]
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise self._malformed(f"an entry of prompt_logprobs is {str(entry)[:200]}") from error
         if len(known) < k:
-            raise self._malformed(f"an entry tells of {len(known)} ids, {k} were asked for")
+            raise self._malformed(f"an entry names {len(known)} ids, {k} were asked for")
         best = [(token, -value) for value, token in sorted(known)[:k]]
         best = [(token, logprob) for token, logprob in best if token < self.facts.vocab_size and logprob > NO_MASS]
         unused = k - len(best)
@@ -114,7 +114,7 @@ class NetworkTeacher:
         if wanted is None and len(names) == 1:
             return names[0]
         if wanted is None or wanted not in names:
-            asked = "which of its models to ask was not said" if wanted is None else f"there is no model {wanted}"
+            asked = "no model was chosen" if wanted is None else f"there is no model {wanted}"
             raise ValueError(
                 f"At the teacher's server {self._client.url} {asked}: it has {', '.join(names) or 'none'}. Set "
                 "teacher_model (--teacher-model) to one of them."
@@ -129,7 +129,7 @@ class NetworkTeacher:
 
 
 def documents_of(batch: Batch) -> list[Document]:
-    """Those that predict something: of two tokens or more."""
+    """Those that predict something, of two tokens or more."""
     found = []
     for row, (numbers, ids) in enumerate(zip(batch["documents"].cpu(), batch["inputs"].tolist(), strict=True)):
         values, lengths = torch.unique_consecutive(numbers, return_counts=True)
@@ -142,7 +142,7 @@ def documents_of(batch: Batch) -> list[Document]:
 
 
 def _number(value: Any) -> float:
-    """What came as a log-probability; servers write minus infinity in several ways."""
+    """A log-probability; servers write minus infinity in several ways."""
     if value is None:
         return -math.inf
     number = float(value)

@@ -1,4 +1,4 @@
-"""The model that a teacher's tuning trains, with an adapter or as a whole, and the files that come of it."""
+"""The model that a teacher's tuning trains, with an adapter or as a whole, and the files it is saved to."""
 
 import json
 import os
@@ -23,7 +23,7 @@ from src.distillation.tuning.config import TeacherFtConfig
 
 
 class TunedTeacher(nn.Module):
-    """A causal model in training; of its weights only the trained ones are in its state, and so in a checkpoint."""
+    """A causal model in training, whose state, and so a checkpoint, holds the trained weights only."""
 
     def __init__(self, model: Any, has_adapter: bool) -> None:
         super().__init__()
@@ -44,12 +44,12 @@ class TunedTeacher(nn.Module):
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
     def merged(self) -> "TunedTeacher":
-        """The same model with the adapter in its weights; this one is used up by it."""
+        """The same model with the adapter merged into its weights; this one must not be used afterwards."""
         return TunedTeacher(self.model.merge_and_unload(), False) if self.has_adapter else self
 
 
 def open_teacher_to_tune(config: TeacherFtConfig, tokenizer: TokenizerFacts, dtype: torch.dtype) -> TunedTeacher:
-    """A model to begin with. Weights that are trained are float32, frozen ones are of `dtype`."""
+    """The model before its first step. Weights that are trained are float32, frozen ones are of `dtype`."""
     if config.init_config is not None:
         return TunedTeacher(random_model(Path(config.init_config), tokenizer), False)
     assert config.teacher_model is not None
@@ -59,7 +59,7 @@ def open_teacher_to_tune(config: TeacherFtConfig, tokenizer: TokenizerFacts, dty
 
 
 def random_model(file: Path, tokenizer: TokenizerFacts) -> Any:
-    """A causal model that has learnt nothing, from a config.json; what that does not say of tokens is the corpus'."""
+    """A causal model with random weights, from a config.json; what that lacks about tokens is the corpus'."""
     transformers = import_transformers()
     if not file.is_file():
         raise ValueError(f"There is no {file}. Give the {CONFIG_FILE} of a causal model, such as a small Llama.")
@@ -70,7 +70,7 @@ def random_model(file: Path, tokenizer: TokenizerFacts) -> Any:
         model = transformers.AutoModelForCausalLM.from_config(model_config, attn_implementation="sdpa")
     except (KeyError, ValueError, TypeError) as error:
         raise ValueError(
-            f"{file} describes no causal model: {' '.join(str(error).split())[:300]} Expected JSON with "
+            f"{file} does not describe a causal model: {' '.join(str(error).split())[:300]} Expected JSON with "
             '"model_type": "llama" and its sizes.'
         ) from error
     return model.float()
@@ -125,8 +125,8 @@ def save_model(teacher: TunedTeacher, tokenizer_files: Sequence[Path], output_di
 
 @contextmanager
 def _written_whole(folder: Path) -> Iterator[Path]:
-    """A place to write to, whose files move to the folder when all are there; the configuration, which makes the
-    folder a model, last."""
+    """A directory to write to, whose files are moved to `folder` when all are there, the configuration last: it is what
+    makes the directory a model."""
     unfinished = folder / f".unfinished-{os.getpid()}"
     unfinished.mkdir(parents=True)
     try:

@@ -40,7 +40,7 @@ def test_without_interventions_plateaus_are_told_of_and_nothing_is_done():
     events = watched(steerer, [5.0] * 100)
     assert summary(events) == [(step, "plateau", 1.0) for step in (21, 51, 81)]
     assert all(steerer.factor(step) == 1.0 for step in range(200))
-    assert str(events[0]) == "plateau controller at step 21: the loss stands still (averaged loss 5.0000)"
+    assert "step 21" in str(events[0]) and "5.0000" in str(events[0])
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.02])
@@ -73,7 +73,7 @@ def test_a_raised_rate_that_harms_is_taken_back_and_the_next_is_the_mildest():
     assert summary(watched(steerer, [5.0] * 101))[-1] == (101, "raised", 2.0)
     (event,) = watched(steerer, [9.0] * 3, first=102)
     assert event.kind == "rolled_back" and event.loss > 5.0 * (1 + MOST_RISE)
-    assert steerer.factor(event.step) == 1.0 and "the loss rises" in str(event)
+    assert steerer.factor(event.step) == 1.0
     after = watched(steerer, [event.loss] * 400, first=105)
     assert after[0].factor == LADDER[0][0] and after[0].step >= event.step + REST
 

@@ -130,7 +130,7 @@ def test_a_row_gets_the_same_draws_in_every_batch(root: Path) -> None:
 def test_ids_beyond_the_corpus_get_no_probability(root: Path, batch: Batch, capsys: pytest.CaptureFixture[str]) -> None:
     write_llama(root / "padded", initializer_range=0.4, vocab_size=VOCAB_SIZE + 5)
     teacher = direct(root, model=root / "padded", kind="dense")
-    assert "has 264 ids, the corpus 259; the 5 ids" in capsys.readouterr().err
+    assert "264 ids" in capsys.readouterr().err
     told = teacher.signal(batch)
     assert told.logprobs.shape[-1] == VOCAB_SIZE == teacher.facts.vocab_size
     assert torch.allclose(told.logprobs.exp().sum(-1), torch.ones(()), atol=1e-5)
@@ -138,21 +138,21 @@ def test_ids_beyond_the_corpus_get_no_probability(root: Path, batch: Batch, caps
 
 def test_a_smaller_vocabulary_is_refused(root: Path) -> None:
     write_llama(root / "small", vocab_size=200, pad_token_id=0, bos_token_id=1, eos_token_id=2)
-    with pytest.raises(ValueError, match=r"knows 200 ids.*tokenizer of 259.*preprocess"):
+    with pytest.raises(ValueError, match="200 ids.*259"):
         direct(root, model=root / "small", k=64)
-    with pytest.raises(ValueError, match=r"teacher_topk=300 is more than the 259 ids.*Lower it"):
+    with pytest.raises(ValueError, match="teacher_topk=300"):
         direct(root, k=300)
 
 
 def test_rows_longer_than_the_model_knows_are_refused(root: Path, batch: Batch) -> None:
     write_llama(root / "short", max_position_embeddings=32)
-    with pytest.raises(ValueError, match=r"knows 32 positions, but rows have 64"):
+    with pytest.raises(ValueError, match="32 positions"):
         direct(root, model=root / "short").signal(batch)
 
 
 def test_a_model_that_is_nowhere_says_what_to_do(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # the variable is read at import
-    with pytest.raises(ValueError, match=r"someone/nothing cannot be loaded.*licence and set HF_TOKEN"):
+    with pytest.raises(ValueError, match="someone/nothing .*HF_TOKEN"):
         direct(root, model="someone/nothing")
 
 
@@ -162,7 +162,7 @@ def test_code_that_comes_with_a_model_is_not_run(root: Path) -> None:
     names = {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"}
     (folder / "config.json").write_text(json.dumps({"model_type": "foreign", "auto_map": names}))
     (folder / "code.py").write_text(f"open({str(root / 'was_run')!r}, 'w')")
-    with pytest.raises(ValueError, match="foreign cannot be loaded"):
+    with pytest.raises(ValueError, match="foreign"):
         direct(root, model=str(folder))
     assert not (root / "was_run").exists()
 
@@ -188,7 +188,7 @@ def test_fingerprint_follows_weights_and_adapter(root: Path, batch: Batch) -> No
     assert not same_signal(adapted.signal(batch), plain.signal(batch))
 
     (root / "adapter" / "adapter_model.safetensors").rename(root / "adapter" / "adapter_model.bin")
-    with pytest.raises(ValueError, match=r"holds no adapter_model.safetensors.*other formats are not read"):
+    with pytest.raises(ValueError, match="adapter_model.safetensors"):
         direct(root, adapter_path=str(root / "adapter"))
 
 
@@ -197,10 +197,10 @@ def test_other_pieces_beside_the_model_are_told_of(root: Path, capsys: pytest.Ca
     write_llama(root / "beside", initializer_range=0.4)
     (root / "beside" / "tokenizer.json").write_text(text)
     direct(root, model=str(root / "beside"))
-    assert "the pieces of" not in capsys.readouterr().err
+    assert "tokenizer.json" not in capsys.readouterr().err
     (root / "beside" / "tokenizer.json").write_text(text.replace('"<|eot|>"', '"<|pad|>"'))
     direct(root, model=str(root / "beside"))
-    assert "tokenizer.json are not those of the corpus, which was made with tokenizer" in capsys.readouterr().err
+    assert "tokenizer.json" in capsys.readouterr().err
 
 
 def test_a_model_in_memory_is_a_teacher_too(batch: Batch) -> None:

@@ -91,7 +91,7 @@ def test_a_busy_server_is_asked_again(root: Path, model: Any, batch: Batch) -> N
         serving(model, failures=10**6) as server,
         pytest.raises(
             ValueError,
-            match=rf"{server.url}/v1/completions gave no answer in 2 attempts.*503.*busy.*Check that it runs",
+            match=rf"{server.url}/v1/completions .*2 attempts.*503",
         ),
     ):
         network(root, server.url).signal(batch)
@@ -100,21 +100,21 @@ def test_a_busy_server_is_asked_again(root: Path, model: Any, batch: Batch) -> N
 def test_no_server_is_said_at_the_start(root: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
-    with pytest.raises(ValueError, match=rf"{url}/v1/models gave no answer in 2 attempts.*refused.*address is right"):
+    with pytest.raises(ValueError, match=rf"{url}/v1/models .*2 attempts"):
         network(root, url)
 
 
 def test_a_silent_server_is_given_up(root: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        with pytest.raises(ValueError, match=r"gave no answer in 1 attempts of at most 0.2 s: .*timed out.*time-out"):
+        with pytest.raises(ValueError, match=r"1 attempts of at most 0.2 s"):
             network(root, url, timeout=0.2, max_retries=0)
 
 
 def test_a_model_that_is_not_served_is_named(root: Path, model: Any) -> None:
     with (
         serving(model) as server,
-        pytest.raises(ValueError, match=r"there is no model llama: it has tiny.*teacher_model"),
+        pytest.raises(ValueError, match="llama.*tiny.*teacher_model"),
     ):
         network(root, server.url, model="llama")
 
@@ -122,7 +122,7 @@ def test_a_model_that_is_not_served_is_named(root: Path, model: Any) -> None:
 def test_too_few_logprobs_name_the_option_of_the_server(root: Path, model: Any, batch: Batch) -> None:
     with (
         serving(model) as server,
-        pytest.raises(ValueError, match=r"max allowed: 20.*--max-logprobs 21, or lower teacher"),
+        pytest.raises(ValueError, match="--max-logprobs 21"),
     ):
         network(root, server.url, k=21).signal(batch)
 
@@ -130,13 +130,13 @@ def test_too_few_logprobs_name_the_option_of_the_server(root: Path, model: Any, 
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
-        ("no json", "answered with something that is no JSON: '<html>'"),
-        ("ignored", r"it holds no choices\[0\].prompt_logprobs"),
-        ("no first", r"a list of \d+, expected one entry for each of the \d+ tokens, the first of them null"),
-        ("few", "an entry tells of 15 ids, 16 were asked for"),
-        ("not a number", "an entry of prompt_logprobs is .*NaN"),
-        ("huge", r"is longer than the \d MB that it may have"),
-        ("moved", "sends on to elsewhere.invalid, which is not followed.*teacher_url"),
+        ("no json", "JSON.*<html>"),
+        ("ignored", r"choices\[0\].prompt_logprobs"),
+        ("no first", r"prompt_logprobs is a list of \d+"),
+        ("few", "15 ids, 16"),
+        ("not a number", "prompt_logprobs .*NaN"),
+        ("huge", r"longer than the \d MB"),
+        ("moved", "elsewhere.invalid.*teacher_url"),
     ],
 )
 def test_an_answer_that_is_not_understood_is_refused(

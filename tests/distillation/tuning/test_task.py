@@ -138,7 +138,7 @@ def test_plain_llama_is_packable() -> None:
 
 
 def test_rows_beyond_a_model_are_refused() -> None:
-    with pytest.raises(ValueError, match="knows 128 positions, but rows have 256"):
+    with pytest.raises(ValueError, match="128 positions"):
         check_packable(llama(), seq_len=256)
 
 
@@ -146,7 +146,7 @@ def test_sliding_window_is_refused() -> None:
     from transformers import MistralConfig, MistralForCausalLM
 
     model = MistralForCausalLM(MistralConfig(**(SIZES | {"sliding_window": 16})))
-    with pytest.raises(ValueError, match="window of 16 tokens, but rows have 64"):
+    with pytest.raises(ValueError, match="window of 16"):
         check_packable(model, seq_len=64)
 
 
@@ -154,7 +154,7 @@ def test_scaled_logits_are_refused() -> None:
     from transformers import GraniteConfig, GraniteForCausalLM
 
     model = GraniteForCausalLM(GraniteConfig(**SIZES, logits_scaling=8.0))
-    with pytest.raises(ValueError, match="are not its hidden states times its output matrix"):
+    with pytest.raises(ValueError, match="Granite"):
         check_packable(model, seq_len=64)
 
 
@@ -162,7 +162,7 @@ def test_model_without_positions_is_refused() -> None:
     from transformers import MambaConfig, MambaForCausalLM
 
     model = MambaForCausalLM(MambaConfig(vocab_size=64, hidden_size=16, num_hidden_layers=1, state_size=4))
-    with pytest.raises(ValueError, match="takes no position_ids"):
+    with pytest.raises(ValueError, match="position_ids"):
         check_packable(model, seq_len=64)
 
 
