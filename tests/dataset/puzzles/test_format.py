@@ -49,15 +49,15 @@ def text(content: str) -> Change:
     [
         (text("{"), r"Cannot use .*dataset.json \(.*Invalid JSON"),
         (text("{}"), "pad_id: Field required; "),
-        (metadata(seq_len="x"), "seq_len: Input should be a valid integer"),
-        (metadata(sets=["all", "all"]), "one or more different sets"),
-        (metadata(sets=["other"]), "other__inputs.npy does not exist, though dataset.json lists the set 'other'"),
-        (metadata(seq_len=4), "all__inputs.npy has rows of 3 tokens; expected seq_len=4"),
+        (metadata(seq_len="x"), "seq_len: "),
+        (metadata(sets=["all", "all"]), "sets=\\['all', 'all'\\]"),
+        (metadata(sets=["other"]), "other__inputs.npy"),
+        (metadata(seq_len=4), "all__inputs.npy .* 3 .*seq_len=4"),
         (metadata(total_groups=9), "says total_groups=9, but .* hold 3 groups"),
-        (metadata(num_puzzle_identifiers=3), "all__puzzle_identifiers.npy has values from 1 to 6; expected 0 to 2"),
-        (metadata(vocab_size=12), r"all__inputs.npy has the value 12 in row 12; expected 0 to 11 \(vocab_size=12"),
-        (array("inputs", set_item((7, 1), -1)), "all__inputs.npy has the value -1 in row 7"),
-        (array("labels", set_item((5, 0), 200)), "all__labels.npy has the value 200 in row 5; expected 0 to 199"),
+        (metadata(num_puzzle_identifiers=3), "all__puzzle_identifiers.npy .* 1 to 6.* 0 to 2"),
+        (metadata(vocab_size=12), r"all__inputs.npy .* 12 in row 12; .*vocab_size=12"),
+        (array("inputs", set_item((7, 1), -1)), "all__inputs.npy .* -1 in row 7"),
+        (array("labels", set_item((5, 0), 200)), "all__labels.npy .* 200 in row 5.* 0 to 199"),
         (array("labels", lambda a: a[:-1]), "all__labels.npy has 12 rows; expected 13"),
         (array("labels", lambda a: a[0]), r"all__labels.npy holds uint8 of shape \(3,\); expected integers with 2"),
         (array("inputs", lambda a: a.astype(float)), "all__inputs.npy holds float64"),
@@ -101,7 +101,7 @@ def test_ignored_labels_are_no_tokens(tmp_path: Path) -> None:
 
 
 def test_missing_folder_and_split_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"No data set at '.*nowhere'.*python -m dataset.build_sudoku_dataset"):
+    with pytest.raises(ValueError, match=r"nowhere'.*python -m dataset.build_sudoku_dataset"):
         open_split(tmp_path / "nowhere", "train")
     folder = write_small_dataset(tmp_path / "d")
     with pytest.raises(ValueError, match="has no split 'valid'.*Splits found: test, train"):

@@ -118,9 +118,9 @@ def test_puzzles_that_only_their_own_training_makes_known_are_not_held_out(tmp_p
 
 def test_what_cannot_be_divided_or_fills_no_batch_is_refused(tmp_path: Path) -> None:
     alone = write_small_dataset(tmp_path / "alone", ((4,),), first_identifier=None)
-    with pytest.raises(ValueError, match=r"validation_split=0.5 cannot divide a set of 1 group\(s\)"):
+    with pytest.raises(ValueError, match=r"validation_split=0.5.* 1 group"):
         open_part(alone, share=0.5)
     few = write_small_dataset(tmp_path / "few", ((1,),) * 5, first_identifier=None)
     assert len(list(open_dataset(few))) == 1
-    with pytest.raises(ValueError, match="No train batches available: 3 examples, global_batch_size=4"):
+    with pytest.raises(ValueError, match="3 examples, global_batch_size=4"):
         open_part(few, share=0.4)

@@ -113,7 +113,7 @@ def test_another_tokenizer_in_the_folder_is_not_hidden(chat_tokenizer: ChatToken
 def test_half_a_surrogate_pair_and_foreign_ids_are_refused(chat_tokenizer: ChatTokenizer) -> None:
     with pytest.raises(ValueError, match="surrogate"):
         chat_tokenizer.encode_batch(["fine", "a\ud800"])
-    with pytest.raises(ValueError, match="99999999.* do not fit a tokenizer with"):
+    with pytest.raises(ValueError, match="99999999"):
         chat_tokenizer.decode([1, 99999999])
 
 
