@@ -13,12 +13,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run by path, Python sees only this folder
 
-from dataset.common import dihedral_transform
 from dataset.files.flags import positive, run_door
 from dataset.files.writer import dataset_folder, write_boards
 from dataset.puzzles.boards import board_parser, boards_from_source, check_boards, generated_boards, parse_board_flags
-from dataset.puzzles.generation import Puzzle
-from dataset.puzzles.maze import SYMBOLS, VOCAB_SIZE, dihedral_key, generate_maze, maze_problem, side_of
+from dataset.puzzles.maze import SYMBOLS, VOCAB_SIZE, maze_candidate, maze_problem, side_of, transformed
 
 SOURCE_REPO = "sapientinc/maze-30x30-hard-1k"
 SMALLEST = 5
@@ -37,7 +35,9 @@ def parse_flags(argv: list[str] | None) -> argparse.Namespace:
 
 def build(args: argparse.Namespace) -> str:
     if args.generate:
-        splits = generated_boards(args, partial(candidate, args.generate, args.min_length or args.generate, args.seed))
+        splits = generated_boards(
+            args, partial(maze_candidate, args.generate, args.min_length or args.generate, args.seed)
+        )
         output_dir = args.output_dir or Path(f"data/maze-{args.generate}x{args.generate}")
     else:
         splits = boards_from_source(args, SOURCE_REPO, SYMBOLS, np.random.RandomState(args.seed))
@@ -56,21 +56,6 @@ def build(args: argparse.Namespace) -> str:
     sizes = ", ".join(f"{len(boards)} {split} mazes" for split, boards in splits.items())
     augmented = " in all 8 orientations for training" if args.aug else ""
     return f"{output_dir}: {sizes}{augmented}; seq_len {side * side}, vocab_size {VOCAB_SIZE}"
-
-
-def candidate(size: int, min_length: int, seed: int, number: int) -> Puzzle | None:
-    made = generate_maze(size, min_length, [seed, number])
-    if made is None:
-        return None
-    key = dihedral_key(made[0])
-    return Puzzle(*made, key=key, family=key)
-
-
-def transformed(mazes: np.ndarray, side: int, copies: int) -> np.ndarray:
-    """The first `copies` symmetries of each maze, one after the other."""
-    grids = mazes.reshape(-1, side, side)
-    turned = [[dihedral_transform(grid, tid).ravel() for tid in range(copies)] for grid in grids]
-    return np.array(turned, dtype=np.uint8).reshape(-1, side * side)
 
 
 def main(argv: list[str] | None = None) -> None:

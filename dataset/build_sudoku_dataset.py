@@ -10,32 +10,13 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from tqdm import trange
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run by path, Python sees only this folder
 
 from dataset.files.flags import not_negative, positive, run_door
-from dataset.files.writer import BOARD_SET, create_array, dataset_folder, write_boards
-from dataset.puzzles.boards import (
-    Boards,
-    board_parser,
-    boards_from_source,
-    check_boards,
-    generated_boards,
-    parse_board_flags,
-)
-from dataset.puzzles.generation import Puzzle
-from dataset.puzzles.sudoku import (
-    SHAPES,
-    BoardShape,
-    augmentation,
-    generate_puzzle,
-    renaming_key,
-    shape_of,
-    sudoku_problem,
-    symmetry_key,
-    tokens_of,
-)
+from dataset.files.writer import dataset_folder
+from dataset.puzzles.boards import board_parser, boards_from_source, check_boards, generated_boards, parse_board_flags
+from dataset.puzzles.sudoku import SHAPES, check_digits, shape_of, sudoku_candidate, sudoku_problem, write_sudokus
 
 SOURCE_REPO = "sapientinc/sudoku-extreme"
 SYMBOLS = {".": 0, "0": 0} | {str(digit): digit for digit in range(1, 10)}
@@ -57,7 +38,7 @@ def build(args: argparse.Namespace) -> str:
     rng = np.random.RandomState(args.seed)  # the reference's generator, and its order of draws
     if args.generate:
         clues = tuple(args.clues or DEFAULT_CLUES[args.generate])
-        splits = generated_boards(args, partial(candidate, args.generate, clues, args.seed))
+        splits = generated_boards(args, partial(sudoku_candidate, args.generate, clues, args.seed))
         output_dir = args.output_dir or Path(f"data/sudoku-{args.generate}")
     else:
         splits = boards_from_source(args, SOURCE_REPO, SYMBOLS, rng)
@@ -75,42 +56,6 @@ def build(args: argparse.Namespace) -> str:
     sizes = ", ".join(f"{len(boards)} {split} puzzles" for split, boards in splits.items())
     copies = f" with {args.num_aug} copies of each training puzzle" if args.num_aug else ""
     return f"{output_dir}: {sizes}{copies}; seq_len {shape.num_cells}, vocab_size {shape.vocab_size}"
-
-
-def candidate(size: str, clues: tuple[int, int], seed: int, number: int) -> Puzzle | None:
-    shape = SHAPES[size]
-    made = generate_puzzle(shape, clues, [seed, number])
-    if made is None:
-        return None
-    return Puzzle(*made, key=renaming_key(made[0]), family=symmetry_key(made[0], shape))
-
-
-def check_digits(boards: Boards, shape: BoardShape, split: str) -> None:
-    for what, digits, lowest in (("question", boards.questions, 0), ("answer", boards.answers, 1)):
-        bad = ((digits < lowest) | (digits > shape.size)).any(axis=1)
-        if bad.any():
-            raise ValueError(
-                f"{split} puzzles, line {boards.places[bad.argmax()]}: the {what} must hold digits from {lowest} to "
-                f"{shape.size} only, for its board has {shape.size}x{shape.size} cells. Correct or remove that line."
-            )
-
-
-def write_sudokus(
-    folder: Path, split: str, boards: Boards, shape: BoardShape, num_aug: int, rng: np.random.RandomState
-) -> None:
-    """Each puzzle and its scrambled copies are one group."""
-    copies = 1 + num_aug
-    rows = (len(boards) * copies, shape.num_cells)
-    inputs, labels = (create_array(folder, split, BOARD_SET, field, rows) for field in ("inputs", "labels"))
-    for index in trange(len(boards), desc=f"{split} boards", unit=" puzzles"):
-        for copy in range(copies):
-            question, answer = boards.questions[index], boards.answers[index]
-            if copy > 0:
-                cells, digits = augmentation(shape, rng)
-                question, answer = digits[question[cells]], digits[answer[cells]]
-            inputs[index * copies + copy] = tokens_of(question)
-            labels[index * copies + copy] = tokens_of(answer)
-    write_boards(folder, split, inputs, labels, shape.vocab_size, group_size=copies)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -6,6 +6,7 @@ A maze is a flat array of cells, row by row, coded by `SYMBOLS`.
 import numpy as np
 
 from dataset.common import dihedral_transform
+from dataset.puzzles.generation import Puzzle
 
 WALL, OPEN, START, GOAL, PATH = 1, 2, 3, 4, 5
 SYMBOLS = {"#": WALL, " ": OPEN, "S": START, "G": GOAL, "o": PATH}
@@ -118,6 +119,22 @@ def dihedral_key(maze: np.ndarray) -> bytes:
     """Equal for a maze and its rotations and reflections."""
     size = side_of(len(maze))
     return min(dihedral_transform(maze.reshape(size, size), tid).tobytes() for tid in range(8))
+
+
+def maze_candidate(size: int, min_length: int, seed: int, number: int) -> Puzzle | None:
+    """Maze `number` of a seed; None if this draw gives none."""
+    made = generate_maze(size, min_length, [seed, number])
+    if made is None:
+        return None
+    key = dihedral_key(made[0])
+    return Puzzle(*made, key=key, family=key)
+
+
+def transformed(mazes: np.ndarray, side: int, copies: int) -> np.ndarray:
+    """The first `copies` symmetries of each maze, one after the other."""
+    grids = mazes.reshape(-1, side, side)
+    turned = [[dihedral_transform(grid, tid).ravel() for tid in range(copies)] for grid in grids]
+    return np.array(turned, dtype=np.uint8).reshape(-1, side * side)
 
 
 def _neighbours(cell: int, size: int) -> list[int]:

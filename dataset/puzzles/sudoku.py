@@ -1,4 +1,4 @@
-"""Sudoku boards of 4x4, 6x6 and 9x9 cells: solving, generating, augmenting, and telling equivalent puzzles apart.
+"""Sudoku boards of 4x4, 6x6 and 9x9 cells: solved, generated, augmented, written, equivalent ones told apart.
 
 A board is a flat array of digits, row by row, 0 where a cell is empty.
 """
@@ -6,8 +6,14 @@ A board is a flat array of digits, row by row, 0 where a cell is empty.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
+from tqdm import trange
+
+from dataset.files.writer import BOARD_SET, create_array, write_boards
+from dataset.puzzles.boards import Boards
+from dataset.puzzles.generation import Puzzle
 
 
 @dataclass(frozen=True)
@@ -205,3 +211,41 @@ def sudoku_problem(shape: BoardShape, pair: tuple[np.ndarray, np.ndarray]) -> st
     if found[0] != answer.tolist():
         return "the answer does not solve the puzzle"
     return None
+
+
+def sudoku_candidate(size: str, clues: tuple[int, int], seed: int, number: int) -> Puzzle | None:
+    """Puzzle `number` of a seed; None if this draw gives none."""
+    shape = SHAPES[size]
+    made = generate_puzzle(shape, clues, [seed, number])
+    if made is None:
+        return None
+    return Puzzle(*made, key=renaming_key(made[0]), family=symmetry_key(made[0], shape))
+
+
+def check_digits(boards: Boards, shape: BoardShape, split: str) -> None:
+    """Refuse digits that a board of this size does not have."""
+    for what, digits, lowest in (("question", boards.questions, 0), ("answer", boards.answers, 1)):
+        bad = ((digits < lowest) | (digits > shape.size)).any(axis=1)
+        if bad.any():
+            raise ValueError(
+                f"{split} puzzles, line {boards.places[bad.argmax()]}: the {what} must hold digits from {lowest} to "
+                f"{shape.size} only, for its board has {shape.size}x{shape.size} cells. Correct or remove that line."
+            )
+
+
+def write_sudokus(
+    folder: Path, split: str, boards: Boards, shape: BoardShape, num_aug: int, rng: np.random.RandomState
+) -> None:
+    """Each puzzle and its scrambled copies are one group."""
+    copies = 1 + num_aug
+    rows = (len(boards) * copies, shape.num_cells)
+    inputs, labels = (create_array(folder, split, BOARD_SET, field, rows) for field in ("inputs", "labels"))
+    for index in trange(len(boards), desc=f"{split} boards", unit=" puzzles"):
+        for copy in range(copies):
+            question, answer = boards.questions[index], boards.answers[index]
+            if copy > 0:
+                cells, digits = augmentation(shape, rng)
+                question, answer = digits[question[cells]], digits[answer[cells]]
+            inputs[index * copies + copy] = tokens_of(question)
+            labels[index * copies + copy] = tokens_of(answer)
+    write_boards(folder, split, inputs, labels, shape.vocab_size, group_size=copies)

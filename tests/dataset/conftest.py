@@ -1,16 +1,13 @@
 """A small SentencePiece model trained on the spot, SlimOrca-like files, and a stand-in for the Hugging Face Hub."""
 
-import threading
 from collections.abc import Callable, Iterator
-from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
-import dataset.files.download
 from dataset.text.sample_corpus import train_tokenizer
 from dataset.tokenization.sentencepiece import SentencePieceTokenizer
-from tests.dataset.instruct_samples import WORDING, FakeHub, HubHandler
+from tests.dataset.instruct_samples import WORDING, FakeHub, HubHandler, serve_hub
 
 
 @pytest.fixture(scope="session")
@@ -41,16 +38,5 @@ def write_corpus(tmp_path: Path) -> Callable[[list[str]], Path]:
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     fake = FakeHub()
-    handler = type("Handler", (HubHandler,), {"hub": fake})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    fake.endpoint = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setenv("HF_ENDPOINT", fake.endpoint)
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(dataset.files.download, "RETRY_SECONDS", (0, 0))
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    yield fake
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serve_hub(monkeypatch, type("Handler", (HubHandler,), {"hub": fake})) as fake.endpoint:
+        yield fake

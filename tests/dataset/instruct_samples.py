@@ -2,15 +2,22 @@
 
 import hashlib
 import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+import pytest
+
+import dataset.files.download
 
 WORDING = (
     "What is the capital of France? Paris. Add 12 and 35. The answer is 47.",
     "Write the letters c a t backwards. [USER] [ASSISTANT] [SYSTEM] Be brief, please.",
     "A longer text has more words than a short one, and some of them return: the words, the text, the answer.",
-    *("  if a:    return b", "    if  c:   d  e", "   f    g") * 9,  # so that runs of spaces have pieces of their own
+    *["  if a:    return b", "    if  c:   d  e", "   f    g"] * 9,  # so that runs of spaces have pieces of their own
 )
 
 
@@ -77,3 +84,22 @@ class HubHandler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:
         """Quiet."""
+
+
+@contextmanager
+def serve_hub(monkeypatch: pytest.MonkeyPatch, handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """Let a server of this machine be the Hub; gives its address."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    endpoint = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setenv("HF_ENDPOINT", endpoint)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(dataset.files.download, "RETRY_SECONDS", (0, 0))
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    try:
+        yield endpoint
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

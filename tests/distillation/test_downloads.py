@@ -1,4 +1,4 @@
-"""The two doors that download: what they write, how they go on, how each source fails alone."""
+"""The two entry points that download: what they write, how they resume, how each source fails alone."""
 
 import dataclasses
 import json
@@ -6,9 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
-from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,7 @@ from dataset.files.json_stream import read_values
 from src.distillation.corpus.download import download, main_baseline, main_curriculum
 from src.distillation.corpus.plans import BASELINE, CATEGORIES, CURRICULUM, HubSource
 from src.distillation.corpus.source_note import read_note
-from tests.dataset.instruct_samples import FakeHub
+from tests.dataset.instruct_samples import FakeHub, serve_hub
 from tests.distillation.hub_samples import RepositoriesHandler, baseline_files, json_lines
 
 ROOT = Path(__file__).parents[2]
@@ -32,18 +30,8 @@ HUB_FILES = ("math_reasoning/metamath", "code/code_search_net", "code/apps", "co
 @pytest.fixture
 def hubs(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, FakeHub]]:
     found = {repo: FakeHub(files=files) for repo, files in baseline_files().items()}
-    handler = type("Handler", (RepositoriesHandler,), {"hubs": found})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(dataset.files.download, "RETRY_SECONDS", (0, 0))
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    yield found
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serve_hub(monkeypatch, type("Handler", (RepositoriesHandler,), {"hubs": found})):
+        yield found
 
 
 def rows_of(file: Path) -> list[dict[str, Any]]:
@@ -108,7 +96,7 @@ def test_a_json_list_is_read_however_it_is_cut(size: int) -> None:
         list(read_values(iter([text[:-3]]), "x"))
 
 
-# --- going on
+# --- resuming
 
 
 def test_what_is_there_is_not_fetched_again_unless_forced(
