@@ -15,8 +15,8 @@ from tqdm import tqdm
 from dataset.files.download import HubFile, find_hub_file
 from dataset.files.jsonl import SPLITS, UNUSED, LineSplit, numbered_lines, read_blocks
 from dataset.text.conversation import parse_record
-from dataset.text.encode import EncodingPlan, Line, LoadReport, UsedLines, encode_lines
 from dataset.text.sample_corpus import make_sample_records, sample_tokenizer
+from dataset.text.slimorca_encode import EncodingPlan, Line, LoadReport, UsedLines, encode_lines
 from dataset.text.token_store import DocumentStore, DocumentStoreBuilder
 from dataset.tokenization.lookup import find_tokenizer
 from dataset.tokenization.protocol import Tokenizer

@@ -1,17 +1,17 @@
 """The room that knows concrete names: turns a checked config into data, model, task and optimizers."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
 import torch
-from torch.utils.data import DataLoader, IterableDataset
 
-from dataset.common import LoaderItem, PuzzleDatasetMetadata
+from dataset.common import PuzzleDatasetMetadata
 from dataset.puzzles.mixing import differences, identifier_offsets
 from dataset.puzzles.reader import PuzzleDataset, PuzzleDatasetConfig
 from dataset.puzzles.validation import VALIDATION_SET
+from engine.build.loader import load_batches, train_items
 from engine.config.registry import load_model_class
 from engine.config.schema import ArchChoice, PretrainConfig, RunConfig
 from engine.runtime.devices import Runtime
@@ -105,7 +105,7 @@ def build_puzzles(config: PretrainConfig, runtime: Runtime) -> PuzzleSource:
     held_out = config.data_paths_test or [path for path in config.data_paths if (Path(path) / "test").is_dir()]
     test = open_puzzles(config, runtime, "test", held_out, 1) if held_out else None
     validation = open_puzzles(config, runtime, "train", config.data_paths, 1, is_validation=True) if share else None
-    judged = [reader for reader in (test, validation) if reader is not None]
+    held = [reader for reader in (test, validation) if reader is not None]
     test_sets = [] if test is None else test.metadata.sets
     best_sets = [] if validation is None else [VALIDATION_SET]
     if test is not None:
@@ -119,15 +119,12 @@ def build_puzzles(config: PretrainConfig, runtime: Runtime) -> PuzzleSource:
     estimate = config.epochs * metadata.total_groups * metadata.mean_puzzle_examples / config.global_batch_size
     total_steps = min(int(estimate), config.max_steps or int(estimate))
 
-    def train_items(iteration: int, batches_done: int) -> Iterable[LoaderItem]:
-        train.start_from(iteration, batches_done)
-        return loader(train, config, runtime)
-
+    workers = config.dataloader_workers
     return PuzzleSource(
         metadata=metadata,
         data=RunData(
-            train_items=train_items,
-            eval_items=(lambda: chain.from_iterable(loader(r, config, runtime) for r in judged)) if judged else None,
+            train_items=train_items(train, workers, runtime),
+            eval_items=(lambda: chain.from_iterable(load_batches(r, workers, runtime) for r in held)) if held else None,
             eval_sets=[*test_sets, *best_sets],
             best_sets=best_sets,
             evaluators=() if test is None else build_evaluators(config, held_out, test.metadata),
@@ -204,14 +201,3 @@ def build_evaluators(
             shift = {"identifier_offset": offsets[path]} if offsets[path] else {}
             evaluators.append(make(data_path=path, eval_metadata=metadata, **choice.options, **shift))
     return evaluators
-
-
-def loader(dataset: IterableDataset[LoaderItem], config: RunConfig, runtime: Runtime) -> Iterable[LoaderItem]:
-    """The data set itself batches; workers only read ahead."""
-    return DataLoader(
-        dataset,
-        batch_size=None,
-        num_workers=config.dataloader_workers,
-        prefetch_factor=8 if config.dataloader_workers else None,
-        pin_memory=runtime.device.type == "cuda",
-    )

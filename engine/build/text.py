@@ -15,7 +15,8 @@ from dataset.text.packing import DocumentRows, fill_batch
 from dataset.text.slimorca import InstructCorpus, SlimOrcaConfig, load_corpus, read_texts
 from dataset.text.token_store import Documents, DocumentStore
 from dataset.tokenization.protocol import Tokenizer
-from engine.build.puzzles import build_recursive_model, check_batch_shares, loader
+from engine.build.loader import load_batches, train_items
+from engine.build.puzzles import build_recursive_model, check_batch_shares
 from engine.config.registry import load_model_class
 from engine.config.schema import InstructConfig, TextConfig
 from engine.runtime.devices import Runtime
@@ -85,16 +86,12 @@ def source_of(config: TextConfig, runtime: Runtime, corpus: TextCorpus) -> TextS
         steps = max(1, round(rows * expected_depth(config.arch.options) / config.global_batch_size))
     held_out = text_reader(config, metadata, corpus.held_out, runtime, is_test=True) if corpus.held_out else None
 
-    def train_items(iteration: int, batches_done: int) -> Iterable[LoaderItem]:
-        assert train is not None
-        train.start_from(iteration, batches_done)
-        return loader(train, config, runtime)
-
+    workers = config.dataloader_workers
     return TextSource(
         metadata=metadata,
         data=RunData(
-            train_items=train_items,
-            eval_items=(lambda: loader(held_out, config, runtime)) if held_out is not None else None,
+            train_items=_no_items if train is None else train_items(train, workers, runtime),
+            eval_items=(lambda: load_batches(held_out, workers, runtime)) if held_out is not None else None,
             eval_sets=[held_out.set_name] if held_out is not None else [],
         ),
         tokenizer=corpus.tokenizer,
@@ -102,6 +99,10 @@ def source_of(config: TextConfig, runtime: Runtime, corpus: TextCorpus) -> TextS
         total_rows=rows,
         iterations=config.epochs // (config.eval_interval or config.epochs),
     )
+
+
+def _no_items(iteration: int, batches_done: int) -> Iterable[LoaderItem]:
+    return ()
 
 
 def expected_depth(arch: dict[str, Any]) -> float:

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from engine.config.flags import merged
 from src.distillation.config import DistillConfig
+from src.distillation.corpus.corpora import Corpora, open_corpora
 from src.distillation.run import build
 from src.distillation.student.arch import student_arch
 from src.distillation.targets.signal import TeacherSignal
@@ -50,8 +51,8 @@ def config_of(world: Path, name: str, **changes) -> DistillConfig:
     return merged(DistillConfig, OPTIONS | paths | STUDENTS[name] | changes)
 
 
-def task_of(world: Path, config: DistillConfig) -> tuple[DistillTask, Asked, build.Corpora]:
-    corpora = build.open_corpora(config)
+def task_of(world: Path, config: DistillConfig) -> tuple[DistillTask, Asked, Corpora]:
+    corpora = open_corpora(config)
     torch.manual_seed(0)
     head = build.build_student(config, student_arch(config), corpora.tokenizer, CPU)
     teacher = Asked(build.teacher_of(config, corpora, CPU))

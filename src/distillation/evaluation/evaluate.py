@@ -12,6 +12,7 @@ from engine.inference import nested
 from engine.runtime.devices import Runtime, start_runtime
 from engine.train.evaluate import evaluate
 from src.distillation.config import DistillConfig
+from src.distillation.corpus.corpora import Corpora, open_corpora
 from src.distillation.corpus.manifest import Split
 from src.distillation.evaluation.options import NeedleConfig, PerplexityConfig
 from src.distillation.run import build
@@ -27,7 +28,7 @@ OF_STUDENT = ("student", "model_variant", "student_overrides", "use_bf16")
 @dataclass(frozen=True)
 class OpenedStudent:
     config: DistillConfig  # with the checkpoint's own facts of the student
-    corpora: build.Corpora
+    corpora: Corpora
     head: DistillHead
     runtime: Runtime
     source: dict[str, Any]  # checkpoint and step, None for a fresh student
@@ -45,7 +46,7 @@ def opened_student(config: NeedleConfig, split: Split = "val") -> Iterator[Opene
         config = config.model_copy(update={key: trained[key] for key in OF_STUDENT})
     runtime = start_runtime(config.device, False, config.seed)
     try:
-        corpora = build.open_corpora(config, split=split)
+        corpora = open_corpora(config, split=split)
         head = build.build_student(config, student_arch(config), corpora.tokenizer, runtime)
         if loaded is None:
             print(f"no checkpoint in {folder}: this is a fresh student, which has learnt nothing", file=sys.stderr)

@@ -1,15 +1,13 @@
 """Composes a distillation: corpus, student, teacher, optimizer and the engine's loop; nothing else names their classes."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
 
 from dataset.common import LoaderItem, text_metadata
-from dataset.cursor import CursorConfig, RowDataset
+from dataset.cursor import RowDataset
+from engine.build.loader import load_batches, train_items
 from engine.build.puzzles import build_recursive_model
 from engine.checkpoints.run_directory import to_yaml
 from engine.config.schema import ArchChoice
@@ -22,9 +20,8 @@ from models.losses.distill import Divergence
 from models.retnet.config import FIRST_LOGIT_STD
 from models.retnet.model import RetNet
 from src.distillation.config import DistillConfig
-from src.distillation.corpus.corpora import held_out_of, same_tokenizer
-from src.distillation.corpus.manifest import Split, TokenizerFacts, load_manifest
-from src.distillation.corpus.packed_rows import PackedRows
+from src.distillation.corpus.corpora import Corpora
+from src.distillation.corpus.manifest import TokenizerFacts
 from src.distillation.student.haystack import NeedleEvaluator
 from src.distillation.student.head import DistillHead
 from src.distillation.student.optimizer import student_optimizer
@@ -34,51 +31,6 @@ from src.distillation.teachers.open import open_teacher
 
 HELD_OUT = "val"
 DIVERGENCE_BETAS = {"forward_kl": 0.0, "reverse_kl": 1.0}
-
-
-@dataclass(frozen=True)
-class Corpora:
-    """Rows to learn from and rows that are held out."""
-
-    train: RowDataset
-    held_out: RowDataset | None
-    tokenizer: TokenizerFacts
-    tokenizer_files: Sequence[Path]
-    fingerprint: str
-    held_out_fingerprint: str | None
-
-
-def open_corpora(config: DistillConfig, *, split: Split = "val") -> Corpora:
-    """Both readers; `split` train evaluates what was learnt from."""
-    folder = Path(config.train_data_path)
-    manifest = load_manifest(folder)
-    tokenizer, files = same_tokenizer(config, folder, manifest)
-    found = held_out_of(config, manifest) if split == "val" else (folder, manifest, split)
-
-    def reader(place: Path, part: Split, rows: int, is_test: bool) -> RowDataset:
-        packed = PackedRows(place, part, config.max_seq_length, tokenizer, config.verify_data)
-        return RowDataset(packed, CursorConfig(rows, is_test, seed=config.seed), part)
-
-    return Corpora(
-        train=reader(folder, "train", config.rows_per_step, False),
-        held_out=None if found is None else reader(found[0], found[2], config.physical_batch_size, True),
-        tokenizer=tokenizer,
-        tokenizer_files=files,
-        fingerprint=manifest.fingerprint,
-        held_out_fingerprint=None if found is None else found[1].fingerprint,
-    )
-
-
-def loader(dataset: RowDataset, config: DistillConfig, runtime: Runtime) -> Iterable[LoaderItem]:
-    """The data set itself batches; workers only read ahead."""
-    return DataLoader(
-        dataset,
-        batch_size=None,
-        num_workers=config.num_workers,
-        prefetch_factor=8 if config.num_workers else None,
-        pin_memory=runtime.device.type == "cuda",
-        generator=torch.Generator(),  # else each pass would draw from the generator that a resume restores
-    )
 
 
 def build_student(
@@ -161,11 +113,7 @@ def schedule_of(config: DistillConfig, controller: PlateauController | None) -> 
 
 
 def run_data(config: DistillConfig, corpora: Corpora, head: DistillHead, runtime: Runtime) -> RunData:
-    train, held_out = corpora.train, corpora.held_out
-
-    def train_items(epoch: int, batches_done: int) -> Iterable[LoaderItem]:
-        train.start_from(epoch, batches_done)
-        return loader(train, config, runtime)
+    held_out = corpora.held_out
 
     def eval_items() -> Iterable[LoaderItem]:
         if held_out is None or not config.eval_perplexity:
@@ -175,7 +123,7 @@ def run_data(config: DistillConfig, corpora: Corpora, head: DistillHead, runtime
     judges = needle_evaluators(config, corpora, head)
     is_judged = config.eval_interval > 0 and bool(judges or (config.eval_perplexity and held_out is not None))
     return RunData(
-        train_items=train_items,
+        train_items=train_items(corpora.train, config.num_workers, runtime, own_generator=True),
         eval_items=eval_items if is_judged else None,
         eval_sets=[HELD_OUT],
         evaluators=judges,
@@ -184,7 +132,7 @@ def run_data(config: DistillConfig, corpora: Corpora, head: DistillHead, runtime
 
 def first_rows(dataset: RowDataset, rows: int, config: DistillConfig, runtime: Runtime) -> Iterator[LoaderItem]:
     """Batches of the first so many rows, in order."""
-    for _, batch, count in loader(dataset, config, runtime):
+    for _, batch, count in load_batches(dataset, config.num_workers, runtime, own_generator=True):
         yield HELD_OUT, batch, count
         rows -= count
         if rows <= 0:

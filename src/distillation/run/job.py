@@ -20,6 +20,7 @@ from engine.train.optimizers import OptimizerSet
 from engine.train.plan import Plan
 from engine.train.tracking.tracker import Notices
 from src.distillation.config import DistillConfig
+from src.distillation.corpus.corpora import Corpora, open_corpora
 from src.distillation.run import build
 from src.distillation.run.directory import make_room, point_at_latest
 from src.distillation.run.provenance import META_KEY, check_changes, facts_of, record_start
@@ -66,7 +67,7 @@ class DistillJob(Job):
     ) -> RunParts:
         config = self.config
         arch = student_arch(config)
-        corpora = build.open_corpora(config)
+        corpora = open_corpora(config)
         facts = facts_of(config, corpora.fingerprint, corpora.tokenizer.sha256, None)
         former = None if checkpoint is None else former_facts(checkpoint)
         if former is not None:
@@ -145,7 +146,7 @@ def dry_run(config: DistillConfig) -> dict[str, Any]:
     """What a run would do; data and student are opened, the teacher is not, and nothing is written."""
     runtime = start_runtime(config.device, False, config.seed)
     arch = student_arch(config)
-    corpora = build.open_corpora(config)
+    corpora = open_corpora(config)
     head = build.build_student(config, arch, corpora.tokenizer, runtime)
     return {
         "mode": config.mode,
@@ -210,7 +211,7 @@ def choose_wandb_mode(asked: str | None) -> None:
         os.environ.setdefault("WANDB_MODE", "online")
 
 
-def lengths_in_words(config: DistillConfig, corpora: build.Corpora) -> str:
+def lengths_in_words(config: DistillConfig, corpora: Corpora) -> str:
     epochs = config.max_steps / corpora.train.num_batches()
     tokens = config.rows_per_step * config.max_seq_length
     held_out = 0 if corpora.held_out is None else len(corpora.held_out.rows)

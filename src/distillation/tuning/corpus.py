@@ -1,15 +1,12 @@
 """The packed corpus as a teacher's tuning reads it: endless enough to train on, and a part that is held out."""
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from torch.utils.data import DataLoader
-
-from dataset.common import LoaderItem
 from dataset.cursor import CursorConfig, RowDataset
+from engine.build.loader import load_batches, train_items
 from engine.runtime.devices import Runtime
 from engine.train.loop import RunData
 from src.distillation.corpus.manifest import Split, TokenizerFacts
@@ -35,17 +32,13 @@ def open_corpus(config: TeacherFtConfig, folder: Path, tokenizer: TokenizerFacts
         return CursorConfig(batch_size, is_test, seed=config.seed, rank=runtime.rank, world_size=runtime.world_size)
 
     train = RowDataset(packed, cursor(rows * config.gradient_accumulation_steps, False), "train")
-    judged = RowDataset(PackedRows(folder, HELD_OUT, tokenizer=tokenizer), cursor(rows, True), HELD_OUT)
+    held_out = RowDataset(PackedRows(folder, HELD_OUT, tokenizer=tokenizer), cursor(rows, True), HELD_OUT)
 
-    def loader(dataset: RowDataset) -> Iterable[LoaderItem]:
-        on_cuda = runtime.device.type == "cuda"
-        return DataLoader(dataset, batch_size=None, num_workers=config.num_workers, pin_memory=on_cuda)
-
-    def train_items(iteration: int, batches_done: int) -> Iterable[LoaderItem]:
-        train.start_from(iteration, batches_done)
-        return loader(train)
-
-    num_judged = None if config.eval_samples is None else math.ceil(config.eval_samples / rows)
-    data = RunData(train_items=train_items, eval_items=lambda: islice(loader(judged), num_judged), eval_sets=[HELD_OUT])
+    num_held_out = None if config.eval_samples is None else math.ceil(config.eval_samples / rows)
+    data = RunData(
+        train_items=train_items(train, config.num_workers, runtime),
+        eval_items=lambda: islice(load_batches(held_out, config.num_workers, runtime), num_held_out),
+        eval_sets=[HELD_OUT],
+    )
     manifest = packed.manifest
     return OpenedCorpus(data, manifest.max_seq_length, train.num_batches(), manifest.fingerprint)

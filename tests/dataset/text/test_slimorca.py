@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import dataset.files.disk
 import dataset.files.download
-import dataset.text.encode
+import dataset.text.slimorca_encode
 from dataset.files.jsonl import UNUSED, LineSplit, numbered_lines
 from dataset.text.slimorca import InstructCorpus, SlimOrcaConfig, load_corpus
 from dataset.text.token_store import DocumentStore
@@ -255,9 +255,9 @@ def test_progress_goes_to_stderr_and_can_be_silenced(
 
 @pytest.fixture
 def in_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dataset.text.encode, "POOL_PAYS_LINES", 1)
-    monkeypatch.setattr(dataset.text.encode, "CHUNK_LINES", 16)
-    monkeypatch.setattr(dataset.text.encode, "_num_cores", lambda: 2)
+    monkeypatch.setattr(dataset.text.slimorca_encode, "POOL_PAYS_LINES", 1)
+    monkeypatch.setattr(dataset.text.slimorca_encode, "CHUNK_LINES", 16)
+    monkeypatch.setattr(dataset.text.slimorca_encode, "_num_cores", lambda: 2)
 
 
 def test_several_processes_give_the_same_corpus(
