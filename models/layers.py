@@ -39,7 +39,7 @@ class CastedLinear(nn.Module):
         return F.linear(x, self.weight_as(x.dtype), bias)
 
     def pack_for_reading(self, dtype: torch.dtype) -> None:
-        """Keeps the weight in this dtype for good, no longer to be trained: half the memory, and no cast per token.
+        """Convert the weight to this dtype, after which it cannot be trained: half the memory, and no cast per token.
 
         On a CPU with bfloat16 a copy in blocks beside it halves the time of products with few positions.
         """
@@ -109,7 +109,7 @@ class RotaryEmbedding(nn.Module):
 
 
 class AttentionMemory(Protocol):
-    """Keeps the keys and values of earlier positions; see `models.key_values`."""
+    """Keeps the keys and values of earlier positions; see `models.kv_cache`."""
 
     def extended(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Takes those of the new positions, (B, L, N, H), and returns all there are, (B, T, N, H)."""

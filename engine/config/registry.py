@@ -1,4 +1,4 @@
-"""Turns "module@Class" into a class of our own packages, and tells what exists when there is no such class."""
+"""Turns "module@Class" into a class of our own packages, and lists what exists when there is no such class."""
 
 import ast
 import difflib
@@ -22,7 +22,7 @@ def load_model_class(identifier: str, prefix: str = "models.") -> type:
     parts = IDENTIFIER.fullmatch(identifier)
     if parts is None:
         raise ValueError(
-            f"{identifier!r} is no class identifier; expected module@Class with a module of {prefix[:-1]}/: "
+            f"{identifier!r} is not a class identifier; expected module@Class with a module of {prefix[:-1]}/: "
             f"{', '.join(modules)}."
         )
     module, name = parts.groups()

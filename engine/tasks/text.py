@@ -52,10 +52,10 @@ class TokenTask:
         return total.clamp_min(1)[0]
 
     def commit(self) -> None:
-        """There is nothing to keep."""
+        """Nothing lasts from one step to the next."""
 
     def discard(self) -> None:
-        """There is nothing to forget."""
+        """Nothing lasts from one step to the next."""
 
 
 class TextTask(TokenTask):

@@ -17,9 +17,19 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 # What the shared options must be for a network that reads its text once, in order.
 FIXED: dict[str, Any] = {
-    **{"H_cycles": 1, "L_cycles": 1, "L_layers": 0, "halt_max_steps": 1, "depth_curriculum": []},
-    **{"causal": True, "prefix_mask": False, "mlp_t": False, "puzzle_emb_ndim": 0},
-    **{"pos_encodings": "rope", "norm": "pre", "latent_init": "embedding", "recursion": "unrolled"},
+    "H_cycles": 1,
+    "L_cycles": 1,
+    "L_layers": 0,
+    "halt_max_steps": 1,
+    "depth_curriculum": [],
+    "causal": True,
+    "prefix_mask": False,
+    "mlp_t": False,
+    "puzzle_emb_ndim": 0,
+    "pos_encodings": "rope",
+    "norm": "pre",
+    "latent_init": "embedding",
+    "recursion": "unrolled",
 }
 
 

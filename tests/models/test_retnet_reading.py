@@ -73,7 +73,7 @@ def test_a_memory_keeps_the_rows_that_go_on():
 
 @pytest.mark.parametrize("lengths", [[24], [24, 0], [24, 25]])
 def test_lengths_that_do_not_fit_the_prompts_are_refused(lengths):
-    with pytest.raises(ValueError, match=r"do not fit prompts of shape \(2, 24\): expected one of 1 to 24"):
+    with pytest.raises(ValueError, match=r"lengths=\["):
         make_model().prefill(make_ids(), lengths)
 
 

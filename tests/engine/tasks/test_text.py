@@ -191,7 +191,7 @@ def test_evaluation_does_not_depend_on_batches_and_returns_what_is_asked():
                 totals[name] = totals.get(name, 0) + value.double()
         reports.append(task.eval_report(fetched(totals, CPU)))
     assert reports[0] == pytest.approx(reports[1], rel=1e-5) and reports[0]["count"] == DOCUMENTS
-    with pytest.raises(ValueError, match="Text evaluation returns no logits; it returns: .*preds"):
+    with pytest.raises(ValueError, match="logits"):
         task.eval_batch(make_batch(4, packing=True), {"logits"})
 
 

@@ -18,8 +18,8 @@ from engine.config.check import check
 from engine.config.compose import composed
 from engine.config.schema import InstructConfig
 from lab import probes
-from lab.leaks import LIMIT, Finding, influence, made_up_row, may_see, probe_batches, probe_model
-from models import act
+from lab.probes import LIMIT, Finding, influence, may_see, probe_batches, probe_model, synthetic_row
+from models import core
 from models.attention import AttentionMask
 from tests.engine.text_samples import ARCHS, CPU, make_head, make_reader, make_store
 from tests.text_runs import text_flags, train_text, write_corpus
@@ -55,12 +55,12 @@ def test_no_text_model_leaks_at_any_depth(arch, options):
 def test_influence_is_exactly_what_the_rule_allows():
     for has_open_prompt in (False, True):
         head = make_head(**ROOMY, prefix_mask=has_open_prompt)
-        row = made_up_row(((5, 4), (3, 4), (2, 3)), 40, 24)
+        row = synthetic_row(((5, 4), (3, 4), (2, 3)), 40, 24)
         assert torch.equal(influence(head, row, STEPS) > LIMIT, may_see(row, has_open_prompt))
 
 
 def test_the_rule_says_who_sees_whom():
-    row = made_up_row(((2, 1), (1, 1)), 40, 6)
+    row = synthetic_row(((2, 1), (1, 1)), 40, 6)
     assert row["is_prompt"][0].tolist() == [True, True, False, True, False, False]
     assert row["documents"][0].tolist() == [0, 0, 0, 1, 1, -1]
     inputs, labels = row["inputs"][0].tolist(), row["labels"][0].tolist()
@@ -81,8 +81,8 @@ def test_a_model_that_looks_ahead_is_found():
 
 def with_mask(**changed):
     """The mask of a model that forgets something."""
-    honest = act.build_mask
-    return mock.patch.object(act, "build_mask", lambda **given: honest(**(given | changed)))
+    honest = core.build_mask
+    return mock.patch.object(core, "build_mask", lambda **given: honest(**(given | changed)))
 
 
 def test_a_mask_that_ignores_documents_is_found():
@@ -93,13 +93,13 @@ def test_a_mask_that_ignores_documents_is_found():
 
 
 def test_a_prompt_that_sees_an_answer_is_found():
-    honest = act.build_mask
+    honest = core.build_mask
 
     def everything_is_prompt(**given):
         return honest(**(given | {"is_prompt": torch.ones_like(given["is_prompt"])}))
 
     head = make_head(**ROOMY, prefix_mask=True)
-    with mock.patch.object(act, "build_mask", everything_is_prompt):
+    with mock.patch.object(core, "build_mask", everything_is_prompt):
         findings = probe_model(head, STEPS)
     for kind in (", packed", ", unpacked"):
         assert named(findings, f"no answer{kind}").leak > 1e-2 and named(findings, f"before it{kind}").leak > 1e-2
@@ -117,9 +117,9 @@ def test_a_model_that_sees_nothing_is_no_pass():
         honest = act_mask(**given)
         return AttentionMask(bias=torch.full_like(honest.bias, 0.0).masked_fill(~torch.eye(24).bool(), float("-inf")))
 
-    act_mask = act.build_mask
+    act_mask = core.build_mask
     head = make_head(**ROOMY)
-    with mock.patch.object(act, "build_mask", nobody), torch.no_grad():
+    with mock.patch.object(core, "build_mask", nobody), torch.no_grad():
         head.model.inner.embed_tokens.embedding_weight.zero_()
         assert not any(finding.is_clean for finding in probe_model(head, STEPS))
 
@@ -171,7 +171,7 @@ def test_one_leaky_row_among_many_is_found():
 
 def test_batches_without_labels_prove_nothing():
     batch = loader_batches()[0]
-    with pytest.raises(ValueError, match="there is nothing to probe"):
+    with pytest.raises(ValueError, match="seq_len"):
         probe_batches([batch | {"labels": torch.full_like(batch["labels"], IGNORE_LABEL_ID)}])
 
 
