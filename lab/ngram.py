@@ -2,16 +2,15 @@
 
 import json
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dataset.common import IGNORE_LABEL_ID, Batch
-from engine.build import text as build_text
-from engine.checkpoints.load import load_averaged, load_checkpoint, resolve_checkpoint
-from engine.inference import instruct_config
+from engine.build.text import build_text
+from engine.build.text_checkpoint import open_text_checkpoint
+from engine.generate.options import OpenOptions
 from engine.runtime.devices import start_runtime
 from engine.train.evaluate import evaluate
 
@@ -62,36 +61,25 @@ def pairs_of(batch: Batch, only_trained: bool) -> tuple[NDArray[np.int64], NDArr
     return before, np.concatenate((inputs[:, 1:][same], labels[trained_ends]))
 
 
-def compare_with_bigram(checkpoint: str, overrides: list[str]) -> None:
+def compare_with_bigram(options: OpenOptions) -> None:
     """Held-out loss a token of a checkpoint and of bigrams counted on the tokens that it was trained on."""
-    path = resolve_checkpoint(checkpoint)
-    loaded = load_checkpoint(path)
-    own = [f"dataset.tokenizer_path={file}" for file in loaded.files[:1]]
-    config = instruct_config(
-        loaded, "cfg_pretrain_instruct", [*own, "resume=false", "epochs=1", "eval_interval=null", *overrides]
-    )
+    checkpoint = open_text_checkpoint(options, ["epochs=1", "eval_interval=null"])
+    config = checkpoint.instruct_config
     runtime = start_runtime(config.device, config.compile, config.seed)
-    source = build_text.build_text(config, runtime)
-    if source.data.eval_items is None:
+    source = build_text(config, runtime)
+    held_out = source.data.eval_items
+    if held_out is None:
         raise ValueError("There is no held-out split to compare on. Raise dataset.test_ratio with --overrides.")
-    results: dict[str, Any] = {"checkpoint": str(path)}
+    results: dict[str, Any] = {"checkpoint": str(checkpoint.path)}
     for name, only_trained in (("bigram_of_all_tokens", False), ("bigram_of_answers", True)):
         print(f"counting {name}", file=sys.stderr)
         model = Bigram(source.tokenizer.vocab_size)
         for _, batch, _ in source.data.train_items(1, 0):
             model.add(*pairs_of(batch, only_trained))
         model.count()
-        losses = np.concatenate(list(held_out_losses(model, source)))
+        losses = np.concatenate([model.losses(*pairs_of(batch, only_trained=True)) for _, batch, _ in held_out()])
         results[name] = {"token_loss": float(losses.mean()), "pairs": int(model.counts.sum())}
-    head = build_text.build_text_head(config, source.metadata, runtime)
-    load_averaged(head, loaded)
-    task = build_text.build_text_task(config, head, source, runtime)
-    (metrics,) = evaluate(task, source.data.eval_items(), source.data.eval_sets, runtime).values()
+    task = checkpoint.task(source, runtime)
+    (metrics,) = evaluate(task, held_out(), source.data.eval_sets, runtime).values()
     results["model"] = {"token_loss": metrics["token_loss"], "tokens": metrics["tokens"]}
     print(json.dumps(results))
-
-
-def held_out_losses(model: Bigram, source: build_text.TextSource) -> Iterator[NDArray[np.float64]]:
-    assert source.data.eval_items is not None
-    for _, batch, _ in source.data.eval_items():
-        yield model.losses(*pairs_of(batch, only_trained=True))

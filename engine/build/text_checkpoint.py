@@ -1,0 +1,95 @@
+"""Opens a checkpoint of text: its own config and tokenizer, changed as asked, and its weights in a model."""
+
+import glob
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dataset.common import PuzzleDatasetMetadata
+from engine.build.text import TextSource, build_text_head, build_text_task
+from engine.checkpoints.load import Checkpoint, load_averaged, load_checkpoint, resolve_checkpoint
+from engine.config.check import check
+from engine.config.compose import CONFIG_DIR, composed
+from engine.config.parse import ConfigError
+from engine.config.schema import ChatConfig, InstructConfig, TextConfig
+from engine.generate.options import OpenOptions
+from engine.runtime.devices import Runtime
+from engine.tasks.text import TextTask
+from models.losses.text import TextLossHead
+
+
+@dataclass(frozen=True)
+class TextCheckpoint:
+    """A checkpoint with the config it is opened with and the tokenizer that was named, else its own."""
+
+    stored: Checkpoint
+    config: TextConfig
+    tokenizer_path: str | None
+
+    @property
+    def path(self) -> Path:
+        return self.stored.path
+
+    @property
+    def instruct_config(self) -> InstructConfig:
+        """The config, which must be that of instruction training, whose data can be loaded again."""
+        if not isinstance(self.config, InstructConfig):
+            raise ValueError(
+                f"{self.path} was trained on chat; expected a checkpoint of instruction training. Evaluate it with "
+                "pretrain.py --config-name cfg_chat eval_only=true load_checkpoint=..."
+            )
+        return self.config
+
+    def head(self, metadata: PuzzleDatasetMetadata, runtime: Runtime) -> TextLossHead:
+        """The model and its loss, with the averaged weights where the checkpoint has them."""
+        head = build_text_head(self.config, metadata, runtime)
+        load_averaged(head, self.stored)
+        return head
+
+    def task(self, source: TextSource, runtime: Runtime) -> TextTask:
+        """What evaluates the model on the source."""
+        return build_text_task(self.config, self.head(source.metadata, runtime), source, runtime)
+
+
+def open_text_checkpoint(options: OpenOptions, changes: Sequence[str] = ()) -> TextCheckpoint:
+    """Load it; `changes` are `key=value` words of the caller, which the overrides of the options win over."""
+    path = resolve_checkpoint(options.path, newest=options.newest)
+    if options.newest and len(glob.glob(options.path)) > 1:
+        print(f"{options.path} matches several checkpoints; taking the newest, {path}", file=sys.stderr)
+    stored = load_checkpoint(path)
+    tokenizer_path = options.tokenizer_path or (str(stored.files[0]) if stored.files else None)
+    device = [f"device={options.device}"] if options.device else []
+    words = ["resume=false", *device, *changes, *options.overrides]
+    return TextCheckpoint(stored, _config(stored, options.config_name, tokenizer_path, words), tokenizer_path)
+
+
+def _config(stored: Checkpoint, config_name: str, tokenizer_path: str | None, words: Sequence[str]) -> TextConfig:
+    """The config that the checkpoint was trained with (else the named one), changed by `key=value` words."""
+    from omegaconf import OmegaConf
+
+    if stored.config_yaml is not None:
+        base = OmegaConf.create(stored.config_yaml)
+    else:
+        print(f"{stored.path} carries no config; taking {config_name}", file=sys.stderr)
+        if not (CONFIG_DIR / f"{config_name}.yaml").is_file():
+            names = ", ".join(sorted(file.stem for file in CONFIG_DIR.glob("*.yaml")))
+            raise ValueError(f"There is no config {config_name!r}. Choose one of {names}.")
+        base = OmegaConf.create(composed(config_name, []))
+    words = [word.removeprefix("++").removeprefix("+") for word in words]
+    wrong = [word for word in words if "=" not in word]
+    if wrong:
+        raise ConfigError([f"{word!r} is not key=value" for word in wrong])
+    if "dataset" in base and tokenizer_path is not None:
+        OmegaConf.update(base, "dataset.tokenizer_path", tokenizer_path)
+    data = OmegaConf.to_container(OmegaConf.merge(base, OmegaConf.from_dotlist(words)), resolve=True)
+    assert isinstance(data, dict)
+    if "dataset" not in data and data.get("dataset_type") != "chat":
+        raise ValueError(
+            f"{stored.path} was not trained on conversations: its config names the data {data.get('data_paths')}. "
+            "Evaluate it with pretrain.py eval_only=true load_checkpoint=..., or give an instruction checkpoint."
+        )
+    kind = InstructConfig if "dataset" in data else ChatConfig
+    config = check(kind, {str(key): value for key, value in data.items()})
+    assert isinstance(config, TextConfig)
+    return config
