@@ -15,9 +15,9 @@ from dataset.common import IGNORE_LABEL_ID, Batch
 from engine.generate.decode import Decoding
 from engine.generate.options import DecodeOptions
 from engine.runtime.devices import Runtime, start_runtime
+from lab.bench.generate import timed
 from models.kv_cache import cast_for_reading
 from models.layers import weights_cast_once
-from models.losses.distill import distill_loss
 from models.losses.text import Supervision
 from models.retnet.model import RetentionMemory
 from src.distillation.config import DistillConfig
@@ -33,7 +33,7 @@ from src.distillation.teachers.recording import RecordingTeacher
 
 DECODED_AT = (64, 2048)  # positions at which a token is timed
 TIMED_TOKENS = 16  # at each of them
-CORPUS = "made up for a measurement"
+CORPUS = "synthetic"
 
 
 def bench_distill(
@@ -61,7 +61,7 @@ def bench_distill(
     teacher = DirectTeacher(
         random_teacher(vocab_size, hidden_size, layers, positions).to(runtime.device), vocab_size=vocab_size, k=topk
     )
-    batch = runtime.to_device(made_up_batch(rows, positions, vocab_size))
+    batch = runtime.to_device(synthetic_batch(rows, positions, vocab_size))
     result: dict[str, Any] = {
         "device": str(runtime.device),
         "dtype": head.model.config.forward_dtype,
@@ -104,7 +104,7 @@ def random_teacher(vocab_size: int, hidden_size: int, layers: int, positions: in
     return transformers.LlamaForCausalLM(sizes)
 
 
-def made_up_batch(rows: int, positions: int, vocab_size: int) -> Batch:
+def synthetic_batch(rows: int, positions: int, vocab_size: int) -> Batch:
     """Random tokens, one document a row."""
     inputs = torch.randint(3, vocab_size, (rows, positions), generator=torch.Generator().manual_seed(0))
     labels = inputs.roll(-1, 1)
@@ -121,7 +121,7 @@ def made_up_batch(rows: int, positions: int, vocab_size: int) -> Batch:
 def step_parts(
     config: DistillConfig, head: DistillHead, teacher: Teacher, batch: Batch, runtime: Runtime, steps: int
 ) -> dict[str, float]:
-    """Milliseconds of each part of a step; of the loss those gradients are a part that hidden states and head get."""
+    """Milliseconds of each part of a step; the loss includes the gradients of hidden states and head."""
     optimizers = student_optimizers(config, head, None)
     core, at = head.model.inner, Supervision.of(batch)
     weights = at.weights("token", torch.tensor(float(len(at.places)), device=runtime.device))
@@ -137,17 +137,8 @@ def step_parts(
         with weights_cast_once(core, core.dtype):
             with clock.part("student_forward"):
                 ((_, answers),) = core.unroll(batch, 1)
-                hidden = core.hidden(answers[-1]).flatten(0, 1)[at.places]
             with clock.part("loss"):
-                loss, _ = distill_loss(
-                    hidden,
-                    core.lm_head.weight,
-                    at.labels,
-                    targets,
-                    weights,
-                    alpha=head.alpha,
-                    divergence=head.divergence,
-                )
+                loss, _, _ = head.score(answers, at, targets, weights)
             with clock.part("backward"):
                 loss.backward()
         with clock.part("optimizer"):
@@ -162,7 +153,7 @@ def step_parts(
 
 
 def decoding(head: DistillHead, runtime: Runtime) -> dict[str, Any]:
-    """Milliseconds of a token behind texts of two lengths, and the bytes that are remembered of each."""
+    """Milliseconds of a token after texts of two lengths, and the bytes of the state that each leaves."""
     model = head.model.eval()
     cast_for_reading(model)
     found: dict[str, Any] = {}
@@ -172,11 +163,8 @@ def decoding(head: DistillHead, runtime: Runtime) -> dict[str, Any]:
         tokens = iter(run)
         next(tokens)  # reads the prompt
         assert isinstance(run.memory, RetentionMemory)
-        clock = Clock(runtime)
-        for _ in range(TIMED_TOKENS):
-            with clock.part("token"):
-                next(tokens)
-        found[str(length)] = {"ms_per_token": clock.medians()["token"], "state_bytes": run.memory.bytes_per_row}
+        per_token = round(1000 * statistics.median(timed(tokens, runtime)), 1)
+        found[str(length)] = {"ms_per_token": per_token, "state_bytes": run.memory.bytes_per_row}
     early, late = (found[str(length)]["ms_per_token"] for length in DECODED_AT)
     return found | {"growth": round(late / early, 2)}
 

@@ -79,10 +79,11 @@ def seconds(model: ActModel, runtime: Runtime, rows: int, prompt: int, new: int,
     prompts = torch.randint(3, vocab_size, (rows, prompt), generator=generator).tolist()
     tokens = iter(Decoding(model, prompts, DecodeOptions(mode=mode, depth=depth), max_new_tokens=new + 1))
     next(tokens)
-    return list(_timed(tokens, runtime))
+    return list(timed(tokens, runtime))
 
 
-def _timed(tokens: Iterator[Any], runtime: Runtime) -> Iterator[float]:
+def timed(tokens: Iterator[Any], runtime: Runtime) -> Iterator[float]:
+    """Seconds of each of the remaining tokens."""
     while True:
         runtime.synchronize()
         started = time.perf_counter()

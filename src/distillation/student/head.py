@@ -38,7 +38,7 @@ class DistillHead(TextLossHead):
         scores: list[DistillScores] = []
         steps = StepLosses(self.model.config, weights, num_steps)
         for _, answers in self.model.inner.unroll(batch, num_steps, detach=steps.at_once):
-            loss, found, q = self._scored(answers, at, targets, weights)
+            loss, found, q = self.score(answers, at, targets, weights)
             steps.add(loss, self._mixed(found, targets), q)
             scores.append(found)
         steps.finish()
@@ -53,12 +53,12 @@ class DistillHead(TextLossHead):
         halting = HaltingTargets(self.model.config.halt_delta)
         scores: list[DistillScores] = []
         for _, answers in self.model.inner.unroll(batch, num_steps):
-            _, found, q = self._scored(answers[-1:], at, targets, weights)
+            _, found, q = self.score(answers[-1:], at, targets, weights)
             halting.loss_of_step(q, self._mixed(found, targets), weights)
             scores.append(found)
         return self._sums_of(at, targets, scores) | halting.totals, scores[-1].preds
 
-    def _scored(
+    def score(
         self, answers: list[Tensor], at: Supervision, targets: TeacherTargets | None, weights: Tensor
     ) -> tuple[Tensor, DistillScores, Tensor]:
         """Mean loss of the answers, scores and halting logits of the last."""
