@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from engine.config.compose import as_addition
+from engine.config.compose import as_addition, store_defaults
 
 INTERRUPTED = 130  # exit code after Ctrl-C
 
@@ -20,6 +20,7 @@ class RunError(RuntimeError):
 def launch(main: Callable[[], None]) -> None:
     """Start an entry point that Hydra decorates."""
     sys.argv[1:] = [as_addition(argument) for argument in sys.argv[1:]]
+    store_defaults()
     main()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         # Gloo's threads may still hold tensors of the last collective; freeing them while the interpreter shuts down

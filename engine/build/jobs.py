@@ -186,7 +186,9 @@ def chat_config(data: dict[str, Any]) -> ChatConfig:
     """`arch.seq_len`, as chat users write it, says how long rows are, which is a matter of the data."""
     arch = dict(data["arch"])
     seq_len = arch.pop("seq_len", None)
-    config = check(ChatConfig, {"seq_len": seq_len} | data | {"arch": arch})
+    if data.get("seq_len") is None:
+        data = data | {"seq_len": seq_len}
+    config = check(ChatConfig, data | {"arch": arch})
     if config.seq_len is None:
         config = config.model_copy(update={"seq_len": build_chat.data_row_length(config.data_paths)})
     return config

@@ -4,8 +4,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.config.parse import ConfigError
+from pydantic import BaseModel
 
+from engine.config.parse import ConfigError
+from engine.config.schema import ChatConfig, InstructConfig, PretrainConfig, RunConfig
+
+CONFIGS: dict[str, type[RunConfig]] = {
+    "cfg_pretrain": PretrainConfig,
+    "cfg_pretrain_instruct": InstructConfig,
+    "cfg_chat": ChatConfig,
+}
 CONFIG_DIR = Path(__file__).resolve().parents[2] / "config"
 
 
@@ -14,10 +22,22 @@ def composed(config_name: str, overrides: Sequence[str]) -> dict[str, Any]:
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
+    store_defaults()
     with initialize_config_dir(str(CONFIG_DIR), version_base=None):
         data = OmegaConf.to_container(compose(config_name, [as_addition(o) for o in overrides]), resolve=True)
     assert isinstance(data, dict)
     return {str(key): value for key, value in data.items()}
+
+
+def store_defaults() -> None:
+    """Tell Hydra the defaults of our options, so that the YAML files hold only what differs from them."""
+    from hydra.core.config_store import ConfigStore
+
+    for config_name, config_class in CONFIGS.items():
+        fields = {name: field for name, field in config_class.model_fields.items() if not field.is_required()}
+        values = {name: field.get_default(call_default_factory=True) for name, field in fields.items()}
+        node = {name: value.model_dump() if isinstance(value, BaseModel) else value for name, value in values.items()}
+        ConfigStore.instance().store(name=f"{config_name}_defaults", node=node)
 
 
 def resolved(hydra_config: Any) -> tuple[dict[str, Any], str]:
