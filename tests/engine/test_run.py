@@ -108,7 +108,7 @@ def no_json(folder: Path) -> Path:
         (other_length, ("all__inputs.npy has rows of 16 tokens; expected seq_len=25",)),
         (other_groups, ("says total_groups=11", "hold 10 groups")),
         (label_outside, ("all__labels.npy has the value 17 in row 3; expected 0 to 5",)),
-        (array_cut, ("all__inputs.npy is no readable .npy array",)),
+        (array_cut, ("all__inputs.npy", ".npy array")),
         (array_gone, ("all__inputs.npy does not exist",)),
         (no_json, ("Cannot use", "dataset.json")),
     ],
