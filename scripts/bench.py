@@ -44,9 +44,11 @@ def main() -> None:
     distill.add_argument("--steps", type=int, default=3, help="steps to time; medians count")
     distill.add_argument("--device", default="auto")
     args, overrides = parser.parse_known_args()
-    strange = [word for word in overrides if word.startswith("-") or "=" not in word]
+    takes_overrides = args.command != "distill"
+    strange = [word for word in overrides if not takes_overrides or word.startswith("-") or "=" not in word]
     if strange:
-        parser.error(f"unknown: {' '.join(strange)}; expected the flags above and Hydra overrides such as arch=trm")
+        also = " and Hydra overrides such as arch=trm" if takes_overrides else ""
+        parser.error(f"unknown: {' '.join(strange)}; expected the flags above{also}")
 
     # Late, so that --help needs nothing but the flags.
     from engine.entry import user_errors
