@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dataset.files.disk import write_file
+from dataset.files.json_file import read_json
 from engine.generate.options import ExitKind, ExitRule, ReplyOptions
 
 EXIT_FILE = "exit.json"  # in the folder of a checkpoint: the thresholds that scripts/calibrate_exit.py found
@@ -51,19 +52,11 @@ def calibrated_options(options: ReplyOptions, checkpoint: Path) -> ReplyOptions:
 def read_threshold(checkpoint: Path, kind: str) -> float:
     """The calibrated threshold in the checkpoint's exit.json."""
     file = checkpoint / EXIT_FILE
-    if not file.is_file():
-        raise ValueError(
-            f"{checkpoint} has no calibrated thresholds ({EXIT_FILE}). Run python scripts/calibrate_exit.py "
-            f"--checkpoint {checkpoint}, or give --exit-threshold."
-        )
-    try:
-        found: Any = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as problem:
-        raise ValueError(f"{file} is not JSON ({problem}). Calibrate again, or give --exit-threshold.") from None
-    entry = found.get(kind) if isinstance(found, dict) else None
+    remedy = f"Run python scripts/calibrate_exit.py --checkpoint {checkpoint}, or give --exit-threshold."
+    entry = read_json(file, dict, remedy).get(kind)
     threshold = entry.get("threshold") if isinstance(entry, dict) else None
     if not isinstance(threshold, int | float):
-        raise ValueError(f"{file} holds no threshold for {kind!r}. Calibrate again, or give --exit-threshold.")
+        raise ValueError(f"{file} holds no threshold for {kind!r}. {remedy}")
     return float(threshold)
 
 

@@ -4,8 +4,8 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
+from dataset.files.json_file import read_json
 from dataset.text.conversation import Turn, parse_messages
 from engine.generate.loaded_model import LoadedModel
 from engine.generate.options import ReplyOptions
@@ -58,9 +58,7 @@ class ChatSession:
 
     def load(self, path: Path) -> None:
         """Continue a saved conversation."""
-        if path.stat().st_size > MAX_BYTES:
-            raise ValueError(f"{path} has {path.stat().st_size} bytes; expected at most {MAX_BYTES}.")
-        found = turns_of(json.loads(path.read_text(encoding="utf-8")), str(path))
+        found = read_turns(path)
         self.system = found.pop(0).text if found and found[0].role == "system" else None
         self.turns = found[: len(found) - len(found) % 2]
 
@@ -97,9 +95,12 @@ class ChatSession:
         return replace(self.options, decode=replace(decode, sampling=sampling))
 
 
-def turns_of(record: Any, source: str) -> list[Turn]:
-    """The turns of `{"messages": [{"role": …, "content": …}, …]}`."""
+def read_turns(file: Path) -> list[Turn]:
+    """The turns of a file that `ChatSession.save` or a user wrote."""
+    if file.stat().st_size > MAX_BYTES:
+        raise ValueError(f"{file} has {file.stat().st_size} bytes; expected at most {MAX_BYTES}.")
+    expected = 'Expected {"messages": [{"role": ..., "content": ...}, ...]}.'
     try:
-        return parse_messages(record.get("messages") if isinstance(record, dict) else None)
+        return parse_messages(read_json(file, dict, expected).get("messages"))
     except ValueError as problem:
-        raise ValueError(f"{source} is not a saved conversation: {problem}.") from None
+        raise ValueError(f"{file} is not a saved conversation: {problem}") from None

@@ -45,7 +45,7 @@ def test_a_rule_takes_its_threshold_from_the_checkpoint_unless_one_is_given(tmp_
     assert calibrated_options(usual, tmp_path).decode.exit == ExitRule("kl", 0.25)
     with pytest.raises(ValueError, match="'head'"):
         calibrated_options(ReplyOptions(decode=DecodeOptions(exit=ExitRule("head"))), tmp_path)
-    for written, told in ((json.dumps({"kl": 0.5}), "'kl'"), ("[]", "'kl'"), ("{", "JSON")):
+    for written, told in ((json.dumps({"kl": 0.5}), "'kl'"), ("[]", "list"), ("{", "not JSON")):
         (tmp_path / EXIT_FILE).write_text(written)
         with pytest.raises(ValueError, match=f"exit.json.*{told}.*--exit-threshold"):
             calibrated_options(usual, tmp_path)

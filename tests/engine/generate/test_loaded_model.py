@@ -34,6 +34,8 @@ def test_flags_and_overrides_win_over_the_checkpoint(folder):
     options = OpenOptions(str(folder / "run"), tokenizer_path=str(other), overrides=["dataset.seq_len=90"])
     loaded = load_model(options)
     assert loaded.tokenizer.files() == [other] and loaded.window == 90
+    loaded = load_model(OpenOptions(str(folder / "run"), overrides=[f"dataset.tokenizer_path={other}"]))
+    assert loaded.tokenizer.files() == [other] and loaded.window == 72
 
 
 def test_checkpoints_that_cannot_answer_say_why(folder, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from engine.generate import session as room
 from engine.generate.options import DecodeOptions, ReplyOptions, SamplingOptions
 from engine.generate.reply import Reply
-from engine.generate.session import ChatSession, turns_of
+from engine.generate.session import ChatSession, read_turns
 from engine.generate.terminal import converse
 
 WINDOW = 40
@@ -116,19 +116,32 @@ def test_a_refused_message_is_not_remembered(session, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("record", "told"),
+    ("content", "told"),
     [
-        ([], "talk.json"),
-        ({"messages": "x"}, "talk.json"),
-        ({"messages": [{"role": "robot", "content": "x"}]}, "robot"),
-        ({"messages": [{"role": "user", "content": 3}]}, "user"),
+        ("{", "JSON"),
+        ("[]", "list"),
+        ("{}", "NoneType"),
+        ('{"messages": "x"}', "str"),
+        ('{"messages": [{"role": "robot", "content": "x"}]}', "robot"),
+        ('{"messages": [{"role": "user", "content": 3}]}', "user"),
     ],
 )
-def test_a_file_that_is_no_conversation_is_refused(record, told):
-    with pytest.raises(ValueError, match=told):
-        turns_of(record, "talk.json")
+def test_a_file_that_is_not_a_conversation_is_refused(tmp_path, content, told):
+    file = tmp_path / "talk.json"
+    file.write_text(content)
+    with pytest.raises(ValueError, match=f"talk.json.*{told}"):
+        read_turns(file)
 
 
-def test_a_conversation_is_read_as_it_was_written():
+def test_a_conversation_is_read_as_it_was_written(tmp_path):
+    file = tmp_path / "talk.json"
     record = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
-    assert roles(turns_of(record, "talk.json")) == [("user", "a"), ("assistant", "b")]
+    file.write_text(json.dumps(record))
+    assert roles(read_turns(file)) == [("user", "a"), ("assistant", "b")]
+
+
+def test_a_huge_file_is_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(room, "MAX_BYTES", 3)
+    (tmp_path / "talk.json").write_text("{}  ")
+    with pytest.raises(ValueError, match="4 bytes"):
+        read_turns(tmp_path / "talk.json")
