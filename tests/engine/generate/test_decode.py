@@ -151,8 +151,8 @@ def test_deeper_steps_read_what_a_token_that_left_had_last():
 @pytest.mark.parametrize(
     ("prompts", "max_new_tokens", "options", "told"),
     [
-        ([[3], []], 2, {}, "prompt is empty"),
-        ([], 2, {}, "prompt is empty"),
+        ([[3], []], 2, {}, "empty"),
+        ([], 2, {}, "empty"),
         ([[3] * 12], 6, {}, "17 positions .* 16"),
         ([[3]], 0, {}, "max_new_tokens=0"),
         ([[3]], 2, {"depth": 1, "exit": ALWAYS}, "--depth"),
