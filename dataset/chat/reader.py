@@ -1,8 +1,9 @@
-"""Opens data sets of conversations, memory-mapped, as documents that instruct_dataset.py makes batches of.
+"""Opens data sets of conversations, memory-mapped, as Documents (dataset/text/token_store.py).
 
-A conversation stands in one row from `start` to `stop`: its inputs are all tokens but the last, its labels all but the
-first. So the tokens are the inputs and the last label, and a token is trained where it is a label. Which rows and places
-these are stands in `all__places.npy`; packed rows also say it place by place in `all__documents.npy`.
+A conversation is in one row from `start` to `stop`: its inputs are all tokens but the last, its labels all but the first.
+So its tokens are the inputs and the last label, and a token is trained where it is a label. `all__places.npy` has row,
+start and stop of every conversation; packed rows also have the number of the document at every position, in
+`all__documents.npy`.
 """
 
 from collections.abc import Sequence
@@ -95,7 +96,7 @@ class ChatPart:
 
 
 class ChatDocuments:
-    """The documents of one or more folders; see dataset.packing.Documents."""
+    """The documents of one or more folders."""
 
     def __init__(self, parts: Sequence[ChatPart], num_trained_tokens: int) -> None:
         self._parts = parts
@@ -169,7 +170,7 @@ def read_chat_metadata(path: str | Path, split: str) -> ChatMetadata:
         metadata = ChatMetadata.model_validate_json(file.read_bytes())
     except ValidationError as error:
         if [problem["loc"] for problem in error.errors()] == [("chat",)]:
-            raise ValueError(f"{path} holds no conversations but puzzles. Build one with: {BUILD} FOLDER") from error
+            raise ValueError(f"{path} holds puzzles, not conversations. Build one with: {BUILD} FOLDER") from error
         problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors())
         raise ValueError(f"Cannot use {file} ({problems}). Build it again: {BUILD} {path}") from error
     if metadata.chat.format_version != FORMAT_VERSION:
@@ -207,7 +208,7 @@ def _check_folder(path: Path) -> None:
     if not path.is_dir():
         raise ValueError(f"No data set at '{path}': there is no such folder. Build one with: {BUILD} {path}")
     if not chat_splits([path]):
-        raise ValueError(f"'{path}' holds no data set: no split has a dataset.json. Build one with: {BUILD} FOLDER")
+        raise ValueError(f"'{path}' is not a data set: no split has a dataset.json. Build one with: {BUILD} FOLDER")
 
 
 def _open_part(path: Path, split: str, metadata: ChatMetadata) -> ChatPart:
@@ -215,7 +216,7 @@ def _open_part(path: Path, split: str, metadata: ChatMetadata) -> ChatPart:
     try:
         places = np.load(file, allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
-        raise ValueError(f"{file} is no readable .npy array ({error}). Build it again: {BUILD} {path}") from error
+        raise ValueError(f"{file} is not a readable .npy array ({error}). Build it again: {BUILD} {path}") from error
     part = ChatPart(path / split, metadata.vocab_size, places)
     shape = (metadata.total_groups, metadata.seq_len)
     if part.shapes != {shape}:

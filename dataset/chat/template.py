@@ -28,7 +28,7 @@ Positions = NDArray[np.int64]  # of tokens of a whole conversation
 
 @dataclass(frozen=True)
 class Block:
-    """Where a turn stands in its conversation: separator and marker, text, marker."""
+    """The place of a turn in its conversation: separator and marker, text, marker."""
 
     role: Role
     start: int
@@ -108,7 +108,7 @@ class ChatEncoder:
         return pieces, int((whole.is_trained & ~is_kept).sum())
 
     def encode_prompt(self, turns: Sequence[Turn]) -> list[int]:
-        """What stands before the next answer: exactly how a training conversation that goes on with it begins."""
+        """The ids before the next answer: those with which a training conversation that has this answer begins."""
         opening = [self._tokenizer.special(name) for name in (["<|sep|>"] if turns else []) + ["<|assistant|>"]]
         whole = self._lay_out(turns)
         return [*whole.ids[: len(whole.ids) - 1 if turns else 0].tolist(), *opening]

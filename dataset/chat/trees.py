@@ -68,7 +68,7 @@ def _replies(message: Message) -> list[Any]:
 
 
 def _ways(record: Record, root: Message, replies: Callable[[Message], list[Any]]) -> Iterator[Conversation]:
-    learnt: set[int] = set()  # messages by identity: the tree is alive as long as this runs
+    trained: set[int] = set()  # messages by identity, which holds as long as the tree is in memory
     open_ways: list[tuple[Message, ...]] = [] if root.get("deleted") else [(root,)]
     while open_ways:
         way = open_ways.pop()
@@ -77,14 +77,14 @@ def _ways(record: Record, root: Message, replies: Callable[[Message], list[Any]]
         following = _followed(replies(way[-1]))
         open_ways.extend((*way, reply) for reply in reversed(following))
         if not following:
-            yield conversation_of(record, partial(_turns, way, learnt))
-            learnt.update(map(id, way))
+            yield conversation_of(record, partial(_turns, way, trained))
+            trained.update(map(id, way))
 
 
-def _turns(way: tuple[Message, ...], learnt: set[int]) -> list[Turn]:
+def _turns(way: tuple[Message, ...], trained: set[int]) -> list[Turn]:
     turns = [parse_message(message) for message in way]
     return [
-        replace(turn, is_trained=turn.is_trained and id(message) not in learnt)
+        replace(turn, is_trained=turn.is_trained and id(message) not in trained)
         for turn, message in zip(turns, way, strict=True)
     ]
 

@@ -67,11 +67,8 @@ def _write_header(file: Path, dtype: np.dtype, shape: tuple[int, ...]) -> None:
 
 def _places(rows: Rows, lengths: NDArray[np.int64]) -> NDArray[np.int32]:
     """(documents, 3): row, start and stop of each document, in the order of the rows."""
-    own = lengths[rows.documents]
-    starts = np.cumsum(own) - own
-    row_of_document = np.repeat(np.arange(len(rows)), np.diff(rows.starts))
-    starts -= starts[rows.starts[:-1]][row_of_document]
-    return np.stack([row_of_document, starts, starts + own], axis=1).astype(np.int32)
+    row_of_document, starts = rows.places(lengths)
+    return np.stack([row_of_document, starts, starts + lengths[rows.documents]], axis=1).astype(np.int32)
 
 
 def _check_room(folder: Path, needed: int) -> None:

@@ -2,11 +2,13 @@
 
 import codecs
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 from dataset.files.jsonl import numbered_lines
+
+Value = TypeVar("Value")
 
 MAX_RECORD_BYTES = 1 << 26  # bounds memory; a record of 64 MB is a file in the wrong form
 HEAD_BYTES = 1 << 16  # of a file, from which its form is seen
@@ -48,13 +50,18 @@ def _is_array(head: bytes) -> bool:
 def _lines(source: str, blocks: Iterable[bytes]) -> Iterator[tuple[str, Any]]:
     for number, line in numbered_lines(_with_short_lines(source, blocks)):
         if line.strip():
-            place = f"line {number}"
-            try:
-                yield place, json.loads(line.decode("utf-8"))
-            except (ValueError, RecursionError) as error:
-                raise ValueError(
-                    f"{source}, {place}: {error}. The line begins {line[:60]!r}. {FORMS} Repair or remove that line."
-                ) from error
+            yield f"line {number}", parse_line(source, number, line, lambda value: value, FORMS)
+
+
+def parse_line(source: object, number: int, line: bytes, parse: Callable[[Any], Value], remedy: str) -> Value:
+    """What `parse` makes of the JSON of a line; what is wrong with it is told with the place and `remedy`."""
+    try:
+        return parse(json.loads(line.decode("utf-8-sig")))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{source}, line {number}: {error}. The line begins {line[:60]!r}. {remedy} Repair or remove it, or fetch the "
+            "file again if it is cut off."
+        ) from error
 
 
 def _with_short_lines(source: str, blocks: Iterable[bytes]) -> Iterator[bytes]:

@@ -26,6 +26,13 @@ class Rows:
     def __getitem__(self, index: int) -> NDArray[np.int64]:
         return self.documents[self.starts[index] : self.starts[index + 1]]
 
+    def places(self, lengths: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The row of each document, in the order of `documents`, and the position where it starts there."""
+        own = lengths[self.documents]
+        row_of_document = np.repeat(np.arange(len(self)), np.diff(self.starts))
+        before = own.cumsum() - own
+        return row_of_document, before - before[self.starts[:-1]][row_of_document]
+
     def reordered(self, order: NDArray[np.int64]) -> "Rows":
         sizes = np.diff(self.starts)[order]
         starts = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(sizes)])
@@ -37,7 +44,7 @@ class RowPlanner:
     """Puts every document into exactly one row of `seq_len` positions, whole.
 
     The shapes of the rows follow from the lengths alone, so every epoch has the same number of rows; which document of
-    a length goes where, and the order of rows, are drawn anew from (seed, epoch).
+    a length goes where, and the order of rows, are drawn again from (seed, epoch).
     """
 
     def __init__(self, lengths: NDArray[np.int64], seq_len: int, packing: bool) -> None:
@@ -127,7 +134,7 @@ def fill_batch(store: Documents, rows: Sequence[NDArray[np.int64]], num_rows: in
     """The batch of these rows of documents; rows that are missing stay empty.
 
     `labels[t]` is the token after `inputs[t]` if that is trained, else IGNORE_LABEL_ID. `positions` restart with every
-    document, `documents` numbers them within a row, `is_prompt` marks what stands before the first trained token.
+    document, `documents` numbers them within a row, `is_prompt` marks what comes before the first trained token.
     """
     shape = (num_rows, seq_len)
     inputs = np.full(shape, pad_id, dtype=np.int32)

@@ -1,6 +1,5 @@
 """From lines of JSON to documents: parses and tokenizes a corpus, in several processes where that pays."""
 
-import json
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -9,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from dataset.files.json_stream import parse_line
 from dataset.files.jsonl import SPLITS
 from dataset.text.conversation import Turn, has_answer, parse_record
 from dataset.text.encoded import ChunkBuilder, EncodedChunk, SplitReport, described
@@ -109,13 +109,12 @@ class ChunkEncoder:
         if not text.strip():
             return []
         try:
-            turns = parse_record(json.loads(text.decode("utf-8-sig")))
-        except (ValueError, RecursionError) as error:
+            turns = parse_line(
+                self._plan.source, number, text, parse_record, "Set dataset.on_error=skip to leave out such lines."
+            )
+        except ValueError:
             if self._plan.on_error == "raise":
-                raise ValueError(
-                    f"{self._plan.source}, line {number}: {error}. The line begins {text[:60]!r}. Repair or remove it "
-                    "(fetch the file again if it is cut off), or set dataset.on_error=skip."
-                ) from error
+                raise
             chunk.drop(split, "broken lines")
             return []
         if not has_answer(turns):

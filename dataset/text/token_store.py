@@ -112,7 +112,7 @@ class SpooledDocuments:
     """Documents in a temporary file in `folder`; read only when all have been added."""
 
     def __init__(self, folder: Path) -> None:
-        self._file = TemporaryFile(dir=folder)  # noqa: SIM115 - vanishes with `close`
+        self._file = TemporaryFile(dir=folder)  # noqa: SIM115 - `close` removes it
         self._lengths: list[NDArray[np.int64]] = []
         self.num_tokens = 0
         self.num_trained_tokens = 0

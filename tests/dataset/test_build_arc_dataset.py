@@ -174,9 +174,7 @@ def test_file_that_is_no_json_object_is_named(kaggle: Path, tmp_path: Path) -> N
 
 
 def test_unknown_subset_names_the_files_that_are_there(kaggle: Path, tmp_path: Path) -> None:
-    with pytest.raises(
-        SystemExit, match="x_training3_challenges.json.*x_concept, x_evaluation, x_training"
-    ):
+    with pytest.raises(SystemExit, match="x_training3_challenges.json.*x_concept, x_evaluation, x_training"):
         main(flags(kaggle, tmp_path / "out", subsets="training3 evaluation"))
 
 

@@ -84,9 +84,7 @@ def test_made_mazes_are_trained_in_all_orientations(tmp_path: Path) -> None:
 
 
 def test_check_names_the_lines_of_bad_mazes(source: Path, tmp_path: Path) -> None:
-    with pytest.raises(
-        SystemExit, match=r"of 4 train puzzles.*Line 2: \d+ shortest paths"
-    ):
+    with pytest.raises(SystemExit, match=r"of 4 train puzzles.*Line 2: \d+ shortest paths"):
         main(["--source", str(source), "--output-dir", str(tmp_path / "d"), "--check"])
     assert not (tmp_path / "d").exists()
 

@@ -83,7 +83,7 @@ def test_a_manifest_of_another_program_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / "packed").mkdir()
     (tmp_path / "packed" / "manifest.json").write_text('{"tokenizer": "x", "splits": {}}')
     for flags in ([], ["--skip-existing"], ["--force"]):
-        assert "made by another program" in preprocess_fails(tmp_path, *flags)
+        assert "manifest.json" in preprocess_fails(tmp_path, *flags)
 
 
 def test_without_pyarrow_the_extra_is_named_and_help_works(tmp_path: Path) -> None:

@@ -58,4 +58,4 @@ def test_colour_on_demand_and_on_a_terminal(folder: Path) -> None:
 def test_wrong_folder_is_one_message(tmp_path: Path) -> None:
     done = show(str(tmp_path))
     assert done.returncode == 1 and done.stdout == ""
-    assert done.stderr.startswith("error: ") and "holds no data set" in done.stderr
+    assert done.stderr.startswith("error: ") and "dataset.json" in done.stderr

@@ -24,7 +24,7 @@ class Corpora:
 
 
 def open_corpora(config: DistillConfig, *, split: Split = "val") -> Corpora:
-    """Both readers; `split` train evaluates what was learnt from."""
+    """Both readers; with `split` train the training rows are evaluated."""
     folder = Path(config.train_data_path)
     manifest = load_manifest(folder)
     tokenizer, files = _same_tokenizer(config, folder, manifest)

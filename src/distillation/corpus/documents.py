@@ -1,7 +1,6 @@
 """From files of JSON lines to tokenized documents, in several processes where that pays, always in the same order."""
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dataset.files.json_stream import parse_line
 from dataset.files.jsonl import numbered_lines, read_blocks
 from dataset.text.conversation import Turn, parse_record
 from dataset.text.encoder_pool import EncoderPool, chunked
@@ -24,6 +24,8 @@ BLOCK_BYTES = 1 << 20
 CHUNK_BYTES = 1 << 19  # of text that a process is given at a time
 MAX_LINE_BYTES = 1 << 28
 POOL_PAYS_BYTES = 8 << 20  # starting processes costs seconds where they are spawned, not forked
+
+FORMS = "Expected a JSON object with 'text', 'messages' (or 'conversations'), or 'prompt' and 'response' on every line."
 
 Line = tuple[Path, int, bytes]  # file, line number from 1, text
 
@@ -74,7 +76,11 @@ class DocumentEncoder:
         numbers, texts, is_val = [], [], []
         conversations: list[list[Turn] | None] = []
         for source, number, line in lines:
-            content = self._parse(source, number, line)
+            if len(line) > MAX_LINE_BYTES:
+                raise ValueError(
+                    f"{source}, line {number}: {len(line)} bytes, expected at most {MAX_LINE_BYTES}. {FORMS}"
+                )
+            content = parse_line(source, number, line, parse_content, FORMS)
             if isinstance(content, str):
                 if not content.strip():
                     skipped["empty"] += 1
@@ -112,25 +118,17 @@ class DocumentEncoder:
                 documents.append(None if conversation is None else conversation.ids)
         return documents
 
-    def _parse(self, source: Path, number: int, line: bytes) -> str | list[Turn]:
-        try:
-            if len(line) > MAX_LINE_BYTES:
-                raise ValueError(f"{len(line)} bytes, expected at most {MAX_LINE_BYTES}")
-            record = json.loads(line.decode("utf-8-sig"))
-            if not isinstance(record, dict) or "text" not in record:
-                return parse_record(record)
-            text = record["text"]
-            if not isinstance(text, str):
-                raise ValueError(f"expected a string in 'text', found {type(text).__name__}")
-            if not is_unicode(text):
-                raise ValueError("the text is not valid Unicode (half of a surrogate pair)")
-            return text
-        except (ValueError, RecursionError) as error:
-            raise ValueError(
-                f"{source}, line {number}: {error}. The line begins {line[:60]!r}. Expected a JSON object with 'text', "
-                "'messages' (or 'conversations'), or 'prompt' and 'response'. Repair or remove the line, or fetch the "
-                "file again if it is cut off."
-            ) from error
+
+def parse_content(record: Any) -> str | list[Turn]:
+    """The text of a record, or its conversation."""
+    if not isinstance(record, dict) or "text" not in record:
+        return parse_record(record)
+    text = record["text"]
+    if not isinstance(text, str):
+        raise ValueError(f"expected a string in 'text', found {type(text).__name__}")
+    if not is_unicode(text):
+        raise ValueError("the text is not valid Unicode (half of a surrogate pair)")
+    return text
 
 
 def is_held_out(text: str, fraction: float) -> bool:

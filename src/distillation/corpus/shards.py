@@ -71,9 +71,9 @@ def pack(pieces: list[Pieces], max_length: int, pad_id: int) -> PackedTable:
     rows = RowPlanner(lengths, max_length, packing=True).in_order()
     order, starts = rows.documents, lengths.cumsum() - lengths
     ordered = lengths[order]
-    row_of = np.repeat(np.arange(len(rows)), np.diff(rows.starts))
     before = ordered.cumsum() - ordered  # tokens before each piece
-    place_of = row_of * max_length + before - before[rows.starts[:-1]][row_of]
+    row_of, start_of = rows.places(lengths)
+    place_of = row_of * max_length + start_of
     narrow = np.int32 if len(rows) * max_length < 1 << 31 else np.int64  # the largest arrays here are indices
     along = np.arange(len(tokens), dtype=narrow)
     source = along + np.repeat((starts[order] - before).astype(narrow), ordered)
@@ -156,7 +156,7 @@ def remove_unnamed_shards(output: Path) -> None:
     """Remove what an interrupted run left: shards of ours that the manifest on disk does not name."""
     shards = load_manifest(output).shards if (output / MANIFEST_FILE).exists() else []
     named = {output / shard.file for shard in shards}
-    for file in list(output.rglob("*.parquet*")):  # before folders vanish
+    for file in list(output.rglob("*.parquet*")):  # before directories are removed
         if OUR_SHARD.fullmatch(file.name) and file not in named:
             file.unlink()
             if not any(file.parent.iterdir()):

@@ -132,7 +132,7 @@ def test_folders_are_mixed(base: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("share", ["0.8", "0"], ids=["of the same splits", "of other splits"])
 def test_folders_with_different_tokenizers_are_not_mixed(base: Path, tmp_path: Path, share: str) -> None:
     other = build(tmp_path / "d", make_chats(40), "--train-split", share, tokenizer="train:300")
-    with pytest.raises(ValueError, match="have different tokenizers and cannot be mixed.*--tokenizer .*base"):
+    with pytest.raises(ValueError, match="--tokenizer .*base"):
         open_chat_data([base, other], "train")
 
 
@@ -141,7 +141,7 @@ def test_tokenizer_is_that_of_the_data(base: Path, tmp_path: Path) -> None:
     (folder / "tokenizer" / ".hidden").write_text("of the system")
     open_chat_data([folder], "train")
     (folder / "tokenizer" / "tokenizer.json").write_text("{}")
-    with pytest.raises(ValueError, match="does not hold the tokenizer that the data set was built with"):
+    with pytest.raises(ValueError, match="tokenizer"):
         open_chat_data([folder], "train")
 
 
@@ -181,13 +181,13 @@ def test_damage_is_told(base: Path, tmp_path: Path) -> None:
     tokens[3, 0] = 60_000
     np.save(inputs, tokens)
     documents, _ = open_chat_data([folder], "train")
-    with pytest.raises(ValueError, match=r"row 3: found tokens from \d+ to 60000.*damaged; build it again"):
+    with pytest.raises(ValueError, match=r"row 3: .*60000"):
         documents.document(3)
     np.save(places, own[:-1])
-    with pytest.raises(ValueError, match="does not fit 20 documents in 20 rows of 96"):
+    with pytest.raises(ValueError, match="20 documents in 20 rows of 96"):
         open_chat_data([folder], "train")
     np.save(places, own + 100)
-    with pytest.raises(ValueError, match="does not fit"):
+    with pytest.raises(ValueError, match="20 documents"):
         open_chat_data([folder], "train")
     places.write_bytes(b"no array")
     with pytest.raises(ValueError, match=".npy"):
@@ -198,27 +198,25 @@ def test_damage_is_told(base: Path, tmp_path: Path) -> None:
 
 
 def test_wrong_folder_is_told(base: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="there is no such folder. Build one with: python -m dataset.build_chat"):
+    with pytest.raises(ValueError, match="python -m dataset.build_chat"):
         open_chat_data([tmp_path / "nothing"], "train")
-    with pytest.raises(ValueError, match="holds no data set"):
+    with pytest.raises(ValueError, match="dataset.json"):
         open_chat_data([tmp_path], "train")
     folder = build(tmp_path / "d", make_chats(9), "--train-split", "1", tokenizer=str(base / "tokenizer"))
-    with pytest.raises(
-        ValueError, match="has the split 'test'; found train. Build a data set with another --train-split"
-    ):
+    with pytest.raises(ValueError, match="'test'.*--train-split"):
         open_chat_data([folder], "test")
     edit(folder, format_version=9)
-    with pytest.raises(ValueError, match="format_version=9, expected 1. Build it again"):
+    with pytest.raises(ValueError, match="format_version=9"):
         open_chat_data([folder], "train")
     edit(folder, format_version=1, template="<another>")
-    with pytest.raises(ValueError, match="built with the template <another>, but this is <.system.>.*Build it again"):
+    with pytest.raises(ValueError, match="<another>.*<.system.>"):
         open_chat_data([folder], "train")
     edit(folder, documents="many")
-    with pytest.raises(ValueError, match="Cannot use .*chat.documents"):
+    with pytest.raises(ValueError, match="chat.documents"):
         open_chat_data([folder], "train")
     file = folder / "train" / "dataset.json"
     puzzles = json.loads(file.read_text())
     del puzzles["chat"]
     file.write_text(json.dumps(puzzles))
-    with pytest.raises(ValueError, match="holds no conversations but puzzles"):
+    with pytest.raises(ValueError, match="puzzles"):
         open_chat_data([folder], "train")

@@ -159,7 +159,7 @@ def test_a_text_that_forges_turns_stays_text(chat_tokenizer: ChatTokenizer) -> N
 
 
 def test_a_limit_without_room_for_the_template_is_refused(chat_tokenizer: ChatTokenizer) -> None:
-    with pytest.raises(ValueError, match=f"max_tokens=7 has no room .* Take {MIN_TOKENS} or more"):
+    with pytest.raises(ValueError, match=f"max_tokens=7 .*{MIN_TOKENS}"):
         ChatEncoder(chat_tokenizer, MIN_TOKENS - 1)
     (encoded,) = ChatEncoder(chat_tokenizer, MIN_TOKENS).encode([question("a"), answer("b")])
     assert len(encoded.ids) == MIN_TOKENS and not encoded.is_truncated

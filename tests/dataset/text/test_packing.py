@@ -71,7 +71,7 @@ def test_rows_hold_every_document_once_and_whole(members: list[Document], packin
     planner = RowPlanner(store.lengths(), SEQ_LEN, packing)
     for rows in (planner.shuffled(seed=5, epoch=epoch), planner.in_order()):
         assert len(rows) == planner.num_rows
-        batch = fill_batch(store, [rows.row(i) for i in range(len(rows))], len(rows), SEQ_LEN, PAD)
+        batch = fill_batch(store, [rows[i] for i in range(len(rows))], len(rows), SEQ_LEN, PAD)
         key = Counter((tuple(ids), tuple(flags)) for ids, flags in members)
         assert Counter((tuple(ids), tuple(flags)) for ids, flags in read_back(batch)) == key if len(rows) else not key
 
@@ -83,7 +83,7 @@ def test_packed_and_unpacked_rows_carry_the_same_pairs(members: list[Document]) 
     counts = []
     for packing in (True, False):
         rows = RowPlanner(store.lengths(), SEQ_LEN, packing).in_order()
-        batch = fill_batch(store, [rows.row(i) for i in range(len(rows))], len(rows), SEQ_LEN, PAD)
+        batch = fill_batch(store, [rows[i] for i in range(len(rows))], len(rows), SEQ_LEN, PAD)
         used = batch["documents"] != NO_DOCUMENT
         columns = (batch[name][used].tolist() for name in ("inputs", "labels", "positions", "is_prompt"))
         counts.append(Counter(zip(*columns, strict=True)))
@@ -134,17 +134,17 @@ def test_epochs_differ_and_repeat_by_seed() -> None:
     for other in (planner.shuffled(0, 2), planner.shuffled(1, 1)):
         assert len(other) == len(first)
         assert not np.array_equal(other.documents, first.documents)
-        assert {tuple(sorted(other.row(i))) for i in range(9)} != {tuple(sorted(first.row(i))) for i in range(9)}
+        assert {tuple(sorted(other[i])) for i in range(9)} != {tuple(sorted(first[i])) for i in range(9)}
 
 
 def test_rows_in_order_are_the_documents_without_packing() -> None:
     rows = RowPlanner(np.array([3, 9, 1, 9]), SEQ_LEN, packing=False).in_order()
-    assert [rows.row(i).tolist() for i in range(len(rows))] == [[0], [1], [2], [3]]
+    assert [rows[i].tolist() for i in range(len(rows))] == [[0], [1], [2], [3]]
     packed = RowPlanner(np.array([3, 9, 1, 9]), SEQ_LEN, packing=True).in_order()
-    firsts = [packed.row(i).min() for i in range(len(packed))]
+    firsts = [packed[i].min() for i in range(len(packed))]
     assert firsts == sorted(firsts)
 
 
 def test_documents_longer_than_a_row_are_refused() -> None:
-    with pytest.raises(ValueError, match="Documents take 3 to 17 positions, a row has 16"):
+    with pytest.raises(ValueError, match="3 to 17 .* 16"):
         RowPlanner(np.array([3, 17]), SEQ_LEN, packing=True)

@@ -182,13 +182,13 @@ def test_little_is_kept_in_memory(folder: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_another_length_or_tokenizer_is_refused(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"rows of 48 tokens, expected 1024 \(max_seq_length\)"):
+    with pytest.raises(ValueError, match=r"48 .*1024 .*max_seq_length"):
         make(folder, seq_len=1024)
     ours = write_tokenizer(tmp_path / "ours")
     facts = tokenizer_facts(str(ours), open_tokenizer(str(ours)))
     assert make(folder, tokenizer=facts).rows.manifest.tokenizer.sha256 == facts.sha256
     other = write_tokenizer(tmp_path / "other", eos_token="<|eot|>")
-    with pytest.raises(ValueError, match="tokenizer .*expected other"):
+    with pytest.raises(ValueError, match="tokenizer .*other"):
         make(folder, tokenizer=tokenizer_facts(str(other), open_tokenizer(str(other))))
 
 
@@ -215,7 +215,7 @@ def test_a_damaged_shard_is_named(folder: Path, tmp_path: Path, harm: str) -> No
 
 
 def test_a_folder_without_a_corpus_says_how_to_make_one(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no manifest.json in .*preprocess_to_parquet.py"):
+    with pytest.raises(ValueError, match=r"manifest.json.*preprocess_to_parquet.py"):
         make(tmp_path)
 
 
