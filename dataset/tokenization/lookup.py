@@ -13,7 +13,7 @@ from dataset.tokenization.tokenizer_json import CONFIG_FILE, JSON_FILE, open_jso
 DEFAULT_TOKENIZER = Path("tokenizers/llama-32k/tokenizer.model")
 HUB_TOKENIZER = ("hf-internal-testing/llama-tokenizer", "tokenizer.model")  # the LLaMA 32k pieces, without a gate
 FOUR_WAYS = (
-    "There are four ways to give one: the path of a SentencePiece model in the configuration "
+    "There are four ways to give one: the path of a SentencePiece model or tokenizer.json in the configuration "
     "(dataset.tokenizer_path, or --tokenizer-path), the environment variable LLAMA_TOKENIZER, a file at "
     f"{DEFAULT_TOKENIZER}, or a network that reaches the Hugging Face Hub ({HUB_TOKENIZER[0]})."
 )

@@ -4,7 +4,7 @@ import argparse
 import json
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -96,27 +96,25 @@ def count_rows(file: Path) -> int:
         return sum(1 for line in lines if line.strip())
 
 
-def plan_lines(sources: Iterable[HubSource], data_dir: Path) -> Iterator[str]:
+def plan_lines(sources: Sequence[HubSource], data_dir: Path) -> Iterator[str]:
     """One line a source: what would be fetched, and under which licence."""
-    by_category = _by_category(sources)
-    for category, members in by_category.items():
+    missing = [source for source in sources if not is_done(source, data_dir)]
+    for category, members in _by_category(sources):
         yield f"{category}: {sum(source.rows for source in members):,} rows"
         for source in members:
-            state = "there" if is_done(source, data_dir) else "to fetch"
+            state = "to fetch" if source in missing else "there"
             yield f"  {source.name:<16} {source.rows:>9,} rows  {state:<8}  {source.license:<14}  {source.card}"
-    missing = [source for members in by_category.values() for source in members if not is_done(source, data_dir)]
     yield f"{len(missing)} data sets to fetch, {sum(source.rows for source in missing):,} rows, into {data_dir}"
 
 
-def status_lines(sources: Iterable[HubSource], data_dir: Path) -> Iterator[str]:
+def status_lines(sources: Sequence[HubSource], data_dir: Path) -> Iterator[str]:
     """How many of the planned rows are there."""
-    for category, members in _by_category(sources).items():
+    for category, members in _by_category(sources):
         counts = {source.name: count_rows(target_of(source, data_dir)) for source in members}
-        planned = sum(source.rows for source in members)
-        yield f"{category}: {sum(counts.values()):,} of {planned:,} rows"
+        yield f"{category}: {sum(counts.values()):,} of {sum(source.rows for source in members):,} rows"
         for source in members:
-            target = target_of(source, data_dir)
-            state = "there" if is_done(source, data_dir) else "incomplete" if target.is_file() else "missing"
+            is_there = target_of(source, data_dir).is_file()
+            state = "there" if is_done(source, data_dir) else "incomplete" if is_there else "missing"
             if state != "there" and _raw_folder(source, data_dir).is_dir():
                 state += ", begun"
             yield f"  {source.name:<16} {counts[source.name]:>9,} of {source.rows:>9,} rows  {state}"
@@ -188,8 +186,8 @@ def _raw_folder(source: HubSource, data_dir: Path) -> Path:
     return data_dir / RAW_FOLDER / source.name
 
 
-def _by_category(sources: Iterable[HubSource]) -> dict[str, list[HubSource]]:
-    grouped: dict[str, list[HubSource]] = {}
-    for source in sources:
-        grouped.setdefault(source.category, []).append(source)
-    return grouped
+def _by_category(sources: Sequence[HubSource]) -> Iterator[tuple[str, list[HubSource]]]:
+    """Those of each category, in the order of the categories."""
+    for category in CATEGORIES:
+        if members := [source for source in sources if source.category == category]:
+            yield category, members

@@ -1,0 +1,42 @@
+"""Files appear whole or not at all; errors of the disk are told."""
+
+import errno
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from dataset.files.disk import check_space, disk_errors, file_sha256, new_file, write_file
+
+
+def test_a_file_appears_when_it_is_whole_and_not_before(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "a.txt"
+    write_file(target, "é")
+    with new_file(target) as file:
+        file.write(b"new")
+        assert target.read_bytes() == "é".encode()
+    assert target.read_bytes() == b"new"
+    assert [path.name for path in target.parent.iterdir()] == ["a.txt"]
+
+
+def test_a_failure_leaves_what_was_there(tmp_path: Path) -> None:
+    write_file(tmp_path / "a", b"old")
+    with pytest.raises(KeyError), new_file(tmp_path / "a") as file:
+        file.write(b"half")
+        raise KeyError
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a", b"old")]
+
+
+def test_the_sha256_is_of_the_whole_file(tmp_path: Path) -> None:
+    content = bytes(range(256)) * 9000  # more than two blocks
+    write_file(tmp_path / "a", content)
+    assert file_sha256(tmp_path / "a") == hashlib.sha256(content).hexdigest()
+
+
+def test_a_full_disk_is_told_with_both_numbers(tmp_path: Path) -> None:
+    check_space(tmp_path, 1000)
+    with pytest.raises(ValueError, match=r"a/b.*1000000000000.0 MB .*disk is full"), disk_errors(tmp_path / "a/b"):
+        check_space(tmp_path, 10**18)
+    with pytest.raises(ValueError, match="Permission") as caught, disk_errors(tmp_path):
+        raise OSError(errno.EACCES, "Permission denied")
+    assert "disk is full" not in str(caught.value)
