@@ -8,7 +8,7 @@ from engine.runtime.devices import start_runtime
 from engine.runtime.signals import StopSignal
 from engine.train.evaluate import Report
 from engine.train.evaluate import evaluate as evaluate_items
-from engine.train.job import Job
+from engine.train.job import Job, RunStart
 from engine.train.loop import fit
 from engine.train.opening import open_run, start_from
 from engine.train.tracking.tracker import Notices
@@ -46,7 +46,7 @@ def evaluate(job: Job) -> Report | None:
         stack.callback(runtime.close)
         say = Notices(runtime.is_main)
         directory = job.directory(runtime, say)
-        parts = job.compose(directory, None, runtime, say, stack)
+        parts = job.compose(RunStart(runtime, directory, None, say, stack))
         data, outputs = parts.data, parts.plan.save_outputs
         if data.eval_items is None:
             raise ValueError(

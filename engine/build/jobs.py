@@ -3,24 +3,21 @@
 import os
 import shlex
 import sys
-from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from engine.build import chat as build_chat
 from engine.build import puzzles as build
 from engine.build import text as build_text
+from engine.build.puzzles import PuzzleSource
 from engine.build.text import TextSource
-from engine.checkpoints.load import Checkpoint
 from engine.checkpoints.run_directory import RunDirectory, named_directory, start_directory
 from engine.config.check import check
 from engine.config.compose import resolved
 from engine.config.schema import ChatConfig, InstructConfig, PretrainConfig, RunConfig, TextConfig
 from engine.runtime.devices import Runtime
 from engine.tasks.protocol import Task
-from engine.train.job import Job, RunParts, RunSettings
-from engine.train.loop import RunData
+from engine.train.job import Job, RunParts, RunSettings, RunStart
 from engine.train.opening import parameter_counts
 from engine.train.optimizers import OptimizerSet
 from engine.train.plan import Plan
@@ -28,13 +25,15 @@ from engine.train.tracking.tracker import Notices
 from models.losses.puzzles import ACTLossHead
 from models.losses.text import TextLossHead
 
+Config = TypeVar("Config", bound=RunConfig)
+TextConfigT = TypeVar("TextConfigT", bound=TextConfig)
 
-class HydraJob(Job):
+
+class HydraJob(Job, Generic[Config]):
     """What puzzles and text have in common: the run directory, the plan and the optimizers."""
 
-    config: RunConfig
-
-    def __init__(self, arch_label: str = "model") -> None:
+    def __init__(self, config: Config, arch_label: str = "model") -> None:
+        self.config = config
         self.arch_label = arch_label  # begins the name of a run that was given none
 
     @property
@@ -60,19 +59,20 @@ class HydraJob(Job):
         start_directory(directory, self.config.resume)
 
     def parts(
-        self,
-        directory: RunDirectory,
-        runtime: Runtime,
-        task: Task,
-        data: RunData,
-        plan: Plan,
-        files: Sequence[Path] = (),
+        self, start: RunStart, task: Task, source: PuzzleSource | TextSource, *, may_exceed: bool = False
     ) -> RunParts:
-        if runtime.use_compile:
+        if start.runtime.use_compile:
             build.compile_step(head_of(task))
-        return RunParts(task, data, plan, directory.config_yaml, parameter_counts(task.module), files)
+        return RunParts(
+            task=task,
+            data=source.data,
+            plan=self.plan(source.total_steps, source.iterations, may_exceed),
+            checkpoint_yaml=start.directory.config_yaml,
+            meta=parameter_counts(task.module),
+            files=source.files,
+        )
 
-    def plan(self, total_steps: int, iterations: int, *, may_exceed: bool = False) -> Plan:
+    def plan(self, total_steps: int, iterations: int, may_exceed: bool) -> Plan:
         """`may_exceed`: the number of steps is an estimate, and the run ends with its data."""
         config = self.config
         return Plan(
@@ -101,27 +101,20 @@ class HydraJob(Job):
         return shlex.join([*program, sys.argv[0], *arguments, f"checkpoint_path={run_dir}", "resume=true"])
 
 
-class PuzzleJob(HydraJob):
-    def __init__(self, config: PretrainConfig, arch_label: str = "model") -> None:
-        super().__init__(arch_label)
-        self.config: PretrainConfig = config
+class PuzzleJob(HydraJob[PretrainConfig]):
+    """A run on puzzles."""
 
-    def compose(
-        self, directory: RunDirectory, checkpoint: Checkpoint | None, runtime: Runtime, say: Notices, stack: ExitStack
-    ) -> RunParts:
-        config = self.config
+    def compose(self, start: RunStart) -> RunParts:
+        config, runtime = self.config, start.runtime
         source = build.build_puzzles(config, runtime)
         if source.data.eval_items is None:
-            say("no held-out data: none of data_paths has a `test` split, so nothing is evaluated")
+            start.say("no held-out data: none of data_paths has a `test` split, so nothing is evaluated")
         head = build.build_model(config.arch, source.metadata, config.global_batch_size // runtime.world_size, runtime)
-        task = build.build_task(config, head, runtime, source.total_steps)
-        return self.parts(directory, runtime, task, source.data, self.plan(source.total_steps, source.iterations))
+        return self.parts(start, build.build_task(config, head, runtime, source.total_steps), source)
 
 
-class TextJob(HydraJob):
+class TextJob(HydraJob[TextConfigT]):
     """A run on conversations; what is special of a corpus is how it is opened."""
-
-    config: TextConfig
 
     def open_source(self, runtime: Runtime) -> TextSource:
         raise TypeError(f"{type(self).__name__} must say where its conversations come from")
@@ -133,23 +126,17 @@ class TextJob(HydraJob):
     def build_task(self, head: TextLossHead, source: TextSource, runtime: Runtime) -> Task:
         return build_text.build_text_task(self.config, head, source, runtime)
 
-    def compose(
-        self, directory: RunDirectory, checkpoint: Checkpoint | None, runtime: Runtime, say: Notices, stack: ExitStack
-    ) -> RunParts:
-        source = self.open_source(runtime)
+    def compose(self, start: RunStart) -> RunParts:
+        source = self.open_source(start.runtime)
         if source.data.eval_items is None:
-            say(f"no held-out conversations ({self.about_held_out()}), so nothing is evaluated")
-        head = build_text.build_text_head(self.config, source.metadata, runtime)
-        task = self.build_task(head, source, runtime)
-        may_exceed = head.model.config.recursion == "carry"
-        plan = self.plan(source.total_steps, source.iterations, may_exceed=may_exceed)
-        return self.parts(directory, runtime, task, source.data, plan, source.tokenizer.files())
+            start.say(f"no held-out conversations ({self.about_held_out()}), so nothing is evaluated")
+        head = build_text.build_text_head(self.config, source.metadata, start.runtime)
+        task = self.build_task(head, source, start.runtime)
+        return self.parts(start, task, source, may_exceed=head.model.config.recursion == "carry")
 
 
-class InstructJob(TextJob):
-    def __init__(self, config: InstructConfig, arch_label: str = "model") -> None:
-        super().__init__(arch_label)
-        self.config: InstructConfig = config
+class InstructJob(TextJob[InstructConfig]):
+    """A run on the instruction corpus."""
 
     def open_source(self, runtime: Runtime) -> TextSource:
         return build_text.build_text(self.config, runtime)
@@ -159,10 +146,8 @@ class InstructJob(TextJob):
         return f"dataset.test_ratio={data.test_ratio}, dataset.subset_size={data.subset_size}"
 
 
-class ChatJob(TextJob):
-    def __init__(self, config: ChatConfig, arch_label: str = "model") -> None:
-        super().__init__(arch_label)
-        self.config: ChatConfig = config
+class ChatJob(TextJob[ChatConfig]):
+    """A run on chat data sets."""
 
     def open_source(self, runtime: Runtime) -> TextSource:
         return build_chat.build_chat(self.config, runtime)
@@ -174,7 +159,7 @@ def head_of(task: Task) -> ACTLossHead | TextLossHead:
     return head
 
 
-def puzzle_or_chat_job(hydra_config: Any) -> HydraJob:
+def puzzle_or_chat_job(hydra_config: Any) -> PuzzleJob | ChatJob:
     """What `pretrain.py` was asked for."""
     data, arch_label = resolved(hydra_config)
     if data.get("dataset_type") != "chat":

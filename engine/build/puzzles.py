@@ -93,6 +93,7 @@ class PuzzleSource:
     data: RunData
     total_steps: int
     iterations: int
+    files: Sequence[Path] = ()  # to be kept with every checkpoint
 
 
 def build_puzzles(config: PretrainConfig, runtime: Runtime) -> PuzzleSource:

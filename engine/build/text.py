@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,11 @@ class TextSource:
     total_steps: int  # with recursion=carry the expected number, which the data may exceed
     total_rows: int
     iterations: int
+
+    @property
+    def files(self) -> list[Path]:
+        """To be kept with every checkpoint."""
+        return self.tokenizer.files()
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,17 @@ class RunSettings:
     eval_only: bool = False
 
 
+@dataclass(frozen=True)
+class RunStart:
+    """What the engine has opened when a run is composed."""
+
+    runtime: Runtime
+    directory: RunDirectory
+    checkpoint: Checkpoint | None  # the one to resume from
+    say: Notices
+    stack: ExitStack  # closes at the end of the run what is entered into it
+
+
 @dataclass
 class RunParts:
     """What a run consists of."""
@@ -62,10 +73,8 @@ class Job(ABC):
         """Called once the directory is locked, on the main rank: refuse it, or write what must come first."""
 
     @abstractmethod
-    def compose(
-        self, directory: RunDirectory, checkpoint: Checkpoint | None, runtime: Runtime, say: Notices, stack: ExitStack
-    ) -> RunParts:
-        """The parts; `checkpoint` is the one to resume from, `stack` closes at the end what must be closed."""
+    def compose(self, start: RunStart) -> RunParts:
+        """The parts, with fresh weights; the engine loads those of a checkpoint."""
 
     @abstractmethod
     def optimizers(self, parts: RunParts, runtime: Runtime) -> OptimizerSet: ...

@@ -9,7 +9,7 @@ from engine.checkpoints.load import load_averaged, load_checkpoint, load_weights
 from engine.checkpoints.resume import checkpoint_to_resume
 from engine.checkpoints.save import CheckpointStore
 from engine.runtime.devices import Runtime, start_runtime
-from engine.train.job import Job
+from engine.train.job import Job, RunStart
 from engine.train.loop import Run, restore
 from engine.train.plan import TrainState
 from engine.train.tracking.backend import TrackedRun
@@ -31,7 +31,7 @@ def open_run(job: Job, stack: ExitStack) -> tuple[Run, Notices]:
     if checkpoint is None and settings.resume_from is not None:
         say(f"resume: no checkpoint in {directory.path} yet, starting from the beginning")
 
-    parts = job.compose(directory, checkpoint, runtime, say, stack)
+    parts = job.compose(RunStart(runtime, directory, checkpoint, say, stack))
     module, plan = parts.task.module, parts.plan
     if checkpoint is not None:
         load_weights(module, checkpoint.weights, source=str(checkpoint.path))

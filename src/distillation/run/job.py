@@ -3,7 +3,6 @@
 import os
 import shlex
 import sys
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from engine.checkpoints.run_directory import RunDirectory, to_yaml
 from engine.config.parse import ConfigError
 from engine.runtime.devices import Runtime, start_runtime
 from engine.train.evaluate import Report
-from engine.train.job import Job, RunParts, RunSettings
+from engine.train.job import Job, RunParts, RunSettings, RunStart
 from engine.train.loop import Run
 from engine.train.opening import parameter_counts
 from engine.train.optimizers import OptimizerSet
@@ -62,10 +61,8 @@ class DistillJob(Job):
         config_yaml = to_yaml(config.model_dump(mode="json"))
         return RunDirectory(path, config.wandb_project, config.run_name or path.resolve().name, config_yaml)
 
-    def compose(
-        self, directory: RunDirectory, checkpoint: Checkpoint | None, runtime: Runtime, say: Notices, stack: ExitStack
-    ) -> RunParts:
-        config = self.config
+    def compose(self, start: RunStart) -> RunParts:
+        config, runtime, checkpoint, say = self.config, start.runtime, start.checkpoint, start.say
         arch = student_arch(config)
         corpora = open_corpora(config)
         facts = facts_of(config, corpora.fingerprint, corpora.tokenizer.sha256, None)
@@ -76,7 +73,7 @@ class DistillJob(Job):
         head = build.build_student(config, arch, corpora.tokenizer, runtime)
         teacher = build.teacher_of(config, corpora, runtime)
         if teacher is not None:
-            stack.callback(teacher.close)
+            start.stack.callback(teacher.close)
             facts["teacher"] = teacher.facts.fingerprint
         if checkpoint is None:
             if config.init_from_teacher:

@@ -1,7 +1,6 @@
 """Tunes a teacher on a packed corpus: what the engine carries out, and what is written of the tuned model."""
 
 import sys
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from engine.config.flags import yaml_options
 from engine.runtime.devices import Runtime
 from engine.tasks.text import perplexity
 from engine.train.evaluate import Report, evaluate, flat
-from engine.train.job import Job, RunParts, RunSettings
+from engine.train.job import Job, RunParts, RunSettings, RunStart
 from engine.train.loop import Run
 from engine.train.optimizers import OptimizerSet
 from engine.train.plan import Plan
@@ -78,15 +77,14 @@ class TuneTeacherJob(Job):
                 "or choose another --output-dir."
             )
 
-    def compose(
-        self, directory: RunDirectory, checkpoint: Checkpoint | None, runtime: Runtime, say: Notices, stack: ExitStack
-    ) -> RunParts:
+    def compose(self, start: RunStart) -> RunParts:
+        runtime, checkpoint = start.runtime, start.checkpoint
         config, folder = self.config, Path(self.config.data_path)
         tokenizer = open_tokenizer(config.tokenizer_name)
         facts = tokenizer_facts(config.tokenizer_name, tokenizer)
         load_manifest(folder).check_made_for(folder, facts, None)
         if config.ram_disk:
-            folder = stack.enter_context(corpus_in_memory(folder, runtime, cleanup=config.ram_disk_cleanup))
+            folder = start.stack.enter_context(corpus_in_memory(folder, runtime, cleanup=config.ram_disk_cleanup))
         corpus = open_corpus(config, folder, facts, runtime)
         if checkpoint is not None:
             check_resumable(checkpoint, config, corpus.fingerprint)
@@ -101,12 +99,12 @@ class TuneTeacherJob(Job):
             teacher, runtime, seed=config.seed, micro_batches=config.gradient_accumulation_steps, dtype=dtype
         )
         plan = plan_of(config, min(config.max_steps or sys.maxsize, config.epochs * corpus.num_batches))
-        say(f"{teacher.num_trained():,} trained weights, {plan.total_steps} steps")
+        start.say(f"{teacher.num_trained():,} trained weights, {plan.total_steps} steps")
         return RunParts(
             task=task,
             data=corpus.data,
             plan=plan,
-            checkpoint_yaml=directory.config_yaml,
+            checkpoint_yaml=start.directory.config_yaml,
             meta={"corpus": corpus.fingerprint, "trained_parameters": teacher.num_trained()},
             trainer=None if checkpoint is None else resumed_trainer(checkpoint),
         )
