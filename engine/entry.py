@@ -14,7 +14,7 @@ INTERRUPTED = 130  # exit code after Ctrl-C
 
 
 class RunError(RuntimeError):
-    """A run that could not go on, for a reason that the user can mend."""
+    """A run that could not continue, for a reason that the user can mend."""
 
 
 def launch(main: Callable[[], None]) -> None:

@@ -149,13 +149,13 @@ def check_fit(
     config: PretrainConfig, trained: PuzzleDatasetMetadata, tested: PuzzleDatasetMetadata, paths: Sequence[str]
 ) -> None:
     """Refuse test data that the model could not read, before the run and not at its first evaluation."""
-    told = differences(trained, tested)
+    problem = differences(trained, tested)
     ours, theirs = trained.num_puzzle_identifiers, tested.num_puzzle_identifiers
-    if not told and theirs > ours and config.arch.options.get("puzzle_emb_ndim"):
-        told = f"{theirs} puzzle identifiers, while the model has embeddings of {ours}"
-    if told:
+    if not problem and theirs > ours and config.arch.options.get("puzzle_emb_ndim"):
+        problem = f"{theirs} puzzle identifiers, while the model has embeddings of {ours}"
+    if problem:
         raise ValueError(
-            f"What is trained on {', '.join(config.data_paths)} cannot be tested on {', '.join(paths)}: {told}. "
+            f"What is trained on {', '.join(config.data_paths)} cannot be tested on {', '.join(paths)}: {problem}. "
             "Name data sets in data_paths_test that were built like those of data_paths."
         )
 

@@ -183,7 +183,7 @@ def _load_weights_file(path: Path, recorded: dict[str, Any]) -> dict[str, Tensor
     try:
         return strip_prefixes(load_file(path))
     except SafetensorError as problem:
-        raise ValueError(f"{path} is no safetensors file ({problem}). Use another checkpoint.") from problem
+        raise ValueError(f"{path} is not a safetensors file ({problem}). Use another checkpoint.") from problem
 
 
 def _check_contents(path: Path, recorded: dict[str, Any]) -> None:
@@ -218,7 +218,7 @@ def _load_reference_file(path: Path) -> Checkpoint:
     if foreign or not weights:
         found = ", ".join(f"{name!r} ({type(weights[name]).__name__})" for name in foreign[:10]) or "nothing"
         raise ValueError(
-            f"{path} is no state dict: expected tensors by name, found {found}. Save the model's state dict alone."
+            f"{path} is not a state dict: expected tensors by name, found {found}. Save the model's state dict alone."
         )
     config = path.parent / REFERENCE_CONFIG_FILE
     return Checkpoint(

@@ -25,9 +25,7 @@ class RunDirectory:
         (self.path / "config.yaml").write_text(self.config_yaml, encoding="utf-8")
 
 
-def named_directory(
-    config: RunConfig, arch_label: str, runtime: Runtime, say: Callable[[str], None]
-) -> RunDirectory:
+def named_directory(config: RunConfig, arch_label: str, runtime: Runtime, say: Callable[[str], None]) -> RunDirectory:
     """`checkpoint_path`, else `checkpoints/<project>/<run>`, with a name that all ranks share."""
     project = config.project_name or config.default_project_name()
     root = Path("checkpoints") / project

@@ -84,7 +84,7 @@ class CheckpointStore:
         for path in files:
             if not path.is_file() or path.name in reserved:
                 raise ValueError(
-                    f"{path} cannot go into a checkpoint: it is no file, or is named like one of its parts."
+                    f"{path} cannot go into a checkpoint: it is not a file, or is named like one of its parts."
                 )
         snapshot = _Snapshot(
             step=step,
@@ -196,7 +196,7 @@ class CheckpointStore:
         return (
             f"The checkpoint of step {snapshot.step} could not be written to {self.run_dir}: {reason} "
             f"(about {needed:,} bytes needed, {free:,} free). {good}; everything saved before is untouched. "
-            f"Make room (for example with a smaller keep_last), then go on with the same command and resume=true."
+            f"Make room (for example with a smaller keep_last), then resume with the same command and resume=true."
         )
 
 

@@ -52,7 +52,7 @@ def class_problems(choice: Any, prefix: str, expected: type) -> list[str]:
         found = load_model_class(name, prefix)
     except ValueError as error:
         return [str(error)]
-    return [] if issubclass(found, expected) else [f"{name!r} is no {expected.__name__}. Choose a class that is one"]
+    return [] if issubclass(found, expected) else [f"{name!r} is not an {expected.__name__}. Choose a class that is one"]
 
 
 def evaluator_problems(choice: Any) -> list[str]:
@@ -79,7 +79,7 @@ def conversation_problems(arch: dict[str, Any]) -> list[str]:
             "arch.causal=false: the model would read the answers that it is to predict. Set arch.causal=true"
         )
     if arch.get("puzzle_emb_ndim"):
-        problems.append("arch.puzzle_emb_ndim: conversations are no puzzles with identifiers. Set it to 0")
+        problems.append("arch.puzzle_emb_ndim: conversations are not puzzles with identifiers. Set it to 0")
     is_carry = arch.get("recursion", "carry") == "carry"
     if not is_carry and arch.get("halt_policy", "learned") == "learned":
         problems.append(

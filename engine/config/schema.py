@@ -48,7 +48,9 @@ class RunConfig(Strict):
     max_steps: int | None = Field(None, ge=1, description="stop after so many optimizer steps")
 
     # Optimization
-    optimizer: Literal["adam_atan2", "adam_atan2_cuda", "adamw"] = "adam_atan2"
+    optimizer: Literal["adam_atan2", "adam_atan2_cuda", "adamw"] = Field(
+        "adam_atan2", description="adam_atan2_cuda is the compiled package"
+    )
     lr: float = Field(gt=0)
     lr_min_ratio: float = Field(1.0, ge=0, le=1)
     lr_warmup_steps: int = Field(0, ge=0)
@@ -68,20 +70,24 @@ class RunConfig(Strict):
 
     # Where and how
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
-    compile: Literal["auto", True, False] = "auto"
+    compile: Literal["auto", True, False] = Field(
+        "auto", description="auto compiles on CUDA; DISABLE_COMPILE=1 always wins"
+    )
     seed: int = Field(0, ge=0)
     dataloader_workers: int = Field(0, ge=0)
 
     # Run folder
-    project_name: str | None = None
-    run_name: str | None = None
-    checkpoint_path: str | None = Field(None, description="run folder; default checkpoints/<project_name>/<run_name>")
+    project_name: str | None = Field(None, description="null: named after the data set's folder")
+    run_name: str | None = Field(None, description="null: the architecture and two words")
+    checkpoint_path: str | None = Field(
+        None, description="run directory; default checkpoints/<project_name>/<run_name>"
+    )
     checkpoint_every_eval: bool = True
     checkpoint_interval: int | None = Field(None, ge=1, description="also save every so many steps")
     keep_last: int | None = Field(None, ge=1, description="checkpoints to keep beside the best; null: all")
     best_metric: str = Field("lm_loss", description="held-out metric that decides which checkpoint `best` points at")
     load_checkpoint: str | None = Field(None, description="weights to start from")
-    resume: bool = Field(False, description="go on where the run folder's latest checkpoint stands")
+    resume: bool = Field(False, description="resume from the latest checkpoint of the run directory")
     eval_only: bool = Field(False, description="evaluate load_checkpoint and stop")
     eval_save_outputs: list[str] = []
     log_interval: int = Field(
@@ -123,11 +129,14 @@ class RunConfig(Strict):
 
 # What an evaluation of puzzles can save: the batch, and what the model makes of it.
 PUZZLE_OUTPUTS = (
-    *("inputs", "labels", "puzzle_identifiers"),
-    *("preds", "logits", "q_halt_logits", "q_continue_logits"),
+    "inputs",
+    "labels",
+    "puzzle_identifiers",
+    "preds",
+    "logits",
+    "q_halt_logits",
+    "q_continue_logits",
 )
-
-
 # The same of text: the batch, and what the model says at the places that are to be predicted.
 TEXT_OUTPUTS = ("inputs", "labels", "positions", "documents", "is_prompt", "preds")
 
@@ -192,30 +201,36 @@ def project_name_of(data_paths: list[str]) -> str:
 class RowsConfig(Strict):
     """How conversations share rows, and rows a pass through the model."""
 
-    packing: bool = True
+    packing: bool = Field(True, description="several conversations a row, none of which sees another")
     tokens_per_pass: int = Field(3072, ge=1, description="positions that go through the model at once; bounds memory")
 
 
 class TextDataConfig(RowsConfig):
     """Where conversations come from and how they become rows."""
 
-    source: Literal["auto", "local", "hub", "sample"] = "auto"
+    source: Literal["auto", "local", "hub", "sample"] = Field(
+        "auto", description="auto: what lies in data_dir, else the Hub; sample: the built-in corpus"
+    )
     data_dir: str = "data/slimorca"
-    tokenizer_path: str | None = None
-    subset_size: int | None = Field(1000, ge=1)
-    sample_size: int = Field(20_000, ge=1)
+    tokenizer_path: str | None = Field(
+        None, description="null: LLAMA_TOKENIZER, tokenizers/llama-32k/tokenizer.model, the Hub"
+    )
+    subset_size: int | None = Field(1000, ge=1, description="at most so many records of each split; null: all")
+    sample_size: int = Field(20_000, ge=1, description="records of the built-in corpus")
     seq_len: int = Field(512, ge=2)
     test_ratio: float = Field(0.05, ge=0, lt=1)
     seed: int = Field(0, ge=0)
-    truncate: Literal["right", "prompt"] = "right"
-    on_error: Literal["raise", "skip"] = "raise"
+    truncate: Literal["right", "prompt"] = Field(
+        "right", description="prompt: shorten the prompt so that the answer fits"
+    )
+    on_error: Literal["raise", "skip"] = Field("raise", description="skip: leave broken lines out and count them")
 
 
 class TextLossConfig(Strict):
     """How the losses of tokens become one number, and whether logits are made in chunks."""
 
-    reduction: Literal["token", "sequence"] = "token"
-    chunked: bool = True
+    reduction: Literal["token", "sequence"] = Field("token", description="sequence: mean over each conversation first")
+    chunked: bool = Field(True, description="never hold tokens x vocabulary")
 
 
 class TextConfig(RunConfig):

@@ -40,7 +40,7 @@ def evaluate(
 ) -> Report:
     """Score all items; the averaged weights, if any, have been swapped in by the caller.
 
-    An evaluator that fails is reported and left out; the run goes on.
+    An evaluator that fails is reported and left out; the run continues.
     """
     from tqdm import tqdm
 
@@ -98,7 +98,7 @@ def _reduced(task: Task, totals: dict[str, Sums], set_names: Sequence[str], runt
 def _succeeds(evaluator: Evaluator, action: Callable[[], None]) -> bool:
     try:
         action()
-    except Exception as error:  # noqa: BLE001 - a judge's fault must not cost a run of days
+    except Exception as error:  # noqa: BLE001 - an evaluator's fault must not cost a run of days
         print(
             f"evaluator {type(evaluator).__name__} failed and is left out: {type(error).__name__}: {error}",
             file=sys.stderr,

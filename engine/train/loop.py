@@ -161,7 +161,7 @@ def raise_not_finite(run: Run) -> None:
     )
     raise FloatingPointError(
         f"Loss or gradient was not finite in {run.state.bad_steps_in_row} steps in a row, up to step {run.state.step}. "
-        f"{where}. Lower lr, set grad_clip, or look at the data; then go on with resume=true."
+        f"{where}. Lower lr, set grad_clip, or look at the data; then resume with resume=true."
     )
 
 
@@ -221,8 +221,8 @@ def is_best_so_far(run: Run, report: Report) -> bool:
 
 def judged_value(run: Run, report: Report) -> float | None:
     """The mean of the best metric over the sets that decide; None if no set has it."""
-    name, judges = run.plan.best_metric, run.data.best_sets or run.data.eval_sets
-    values = [metrics[name] for set_name, metrics in report.items() if set_name in judges and name in metrics]
+    name, deciding = run.plan.best_metric, run.data.best_sets or run.data.eval_sets
+    values = [metrics[name] for set_name, metrics in report.items() if set_name in deciding and name in metrics]
     return sum(values) / len(values) if values else None
 
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 
 class BackendError(Exception):
-    """A tracking service failed; the run goes on without it."""
+    """A tracking service failed; the run continues without it."""
 
 
 @contextmanager

@@ -71,7 +71,7 @@ def take_over(config: DistillConfig, student: ActModel) -> list[str]:
 
 
 def checkpoint_yaml(config: DistillConfig, arch: dict[str, Any]) -> str:
-    """What the doors that open any text model read: generate_instruct.py, serve and their like.
+    """What programs that open any text model read, such as generate_instruct.py and serve.py.
 
     `source: sample` because no system prompt of SlimOrca belongs before a message.
     """

@@ -13,12 +13,21 @@ from src.distillation.config import DistillConfig
 PROVENANCE_FILE = "provenance.jsonl"
 META_KEY = "distill"  # in the meta.json of a checkpoint
 
-# What a checkpoint cannot go on with if it is another.
+# Options with which a checkpoint was made and cannot be resumed under others.
 FIXED = ("student", "model_variant", "student_overrides", "init_from_teacher", "optimizer_type", "seed")
 # What says where to write or what to print, and is no part of how the student became what it is.
 INCIDENTAL = (
-    *("output_dir", "run_name", "resume_from", "log_interval", "use_wandb", "wandb_project", "wandb_mode"),
-    *("num_workers", "save_interval", "keep_last_n", "verify_data"),
+    "output_dir",
+    "run_name",
+    "resume_from",
+    "log_interval",
+    "use_wandb",
+    "wandb_project",
+    "wandb_mode",
+    "num_workers",
+    "save_interval",
+    "keep_last_n",
+    "verify_data",
 )
 
 
@@ -40,12 +49,12 @@ def facts_of(config: DistillConfig, corpus: str, tokenizer: str, teacher: str | 
 
 
 def check_changes(old: dict[str, Any], new: dict[str, Any], rows_per_step: int) -> dict[str, list[Any]]:
-    """Option -> [what it was, what it is] between two runs' facts; refuses what a checkpoint cannot go on with."""
+    """Option -> [what it was, what it is] between two runs' facts; refuses what a checkpoint cannot be resumed under."""
     before, after = old["config"], new["config"]
     changes = differences(before, after, but=INCIDENTAL)
     problems = [
         f"{key}={after[key]!r}, but the checkpoint was trained with {before.get(key)!r}. Leave it as it was, or start "
-        "anew without --resume-from"
+        "from scratch without --resume-from"
         for key in FIXED
         if key in changes
     ]

@@ -155,16 +155,16 @@ def test_resume_from_a_run_folder_takes_its_last_checkpoint(
 def test_resume_with_another_rank_or_corpus_is_refused(shared: Path, tmp_path: Path) -> None:
     finetune(options(shared, output_dir=str(tmp_path / "a"), max_steps=1))
     resumed = {"output_dir": str(tmp_path / "a"), "resume_from": str(tmp_path / "a" / "step_1")}
-    with pytest.raises(ValueError, match="lora_rank was 8 and is 4"):
+    with pytest.raises(ValueError, match="lora_rank"):
         finetune(options(shared, **resumed, lora_rank=4))
     other = write_corpus(tmp_path / "other", count=60, seed=1)
-    with pytest.raises(ValueError, match="the corpus is not the one it was trained on"):
+    with pytest.raises(ValueError, match="corpus"):
         finetune(options(shared, **resumed, data_path=str(other)))
 
 
 def test_folder_with_checkpoints_is_not_begun_in_again(shared: Path, tmp_path: Path) -> None:
     finetune(options(shared, output_dir=str(tmp_path), max_steps=1))
-    with pytest.raises(ValueError, match=f"holds checkpoints already.*--resume-from {tmp_path}"):
+    with pytest.raises(ValueError, match=f"--resume-from {tmp_path}"):
         finetune(options(shared, output_dir=str(tmp_path), max_steps=1))
 
 
@@ -172,7 +172,7 @@ def test_resume_into_a_folder_of_its_own(shared: Path, tmp_path: Path) -> None:
     finetune(options(shared, output_dir=str(tmp_path / "a"), max_steps=2))
     finetune(options(shared, output_dir=str(tmp_path / "b"), max_steps=1))
     resumed = {"resume_from": str(tmp_path / "a"), "max_steps": 4}
-    with pytest.raises(ValueError, match="holds checkpoints already"):
+    with pytest.raises(ValueError, match="--resume-from"):
         finetune(options(shared, output_dir=str(tmp_path / "b"), **resumed))
     result = finetune(options(shared, output_dir=str(tmp_path / "c"), **resumed))
     assert result is not None

@@ -100,7 +100,8 @@ def test_what_the_data_decides_cannot_be_chosen():
 
 @pytest.mark.parametrize("name", ["losses@ACTLossHead", "layers@Block"])
 def test_a_class_that_is_no_architecture_is_refused(name):
-    assert problems(arch={"name": name, **ARCH}) == [f"{name!r} is no ActModel. Choose a class that is one"]
+    (found,) = problems(arch={"name": name, **ARCH})
+    assert name in found and "ActModel" in found
 
 
 def test_an_interval_longer_than_the_run_is_told_how_to_fit():
