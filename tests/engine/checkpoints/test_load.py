@@ -147,9 +147,9 @@ def test_reference_file_with_code_is_not_executed(tmp_path):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ({"model": {"w": torch.ones(1)}, "step": 3}, r"no state dict.*'model' \(dict\), 'step' \(int\)"),
+        ({"model": {"w": torch.ones(1)}, "step": 3}, r"state dict.*'model' \(dict\), 'step' \(int\)"),
         ([torch.ones(1)], "holds a list; expected a dict"),
-        ({}, "no state dict.*found nothing"),
+        ({}, "state dict.*found nothing"),
     ],
 )
 def test_other_torch_files_are_refused(tmp_path, content, said):
