@@ -138,7 +138,7 @@ def step_parts(
             with clock.part("student_forward"):
                 ((_, answers),) = core.unroll(batch, 1)
             with clock.part("loss"):
-                loss, _, _ = head.score(answers, at, targets, weights)
+                loss, _, _ = head.score(answers, at, weights, targets)
             with clock.part("backward"):
                 loss.backward()
         with clock.part("optimizer"):

@@ -98,6 +98,11 @@ class DistillScores(NamedTuple):
     kd: Tensor  # (T,) the divergence, 0 where the teacher says nothing
     preds: Tensor  # (T,)
     agrees: Tensor  # (T,) bool: student and teacher find the same id likeliest
+    alpha: float  # weight of the cross-entropy
+
+    @property
+    def losses(self) -> Tensor:
+        return self.alpha * self.ce + (1 - self.alpha) * self.kd
 
 
 def distill_loss(
@@ -143,10 +148,11 @@ class _Mixture:
             kd=torch.zeros(len(labels), dtype=wide, device=labels.device),
             preds=torch.empty_like(labels),
             agrees=torch.zeros_like(labels, dtype=torch.bool),
+            alpha=alpha,
         )
 
     def slope_(self, logits: Tensor, part: slice) -> Tensor:
-        ce, kd, preds, agrees = self.scores
+        ce, kd, preds, agrees, _ = self.scores
         preds[part] = logits.argmax(-1)
         labels, ce_weights = self.labels[part, None], (self.alpha * self.ce_weights[part])[:, None].to(logits.dtype)
         if self.targets is None:

@@ -3,9 +3,9 @@
 B rows, S tokens a row, T supervised tokens of the batch, D hidden.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from dataset.common import IGNORE_LABEL_ID, Batch
 from models.act import ActModel
 from models.config import ArchConfig
 from models.core import Latents, detached
-from models.losses.chunked import TokenScores, chunked_cross_entropy, dense_cross_entropy
+from models.losses.chunked import chunked_cross_entropy, dense_cross_entropy
 from models.losses.puzzles import loss_function
 
 Sums = dict[str, Tensor]
@@ -67,14 +67,16 @@ class TextLossHead(nn.Module):
         self.is_stablemax = loss_type == "stablemax_cross_entropy"
         self.chunked = chunked
 
-    def train_on(self, batch: Batch, at: Supervision, weights: Tensor, num_steps: int) -> Sums:
+    def train_on(self, batch: Batch, at: Supervision, weights: Tensor, num_steps: int, targets: Any = None) -> Sums:
         """Forward and backward of `num_steps` supervision steps."""
         steps = StepLosses(self.model.config, weights, num_steps)
+        found = []
         for _, answers in self.model.inner.unroll(batch, num_steps, detach=steps.at_once):
-            loss, scores, q = self._supervised(answers, at, weights)
+            loss, scores, q = self.score(answers, at, weights, targets)
             steps.add(loss, scores.losses, q)
+            found.append(scores)
         steps.finish()
-        return self._sums(at, scores) | steps.halting.totals | {"steps": torch.tensor(num_steps * len(at.lengths))}
+        return self._report(at, found, targets, is_training=True) | steps.halting.totals
 
     def persistent_step(
         self,
@@ -95,63 +97,82 @@ class TextLossHead(nn.Module):
         before = core.hidden(getattr(z, core.answer)).flatten(0, 1)[at.places]
         with closing(core.unroll(batch, 1, carried=(z, is_fresh))) as steps:
             z, answers = next(steps)
-            loss, scores, q = self._supervised(answers, at, weights)
+            loss, scores, q = self.score(answers, at, weights)
             halting = HaltingTargets(self.model.config.halt_delta)
             halting.before = (core.q_head(before)[:, 0].float()[had_step], old_losses[had_step])
             loss = loss + halting.loss_of_step(q[had_step], scores.losses[had_step], weights[had_step])
             loss.backward()
-        sums = self._sums(at, scores) | halting.totals | {"steps": torch.tensor(len(at.lengths))}
+        sums = self._report(at, [scores], None, is_training=True) | halting.totals
         return detached(z), scores.losses, q.detach(), sums
 
-    def _supervised(
-        self, answers: list[Tensor], at: Supervision, weights: Tensor
-    ) -> tuple[Tensor, TokenScores, Tensor]:
+    def score(
+        self, answers: list[Tensor], at: Supervision, weights: Tensor, targets: Any = None
+    ) -> tuple[Tensor, Any, Tensor]:
         """Mean loss of the answers of a step; scores and halting logits of the last one."""
         core = self.model.inner
         total = torch.zeros((), device=weights.device)
         for answer in answers:
-            hidden = core.hidden(answer).flatten(0, 1)
-            if self.chunked:
-                hidden, head = hidden[at.places], core.lm_head.weight  # (T, D)
-                loss, scores = chunked_cross_entropy(hidden, head, at.labels, weights, is_stablemax=self.is_stablemax)
-            else:
-                loss, scores = dense_cross_entropy(core.lm_head(hidden)[at.places], at.labels, weights, self.loss_fn)
-                hidden = hidden[at.places]
+            hidden = core.hidden(answer).flatten(0, 1)[at.places]  # (T, D)
+            loss, scores = self.score_answer(hidden, at, weights, targets)
             total = total + loss / len(answers)
         q: Tensor = core.q_head(hidden.detach())[:, 0].float()
         return total, scores, q
 
     @torch.no_grad()
-    def depths(self, batch: Batch, at: Supervision, num_steps: int) -> Iterator[tuple[TokenScores, Tensor]]:
+    def depths(
+        self, batch: Batch, at: Supervision, num_steps: int, targets: Any = None
+    ) -> Iterator[tuple[Any, Tensor]]:
         """Scores and halting logits after each supervision step, without gradient."""
         weights = at.weights("token", torch.ones((), device=at.labels.device))
         for _, answers in self.model.inner.unroll(batch, num_steps):
-            _, scores, q = self._supervised(answers[-1:], at, weights)
+            _, scores, q = self.score(answers[-1:], at, weights, targets)
             yield scores, q
 
-    def evaluate_on(self, batch: Batch, at: Supervision, num_steps: int) -> tuple[Sums, Tensor]:
-        """Sums of every depth (`depth_3/…`), those of the last without prefix, and the last predictions (T,)."""
-        sums: Sums = {}
-        halting = HaltingTargets(self.model.config.halt_delta)
-        weights = at.weights("token", torch.ones((), device=batch["labels"].device))
-        for step, (scores, q) in enumerate(self.depths(batch, at, num_steps), start=1):
-            own = self._sums(at, scores)
-            sums |= {f"depth_{step}/{name}": value for name, value in own.items() if name not in ("count", "tokens")}
+    def evaluate_on(self, batch: Batch, at: Supervision, num_steps: int, targets: Any = None) -> tuple[Sums, Tensor]:
+        """Sums without learning, and the predictions (T,) of the last step."""
+        halting, found = HaltingTargets(self.model.config.halt_delta), []
+        weights = at.weights("token", torch.ones((), device=at.labels.device))
+        for scores, q in self.depths(batch, at, num_steps, targets):
             halting.loss_of_step(q, scores.losses, weights)
-        return sums | own | halting.totals | {"steps": torch.tensor(num_steps * len(at.lengths))}, scores.preds
+            found.append(scores)
+        return self._report(at, found, targets, is_training=False) | halting.totals, scores.preds
 
-    def _sums(self, at: Supervision, scores: TokenScores) -> Sums:
+    def _report(self, at: Supervision, steps: Sequence[Any], targets: Any, *, is_training: bool) -> Sums:
+        """Sums over the batch of the last step and, where wanted, of each (`depth_2/…`)."""
+        documents = len(at.lengths)
+        sums = {
+            "count": torch.tensor(documents),
+            "tokens": torch.tensor(len(at.places)),
+            "steps": torch.tensor(len(steps) * documents),
+        }
+        if not self.reports_depths(len(steps), is_training):
+            return sums | self.sums_of_step(at, steps[-1], targets)
+        for number, scores in enumerate(steps, start=1):
+            own = self.sums_of_step(at, scores, targets)
+            sums |= {f"depth_{number}/{name}": value for name, value in own.items()}
+        return sums | own
+
+    # What a loss decides; a head with another one overrides these three. `targets` and scores are the loss's own.
+    def score_answer(self, hidden: Tensor, at: Supervision, weights: Tensor, targets: Any) -> tuple[Tensor, Any]:
+        """Loss of the hidden states (T, D) of one answer, and its scores: losses (T,) and predictions (T,) at least."""
+        head = self.model.inner.lm_head
+        if self.chunked:
+            return chunked_cross_entropy(hidden, head.weight, at.labels, weights, is_stablemax=self.is_stablemax)
+        return dense_cross_entropy(head(hidden), at.labels, weights, self.loss_fn)
+
+    def sums_of_step(self, at: Supervision, scores: Any, targets: Any) -> Sums:
         is_right = (scores.preds == at.labels).float()
         right = at.per_document(is_right)
         return {
-            "count": torch.tensor(len(at.lengths)),
-            "tokens": torch.tensor(len(at.places)),
             "accuracy": (right / at.lengths).sum(),
             "exact_accuracy": (right == at.lengths).sum(),
             "token_accuracy": is_right.sum(),
             "lm_loss": (at.per_document(scores.losses) / at.lengths).sum(),
             "token_loss": scores.losses.sum(),
         }
+
+    def reports_depths(self, num_steps: int, is_training: bool) -> bool:
+        return not is_training
 
 
 class HaltingTargets:
