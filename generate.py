@@ -4,7 +4,8 @@ python generate.py --checkpoint "checkpoints/Chat-dataset-ACT-torch/trm_chat-*/s
 python generate.py --checkpoint checkpoints/Chat-dataset-ACT-torch/trm_chat-<name> --interactive
 """
 
-from engine.generate.options import ChatOptions, command_line
+from engine.config.command_line import command_line
+from engine.generate.options import ChatOptions
 
 if __name__ == "__main__":
     with command_line(ChatOptions(), __doc__) as options:

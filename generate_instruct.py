@@ -4,7 +4,8 @@ python generate_instruct.py --checkpoint checkpoints/SlimOrca-ACT/<run> --messag
 python generate_instruct.py --checkpoint checkpoints/SlimOrca-ACT/<run> --message-file questions.txt --json
 """
 
-from engine.generate.options import InstructOptions, command_line
+from engine.config.command_line import command_line
+from engine.generate.options import InstructOptions
 
 if __name__ == "__main__":
     with command_line(InstructOptions(), __doc__) as options:

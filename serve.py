@@ -5,7 +5,8 @@ python serve.py --checkpoint checkpoints/Chat-dataset-ACT-torch/trm_chat-<name>
 How to answer is for requests that do not ask otherwise.
 """
 
-from engine.generate.options import ServeOptions, command_line
+from engine.config.command_line import command_line
+from engine.generate.options import ServeOptions
 
 if __name__ == "__main__":
     with command_line(ServeOptions(), __doc__) as options:

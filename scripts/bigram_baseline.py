@@ -8,7 +8,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from engine.generate.options import BigramOptions, command_line
+from engine.config.command_line import command_line
+from engine.generate.options import BigramOptions
 
 if __name__ == "__main__":
     with command_line(BigramOptions(), __doc__) as options:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from engine.generate.options import CalibrateOptions, command_line
+from engine.config.command_line import command_line
+from engine.generate.options import CalibrateOptions
 
 if __name__ == "__main__":
     with command_line(CalibrateOptions(), __doc__) as options:

@@ -1,10 +1,7 @@
 """The entry point: the reply alone on standard output, batches, JSON, Ctrl-C, and faults in words."""
 
-import contextlib
-import io
 import json
 import os
-import runpy
 import signal
 import subprocess
 import sys
@@ -13,6 +10,7 @@ from unittest import mock
 
 import pytest
 
+from tests.chat_runs import run_door
 from tests.text_runs import text_flags, train_text, write_corpus
 from tests.tiny import ROOT, Ended
 
@@ -31,19 +29,7 @@ def run(tmp_path_factory):
 def say(*words, stdin: str = "", system: str | None = "") -> Ended:
     """Run it within this process; without a system message, for which the tests' window is too small."""
     words = (*words, "--system-message", system) if system is not None else words
-    out, err, code = io.StringIO(), io.StringIO(), 0
-    with (
-        mock.patch.object(sys, "argv", [str(DOOR), *(str(word) for word in words)]),
-        mock.patch.object(sys, "stdin", io.StringIO(stdin)),
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-    ):
-        try:
-            runpy.run_path(str(DOOR), run_name="__main__")
-        except SystemExit as leave:
-            code = leave.code if isinstance(leave.code, int) else int(leave.code is not None)
-            err.write("" if isinstance(leave.code, int) or leave.code is None else f"{leave.code}\n")
-    return Ended(code, out.getvalue(), err.getvalue())
+    return run_door(DOOR.name, *words, stdin=stdin)
 
 
 def records(ended: Ended) -> list[dict]:

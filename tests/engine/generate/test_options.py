@@ -7,6 +7,7 @@ from unittest import mock
 
 import pytest
 
+from engine.config.command_line import command_line
 from engine.generate.options import (
     CalibrateOptions,
     ChatOptions,
@@ -17,7 +18,6 @@ from engine.generate.options import (
     ReplyOptions,
     SamplingOptions,
     ServeOptions,
-    command_line,
 )
 from tests.tiny import ROOT
 
