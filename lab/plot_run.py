@@ -5,7 +5,9 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from lab.drawing import FAINT, INK, MUTED, RED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,10 +22,10 @@ PANELS = {
     "lr": "Learning rate",
 }
 OF_FINISHED_ROWS = ("accuracy", "exact_accuracy", "steps")  # means over `count` rows, of which a step may have none
-TABLE_COLUMNS = {"lm_loss": "loss", "accuracy": "token", "exact_accuracy": "exact"}
 
-INK, MUTED, FAINT, GRID = "#2b2f36", "#767c87", "#a9afb9", "#eceef1"
-COLORS = ("#c8553d", "#2a7f9e", "#e0a030", "#6a9a4b", "#7b5ea7", "#b5577f", "#4f6d7a", "#8c6d46")
+GRID = "#eceef1"
+COLORS = (RED, "#2a7f9e", "#e0a030", "#6a9a4b", "#7b5ea7", "#b5577f", "#4f6d7a", "#8c6d46")
+HEADING: dict[str, Any] = {"loc": "left", "fontsize": 10.5, "fontweight": "bold", "color": INK, "pad": 8}
 DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (5, 2, 1.5, 2)))
 
 
@@ -45,13 +47,27 @@ class Run:
 
 @dataclass(frozen=True)
 class Line:
-    label: str
+    """The curve of one metric on one set of a run."""
+
+    run: Run
+    set_name: str
     color: str
     dashes: str | tuple[int, tuple[float, ...]]
-    is_train: bool
+    is_thin: bool  # training, where there is a held-out curve beside it
     steps: list[int]
     values: list[float]
     drawn: list[float]  # the values, or their running average where they are many and noisy
+
+    @property
+    def style(self) -> dict[str, Any]:
+        width, alpha = (1.1, 0.75) if self.is_thin else (1.9, 1.0)
+        return {"color": self.color, "linestyle": self.dashes, "linewidth": width, "alpha": alpha}
+
+    @property
+    def last(self) -> tuple[int, float] | None:
+        """The last step with a finite value, and that value."""
+        points = zip(reversed(self.steps), reversed(self.drawn), strict=True)
+        return next(((step, value) for step, value in points if math.isfinite(value)), None)
 
 
 def read_run(run_dir: Path) -> Run:
@@ -65,7 +81,7 @@ def read_run(run_dir: Path) -> Run:
         try:
             line = json.loads(text)
         except ValueError as problem:
-            raise ValueError(f"{path}, line {number} is no JSON object: {problem}. Delete that line.") from problem
+            raise ValueError(f"{path}, line {number} is not a JSON object: {problem}. Delete that line.") from problem
         for key, value in line.items():
             set_name, _, metric = key.rpartition("/")
             if not set_name or "/" in set_name or metric not in PANELS:
@@ -82,20 +98,21 @@ def read_run(run_dir: Path) -> Run:
 
 def lines_of(runs: Sequence[Run], metric: str) -> Iterator[Line]:
     """One run has a colour a set. Several have a colour a run: held-out sets thick, with dashes a set; training thin."""
-    for run_number, run in enumerate(runs):
+    for run_color, run in zip(COLORS, runs, strict=False):
         sets = run.sets(metric)
         held_out = [name for name in sets if name != TRAIN]
         for set_name in sets:
             place = 0 if set_name == TRAIN else held_out.index(set_name)
-            own_color = MUTED if set_name == TRAIN else COLORS[place % len(COLORS)]
+            set_color = MUTED if set_name == TRAIN else COLORS[place % len(COLORS)]
             points = run.curves[set_name, metric]
             values = [point.value for point in points.values()]
             is_noisy = set_name == TRAIN and metric != "lr" and len(values) > 60
             yield Line(
-                label="" if len(runs) > 1 or metric == "lr" else set_name,
-                color=own_color if len(runs) == 1 else COLORS[run_number],
+                run=run,
+                set_name=set_name,
+                color=set_color if len(runs) == 1 else run_color,
                 dashes=DASHES[place % len(DASHES)] if len(runs) > 1 else "-",
-                is_train=set_name == TRAIN and bool(held_out),
+                is_thin=set_name == TRAIN and bool(held_out),
                 steps=list(points),
                 values=values,
                 drawn=running_average(list(points.values())) if is_noisy else values,
@@ -115,11 +132,12 @@ def running_average(points: Sequence[Point]) -> list[float]:
 
 
 def draw(runs: Sequence[Run]) -> "Figure":
+    """A panel a metric, and one that says what the colours and dashes stand for."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    metrics = [metric for metric in PANELS if any(run.sets(metric) for run in runs)]
-    num_cells = len(metrics) + 1
+    lines = {metric: found for metric in PANELS if (found := list(lines_of(runs, metric)))}
+    num_cells = len(lines) + 1
     num_columns = 2 if num_cells == 4 else min(3, num_cells)
     num_rows = math.ceil(num_cells / num_columns)
     figure = Figure(
@@ -129,39 +147,31 @@ def draw(runs: Sequence[Run]) -> "Figure":
     )
     title = f"{len(runs)} runs" if len(runs) > 1 else runs[0].name
     figure.suptitle(title, x=0.015, ha="left", fontsize=13, fontweight="bold", color=INK)
-    cells = list(figure.subplots(num_rows, num_columns, squeeze=False).flat)
-    for metric, axes in zip(metrics, cells, strict=False):
-        draw_panel(axes, metric, list(lines_of(runs, metric)), show_noise=len(runs) == 1)
-    draw_table(cells[len(metrics)], runs)
-    for axes in cells[num_cells:]:
-        axes.set_axis_off()
+    grid = figure.add_gridspec(num_rows, num_columns)
+    for cell, (metric, found) in enumerate(lines.items()):
+        draw_panel(figure.add_subplot(grid[cell]), metric, found, is_alone=len(runs) == 1)
+    draw_key(figure.add_subplot(grid[len(lines)]), runs, [line for found in lines.values() for line in found])
     return figure
 
 
-def draw_panel(axes: "Axes", metric: str, lines: Sequence[Line], show_noise: bool) -> None:
+def draw_panel(axes: "Axes", metric: str, lines: Sequence[Line], is_alone: bool) -> None:
     for line in lines:
-        if show_noise and line.drawn is not line.values:
+        if is_alone and line.drawn is not line.values:
             axes.plot(line.steps, line.values, color=line.color, linewidth=0.6, alpha=0.25)
-        axes.plot(
-            line.steps,
-            line.drawn,
-            color=line.color,
-            linestyle=line.dashes,
-            linewidth=1.1 if line.is_train else 1.9,
-            alpha=0.75 if line.is_train else 1.0,
-            marker="o" if len(line.steps) <= 30 else "",
-            markersize=3,
-        )
-    shown = [value for line in lines for value in (line.values if show_noise else line.drawn) if math.isfinite(value)]
+        marker = "o" if len(line.steps) <= 30 else ""
+        axes.plot(line.steps, line.drawn, **line.style, marker=marker, markersize=3)
+    shown = [value for line in lines for value in (line.values if is_alone else line.drawn) if math.isfinite(value)]
     style_axes(axes, metric, shown)
-    # Held-out curves matter most: with several runs only theirs are labelled.
-    label_ends(axes, metric, [line for line in lines if show_noise or not line.is_train])
+    if is_alone:
+        label_ends(axes, metric, lines, with_names=metric != "lr")
+    else:  # held-out curves matter most: only theirs are labelled
+        label_ends(axes, metric, [line for line in lines if not line.is_thin], with_names=False)
 
 
 def style_axes(axes: "Axes", metric: str, values: Sequence[float]) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-    axes.set_title(PANELS[metric], loc="left", fontsize=10.5, fontweight="bold", color=INK, pad=8)
+    axes.set_title(PANELS[metric], **HEADING)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(FAINT)
     axes.grid(axis="y", color=GRID, linewidth=0.9)
@@ -188,18 +198,14 @@ def style_axes(axes: "Axes", metric: str, values: Sequence[float]) -> None:
         axes.yaxis.set_major_locator(MaxNLocator(6, integer=metric == "steps"))
 
 
-def label_ends(axes: "Axes", metric: str, lines: Sequence[Line]) -> None:
-    """Write each curve's name and last value at its right end, pushed apart where they would touch."""
-    ends = []
-    for line in lines:
-        finite = [(step, value) for step, value in zip(line.steps, line.drawn, strict=True) if math.isfinite(value)]
-        if finite:
-            height = axes.transAxes.inverted().transform(axes.transData.transform(finite[-1]))[1]
-            ends.append((float(height), finite[-1][1], line))
+def label_ends(axes: "Axes", metric: str, lines: Sequence[Line], with_names: bool) -> None:
+    """Write each curve's last value at its right end, pushed apart where they would touch."""
+    to_height = axes.transData + axes.transAxes.inverted()
+    ends = [(float(to_height.transform(line.last)[1]), line) for line in lines if line.last is not None]
     ends.sort(key=lambda end: end[0])
-    for height, (_, value, line) in zip(spread([end[0] for end in ends], gap=0.085), ends, strict=True):
-        text = f"{line.label}  {readable(metric, value)}".strip()
-        weight = "normal" if line.is_train else "bold"
+    for height, (_, line) in zip(spread([height for height, _ in ends], gap=0.085), ends, strict=True):
+        text = f"{line.set_name}  {last_value(metric, line)}" if with_names else last_value(metric, line)
+        weight = "normal" if line.is_thin else "bold"
         axes.text(1.02, height, text, transform=axes.transAxes, va="center", size=8, color=line.color, weight=weight)
 
 
@@ -215,43 +221,21 @@ def spread(heights: Sequence[float], gap: float) -> list[float]:
     return result
 
 
-def draw_table(axes: "Axes", runs: Sequence[Run]) -> None:
-    """The last values: of every set of one run, or of the first held-out set of each of several."""
+def draw_key(axes: "Axes", runs: Sequence[Run], lines: Sequence[Line]) -> None:
+    """What colours, dashes and widths stand for: the runs where there are several, then the sets."""
+    is_alone = len(runs) == 1
+    for color, run in zip(COLORS, [] if is_alone else runs, strict=False):
+        axes.plot([], color=color, linewidth=1.9, label=run.name)
+    for line in {line.set_name: line for line in reversed(lines)}.values():  # the first one of each set
+        label = f"{line.set_name}, running average" if line.drawn is not line.values else line.set_name
+        axes.plot([], **line.style if is_alone else line.style | {"color": MUTED}, label=label)
     axes.set_axis_off()
-    axes.set_title("Last values", loc="left", fontsize=10.5, fontweight="bold", color=INK, pad=8)
-    rows: list[tuple[str, str, list[str]]] = []
-    for color, run in zip(COLORS, runs, strict=False):
-        sets = list(dict.fromkeys(name for metric in PANELS for name in run.sets(metric)))
-        held_out = [name for name in sets if name != TRAIN]
-        if len(runs) == 1:
-            rows += [(TRAIN, MUTED, last_values(run, TRAIN))] * (TRAIN in sets)
-            rows += [(name, COLORS[i % len(COLORS)], last_values(run, name)) for i, name in enumerate(held_out)]
-        else:
-            chosen = (held_out or sets)[0]
-            rows.append((f"{run.name}, {chosen}", color, last_values(run, chosen)))
-    right_edges = (0.5, 0.75, 1.0)
-    lines_a_row = 1 if len(runs) == 1 else 2  # the names of runs are long: their numbers go below
-    line_height = min(0.095, 0.9 / (1.2 * lines_a_row * len(rows) + 2))
-    for edge, heading in zip(right_edges, TABLE_COLUMNS.values(), strict=True):
-        axes.text(edge, 0.97, heading, fontsize=8, color=MUTED, ha="right", va="top")
-    y = 0.97 - 1.1 * line_height
-    for name, color, cells in rows:
-        axes.text(0.0, y, name, fontsize=9, color=color, fontweight="bold", va="top")
-        y -= (lines_a_row - 1) * line_height
-        for edge, cell in zip(right_edges, cells, strict=True):
-            axes.text(edge, y, cell, fontsize=9, color=INK, ha="right", va="top")
-        y -= 1.2 * line_height
-    remark = "train: running average" if len(runs) == 1 else "thick: held out; thin: train, running average"
-    axes.text(0.0, y - 0.3 * line_height, remark, fontsize=8, color=MUTED, va="top")
+    axes.set_title("Key", **HEADING)
+    axes.legend(loc="upper left", frameon=False, fontsize=9, labelcolor="linecolor", borderaxespad=0)
 
 
-def last_values(run: Run, set_name: str) -> list[str]:
-    cells = []
-    for metric in TABLE_COLUMNS:
-        drawn = [line.drawn for line in lines_of([run], metric) if line.label == set_name]
-        finite = [value for values in drawn for value in values if math.isfinite(value)]
-        cells.append(readable(metric, finite[-1]) if finite else "–")
-    return cells
+def last_value(metric: str, line: Line) -> str:
+    return readable(metric, line.last[1]) if line.last else "–"
 
 
 def readable(metric: str, value: float, digits: int = 1) -> str:

@@ -185,13 +185,11 @@ def mean(group: list[dict[str, Any]], metric: str) -> float:
 
 def draw(rows: list[dict[str, Any]], picture: Path) -> None:
     """Exact accuracy of every variant, a dot a seed."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     groups = grouped(rows)[::-1]
-    figure, axes = plt.subplots(figsize=(8, 0.4 * len(groups) + 1.2), layout="constrained")
+    figure = Figure(figsize=(8, 0.4 * len(groups) + 1.2), layout="constrained")
+    axes = figure.subplots()
     for place, (name, group) in enumerate(groups):
         values = [row["metrics"]["exact_accuracy"] for row in group]
         colour = "tab:orange" if name.startswith("TRM") else "tab:blue"
@@ -202,4 +200,3 @@ def draw(rows: list[dict[str, Any]], picture: Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="x", alpha=0.3)
     figure.savefig(picture, dpi=120)
-    plt.close(figure)

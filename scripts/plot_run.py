@@ -11,10 +11,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from engine.entry import user_errors
+from lab.drawing import require_matplotlib
 from lab.plot_run import COLORS, draw, read_run
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -26,20 +28,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if len(given.run_dirs) > len(COLORS):
         parser.error(f"{len(given.run_dirs)} runs are too many for one picture; give at most {len(COLORS)}")
     output = given.output or given.run_dirs[0] / ("plot.png" if len(given.run_dirs) == 1 else "comparison.png")
-    try:
+    with user_errors():
+        require_matplotlib()
         figure = draw([read_run(run_dir) for run_dir in given.run_dirs])
-    except ValueError as problem:
-        print(f"Error: {problem}", file=sys.stderr)
-        return 1
-    except ImportError as problem:
-        advice = "pip install -r requirements-dev.txt or: pip install -e '.[plots]'"
-        print(f"Error: drawing needs matplotlib ({problem}). Install it with: {advice}", file=sys.stderr)
-        return 1
-    output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(output, format="png")
+        output.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(output, format="png")
     print(output)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -4,14 +4,14 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dataset.puzzles.samples import Game
-from lab.puzzle_pictures import boards
-from lab.puzzle_pictures.boards import INK, MUTED, START, WRONG, View, question_view, solution_view, step_view
-from lab.puzzle_pictures.traces import Trace
+from lab.drawing import INK, MUTED
+from lab.puzzle_pictures.boards import LEGENDS, START, WRONG, draw_board
+from lab.puzzle_pictures.traces import Board, Trace
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,11 +21,9 @@ DPI = 150
 MAX_COLUMNS = 6  # steps that a PNG shows
 BOARDS_ACROSS = 4  # of a GIF
 FRAMES_A_SECOND, LAST_FRAMES = 2, 5  # the end is held
-HALT = "halt"  # caption of the probability by which the model would stop
 
 # Inches.
-MARGIN, GAP, CAPTION = 0.3, 0.24, 0.5
-TOP, HEADING = 0.72, 0.28
+MARGIN, GAP, CAPTION, TOP = 0.3, 0.24, 0.5, 1.0
 MIN_WIDTH = 4.4
 
 
@@ -43,15 +41,12 @@ def draw_steps(game: Game, traces: Sequence[Trace], title: str) -> "Figure":
     steps = shown_steps(len(traces[0].answers))
     needs_solution = any(trace.num_wrong[-1] for trace in traces)
     sheet = Sheet(game, len(traces), 1 + len(steps) + needs_solution, title)
-    headings = ["puzzle", *(f"step {step}" for step in steps), *["solution"] * needs_solution]
-    for column, heading in enumerate(headings):
-        sheet.write_heading(column, heading)
     for row, trace in enumerate(traces):
-        sheet.draw(row, 0, question_view(trace), (f"number {trace.sample.number}", MUTED))
+        sheet.draw(row, 0, "puzzle", trace.question, number_caption(trace))
         for column, (before, step) in enumerate(pairwise([0, *steps]), start=1):
-            sheet.draw(row, column, step_view(trace, step, before), *captions(trace, step))
+            sheet.draw(row, column, f"step {step}", trace.answer(step, before), step_captions(trace, step))
         if needs_solution:
-            sheet.draw(row, len(steps) + 1, solution_view(trace))
+            sheet.draw(row, len(steps) + 1, "solution", trace.solution, {})
     return sheet.figure
 
 
@@ -62,11 +57,16 @@ def shown_steps(num_steps: int) -> list[int]:
     return sorted({round(step) for step in np.geomspace(1, num_steps, MAX_COLUMNS).tolist()})
 
 
-def captions(trace: Trace, step: int) -> tuple[tuple[str, str], tuple[str, str]]:
-    """What stands below the answer of a step: (text, colour) for each line."""
+def number_caption(trace: Trace) -> dict[str, str]:
+    """What stands below a question: text -> its colour."""
+    return {f"number {trace.sample.number}": MUTED}
+
+
+def step_captions(trace: Trace, step: int) -> dict[str, str]:
+    """What stands below the answer of a step; halt is the probability by which the model would stop there."""
     num_wrong = trace.num_wrong[step - 1]
-    verdict = (f"{num_wrong} wrong", WRONG) if num_wrong else ("solved", START)
-    return verdict, (f"{HALT} {trace.halting[step - 1]:.0%}", MUTED)
+    verdict = {f"{num_wrong} wrong": WRONG} if num_wrong else {"solved": START}
+    return verdict | {f"halt {trace.halting[step - 1]:.0%}": MUTED}
 
 
 def save_animation(game: Game, traces: Sequence[Trace], title: str, output: Path) -> None:
@@ -86,13 +86,11 @@ def draw_frame(game: Game, traces: Sequence[Trace], title: str, step: int) -> "F
     """All puzzles side by side after that many supervision steps; 0 shows the questions."""
     across = min(len(traces), BOARDS_ACROSS)
     sheet = Sheet(game, math.ceil(len(traces) / across), across, title)
-    sheet.write_heading(0, f"step {step} of {len(traces[0].answers)}" if step else "puzzle")
     for place, trace in enumerate(traces):
-        row, column = divmod(place, across)
-        if step:
-            sheet.draw(row, column, step_view(trace, step, step - 1), *captions(trace, step))
-        else:
-            sheet.draw(row, column, question_view(trace), (f"number {trace.sample.number}", MUTED))
+        heading = "" if place else f"step {step} of {len(trace.answers)}" if step else "puzzle"
+        board = trace.answer(step, step - 1) if step else trace.question
+        captions = step_captions(trace, step) if step else number_caption(trace)
+        sheet.draw(*divmod(place, across), heading, board, captions)
     return sheet.figure
 
 
@@ -101,54 +99,55 @@ class Sheet:
 
     def __init__(self, game: Game, num_rows: int, num_columns: int, title: str) -> None:
         from matplotlib.figure import Figure
+        from matplotlib.lines import Line2D
 
-        self.game = game
-        self.board = board_inches(game)
-        self.width = max(MIN_WIDTH, 2 * MARGIN + num_columns * (self.board + GAP) - GAP)
-        self.height = TOP + HEADING + num_rows * (self.board + CAPTION) + 0.5 * MARGIN
-        self.figure = Figure(figsize=(self.width, self.height), facecolor="white")
-        self._write(MARGIN, 0.28, title, INK, size=12, weight="bold")
-        self._write_legend(MARGIN, 0.47)
-
-    def write_heading(self, column: int, text: str) -> None:
-        self._write(self._left(column), TOP + 0.18, text, MUTED, size=9)
-
-    def draw(self, row: int, column: int, view: View, *lines: tuple[str, str]) -> None:
-        """A board, and lines of text (with their colours) below it."""
-        left, top = self._left(column), TOP + HEADING + row * (self.board + CAPTION)
-        bottom = top + self.board
-        place = (left / self.width, 1 - bottom / self.height, self.board / self.width, self.board / self.height)
-        boards.draw_board(self.figure.add_axes(place), self.game, view, width=72 * self.board)
-        for number, (text, colour) in enumerate(lines):
-            weight = "normal" if colour == MUTED else "bold"
-            self._write(left, bottom + 0.16 + 0.15 * number, text, colour, size=8, weight=weight)
-
-    def _left(self, column: int) -> float:
-        return MARGIN + column * (self.board + GAP)
-
-    def _write(self, left: float, baseline: float, text: str, colour: str, size: float, weight: str = "normal") -> None:
-        self.figure.text(
-            left / self.width, 1 - baseline / self.height, text, color=colour, fontsize=size, fontweight=weight
+        self.game, self.board = game, board_inches(game)
+        right = MARGIN + num_columns * (self.board + GAP) - GAP
+        bottom = TOP + num_rows * (self.board + CAPTION) - CAPTION
+        width, height = max(MIN_WIDTH, right + MARGIN), bottom + CAPTION + 0.5 * MARGIN
+        self.figure = Figure(figsize=(width, height), facecolor="white")
+        self.grid = self.figure.add_gridspec(
+            num_rows,
+            num_columns,
+            left=MARGIN / width,
+            right=right / width,
+            top=1 - TOP / height,
+            bottom=1 - bottom / height,
+            wspace=GAP / self.board,
+            hspace=CAPTION / self.board,
+        )
+        self.figure.text(MARGIN / width, 1 - 0.28 / height, title, color=INK, fontsize=12, fontweight="bold")
+        legend = LEGENDS[game.name]
+        self.figure.legend(
+            [Line2D([], [], linestyle="none")] * len(legend),
+            list(legend),
+            labelcolor=list(legend.values()),
+            loc="upper left",
+            bbox_to_anchor=(MARGIN / width, 1 - 0.4 / height),
+            ncols=len(legend),
+            fontsize=8.5,
+            frameon=False,
+            handlelength=0,
+            handletextpad=0,
+            columnspacing=1.2,
+            borderpad=0,
+            borderaxespad=0,
         )
 
-    def _write_legend(self, left: float, top: float) -> None:
-        from matplotlib.artist import Artist
-        from matplotlib.offsetbox import AnchoredOffsetbox, HPacker, TextArea
-
-        words: list[Artist] = [
-            TextArea(text, textprops={"color": colour, "size": 8.5}) for text, colour in boards.legend_of(self.game)
-        ]
-        self.figure.add_artist(
-            AnchoredOffsetbox(
-                loc="center left",
-                child=HPacker(children=words, pad=0, sep=10),
-                bbox_to_anchor=(left / self.width, 1 - top / self.height),
-                bbox_transform=self.figure.transFigure,
-                frameon=False,
-                borderpad=0,
-                pad=0,
-            )
-        )
+    def draw(self, row: int, column: int, heading: str, board: Board, captions: dict[str, str]) -> None:
+        """A board, in the first row with its heading, and lines of text (with their colours) below it."""
+        axes = self.figure.add_subplot(self.grid[row, column])
+        draw_board(axes, self.game, board, width=72 * self.board)
+        if row == 0:
+            axes.set_title(heading, loc="left", color=MUTED, fontsize=9, pad=7)
+        for number, (text, colour) in enumerate(captions.items()):
+            style: dict[str, Any] = {
+                "color": colour,
+                "fontsize": 8,
+                "fontweight": "normal" if colour == MUTED else "bold",
+            }
+            place = (0, -12 - 11 * number)
+            axes.annotate(text, (0, 0), place, xycoords="axes fraction", textcoords="offset points", **style)
 
 
 def board_inches(game: Game) -> float:

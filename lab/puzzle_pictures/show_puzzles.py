@@ -9,6 +9,7 @@ from engine.checkpoints.load import Checkpoint, load_averaged, load_checkpoint
 from engine.config.check import check
 from engine.config.schema import PretrainConfig
 from engine.runtime.devices import start_runtime
+from lab.drawing import require_matplotlib
 from lab.puzzle_pictures.pictures import FORMATS, save_picture
 from lab.puzzle_pictures.traces import trace_samples
 
@@ -44,15 +45,6 @@ def show_puzzles(
     print(output, *(trace.summary() for trace in traces), sep="\n")
 
 
-def require_matplotlib() -> None:
-    """Say what is missing before anything takes time."""
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError as problem:
-        advice = "pip install -r requirements-dev.txt or: pip install -e '.[plots]'"
-        raise ValueError(f"Drawing needs matplotlib ({problem}). Install it with: {advice}") from problem
-
-
 def puzzle_config(loaded: Checkpoint) -> PretrainConfig:
     """What a checkpoint says it was trained with."""
     from omegaconf import OmegaConf
@@ -68,5 +60,4 @@ def puzzle_config(loaded: Checkpoint) -> PretrainConfig:
         raise ValueError(f"The config of {loaded.path} names no architecture (arch). Use another checkpoint.")
     if str((arch.get("loss") or {}).get("name", "")).endswith("TextLossHead"):
         raise ValueError(f"{loaded.path} is a model of text, and only puzzles can be drawn. Let it speak instead.")
-    config = check(PretrainConfig, {str(key): value for key, value in data.items()})
-    return config
+    return check(PretrainConfig, {str(key): value for key, value in data.items()})

@@ -13,6 +13,16 @@ from models.losses.puzzles import ACTLossHead
 
 
 @dataclass(frozen=True)
+class Board:
+    """What one picture shows; each field has an entry for every cell."""
+
+    tokens: np.ndarray
+    given: np.ndarray  # tokens of the question
+    wrong: np.ndarray  # whether to mark the cell
+    changed: np.ndarray  # whether the picture before shows another answer
+
+
+@dataclass(frozen=True)
 class Trace:
     """One puzzle and what the model made of it, step by step."""
 
@@ -30,6 +40,25 @@ class Trace:
     def num_wrong(self) -> list[int]:
         counts: list[int] = self.wrong.sum(axis=1).tolist()
         return counts
+
+    @property
+    def question(self) -> Board:
+        return self._unmarked(self.sample.inputs)
+
+    @property
+    def solution(self) -> Board:
+        labels = self.sample.labels
+        return self._unmarked(np.where(labels == IGNORE_LABEL_ID, 0, labels))
+
+    def _unmarked(self, tokens: np.ndarray) -> Board:
+        nothing = np.zeros(len(tokens), dtype=bool)
+        return Board(tokens, self.sample.inputs, wrong=nothing, changed=nothing)
+
+    def answer(self, step: int, step_before: int) -> Board:
+        """The answer after step `step`, counted from 1; what differs from `step_before`, if not 0, is marked."""
+        answer = self.answers[step - 1]
+        before = self.answers[step_before - 1] if step_before else answer
+        return Board(answer, self.sample.inputs, self.wrong[step - 1], answer != before)
 
     def summary(self) -> str:
         counts = self.num_wrong

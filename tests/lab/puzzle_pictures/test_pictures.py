@@ -30,6 +30,14 @@ def with_errors(*cells: int) -> np.ndarray:
     return answer
 
 
+def texts_of(figure) -> list[str]:
+    """Title, then the heading and captions of every board."""
+    found = [text.get_text() for text in figure.texts]
+    for axes in figure.axes:
+        found += [axes.get_title(loc="left"), *(text.get_text() for text in axes.texts)]
+    return found
+
+
 def colour_at(axes, row, column) -> str:
     (image,) = axes.images
     return matplotlib.colors.to_hex(image.get_array()[row, column])
@@ -47,8 +55,8 @@ def test_a_row_holds_the_puzzle_its_steps_and_a_solution_only_if_one_is_missing(
     solved, failed = trace([with_errors(1, 2), SOLUTION]), trace([SOLUTION, with_errors(1)], number=6)
     one, both = draw_steps(SUDOKU, [solved], "a title"), draw_steps(SUDOKU, [solved, failed], "a title")
     assert len(one.axes) == 3 and len(both.axes) == 8
-    texts = [text.get_text() for text in both.texts]
-    assert texts.count("solution") == 1 and "solution" not in [text.get_text() for text in one.texts]
+    texts = texts_of(both)
+    assert texts.count("solution") == 1 and "solution" not in texts_of(one)
     assert {"a title", "puzzle", "step 1", "step 2", "number 5", "number 6"} <= set(texts)
     assert [t for t in texts if "wrong" in t or t == "solved"] == ["2 wrong", "solved", "solved", "1 wrong"]
     assert [t for t in texts if t.startswith("halt")] == ["halt 10%", "halt 90%"] * 2
@@ -57,7 +65,7 @@ def test_a_row_holds_the_puzzle_its_steps_and_a_solution_only_if_one_is_missing(
 def test_a_sudoku_tells_given_right_and_wrong_digits_apart():
     _, first, second = draw_steps(SUDOKU, [trace([with_errors(1, 2), with_errors(2)])], "t").axes[:3]
     by_cell = {divmod(i, 4): text for i, text in enumerate(first.texts)}
-    assert [text.get_text() for text in second.texts] == [str(t - 1) for t in with_errors(2)]
+    assert [text.get_text() for text in second.texts[:16]] == [str(t - 1) for t in with_errors(2)]
     assert by_cell[0, 0].get_color() == boards.INK and by_cell[0, 0].get_fontweight() == "bold"
     assert by_cell[0, 1].get_color() == boards.WRONG and colour_at(first, 0, 1) == boards.WRONG_CELL
     assert by_cell[1, 0].get_color() == boards.ANSWER and colour_at(first, 1, 0) == boards.PAPER
@@ -85,11 +93,11 @@ def test_a_maze_shows_right_wrong_and_missed_path_cells():
     game = Game("maze", 3)
     _, wrong, right = draw_steps(game, [trace([answer, solution], question, solution)], "t").axes
     assert colour_at(right, 0, 1) == boards.ANSWER and colour_at(right, 2, 0) == boards.WALL
-    assert [patch.get_facecolor() for patch in wrong.patches] == [matplotlib.colors.to_rgba(boards.WRONG)]
-    assert wrong.patches[0].get_xy()[0].tolist() == [0, 1], "the square at row 1, column 0"
+    assert colour_at(wrong, 1, 0) == boards.WRONG and colour_at(right, 1, 0) == boards.PAPER
     (ring,) = [line for line in wrong.lines if line.get_marker() == "o"]
-    assert (ring.get_xdata()[0], ring.get_ydata()[0]) == (1.5, 0.5)
-    assert [text.get_text() for text in wrong.texts] == ["S", "G"] and not right.patches
+    assert (ring.get_xdata().tolist(), ring.get_ydata().tolist()) == ([1.5], [0.5])
+    assert [text.get_text() for text in wrong.texts[:2]] == ["S", "G"]
+    assert all(len(line.get_xdata()) == 0 for line in right.lines if line.get_marker() == "o")
 
 
 def test_arc_grids_are_cut_out_and_wrong_cells_crossed():
@@ -102,7 +110,7 @@ def test_arc_grids_are_cut_out_and_wrong_cells_crossed():
     assert colour_at(first, 0, 2) == boards.ARC_COLOURS[3] and first.images[0].get_array().shape[:2] == (2, 3)
     cross = [line for line in first.lines if line.get_marker() == "x"][-1]
     assert (cross.get_xdata().tolist(), cross.get_ydata().tolist()) == ([1.5], [1.5])
-    assert [text.get_text() for text in second.texts] == ["no grid"] and not second.images
+    assert second.texts[0].get_text() == "no grid" and not second.images
     assert all(len(line.get_xdata()) == 0 for line in last.lines if line.get_marker() == "x")
 
 
@@ -115,5 +123,5 @@ def test_an_animation_has_a_frame_a_step_and_holds_the_last(tmp_path):
     assert len(durations) == 4 and durations[-1] > 3 * durations[0]
     frame = draw_frame(SUDOKU, traces, "t", 2)
     assert len(frame.axes) == 5
-    texts = [text.get_text() for text in frame.texts]
+    texts = texts_of(frame)
     assert "step 2 of 3" in texts and texts.count("1 wrong") == 5
