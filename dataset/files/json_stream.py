@@ -27,11 +27,8 @@ def read_values(blocks: Iterator[bytes], source: str) -> Iterator[tuple[str, Any
             break
     if not head.removeprefix(BYTE_ORDER_MARK).strip():
         raise ValueError(f"{source} is empty. {FORMS}")
-    pieces = chain([head.removeprefix(BYTE_ORDER_MARK)], blocks)
-    if _is_array(head):
-        yield from _array_elements(source, pieces, len(BYTE_ORDER_MARK) if head.startswith(BYTE_ORDER_MARK) else 0)
-    else:
-        yield from _lines(source, pieces)
+    parse = _array_elements if _is_array(head) else _lines
+    yield from parse(source, chain([head], blocks))
 
 
 def _is_array(head: bytes) -> bool:
@@ -78,8 +75,8 @@ def _check_size(source: str, what: str, size: int) -> None:
         raise ValueError(f"{source}: {what} is longer than {MAX_RECORD_BYTES >> 20} MB. {FORMS}")
 
 
-def _array_elements(source: str, blocks: Iterable[bytes], first_byte: int) -> Iterator[tuple[str, Any]]:
-    text = _TextWindow(source, blocks, first_byte)
+def _array_elements(source: str, blocks: Iterable[bytes]) -> Iterator[tuple[str, Any]]:
+    text = _TextWindow(source, blocks)
     text.skip("[")
     number = 0
     if text.next_sign() != "]":
@@ -97,20 +94,20 @@ def _array_elements(source: str, blocks: Iterable[bytes], first_byte: int) -> It
 class _TextWindow:
     """The part of a long text around the place where a reader is, and where that is in bytes."""
 
-    def __init__(self, source: str, blocks: Iterable[bytes], first_byte: int) -> None:
+    def __init__(self, source: str, blocks: Iterable[bytes]) -> None:
         self._source = source
         self._blocks = iter(blocks)
         self._utf8 = codecs.getincrementaldecoder("utf-8")()
         self._decoder = json.JSONDecoder()
         self._text, self._at = "", 0
-        self._bytes_before = first_byte  # of the file, before `_text`
-        self._bytes_read = first_byte
+        self._bytes_before = 0  # of the file, before `_text`
+        self._bytes_read = 0
         self._is_complete = False
 
     def next_sign(self) -> str:
-        """The next character that is not white space; nothing at the end of the text."""
+        """The next character that is neither white space nor a byte order mark; nothing at the end of the text."""
         while True:
-            while self._at < len(self._text) and self._text[self._at] in " \t\r\n":
+            while self._at < len(self._text) and self._text[self._at] in " \t\r\n\ufeff":
                 self._at += 1
             if self._at < len(self._text) or not self._grow():
                 return self._text[self._at : self._at + 1]

@@ -75,7 +75,7 @@ def test_records_are_numbered_over_all_files(tmp_path: Path) -> None:
 def test_array_survives_any_cut_of_its_bytes(found: list[Any], size: int) -> None:
     content = json.dumps(found, ensure_ascii=False).encode()
     blocks = [content[at : at + size] for at in range(0, len(content), size)]
-    elements = json_stream._array_elements("x.json", blocks, 0)
+    elements = json_stream._array_elements("x.json", blocks)
     assert [value for _, value in elements] == found
 
 
