@@ -55,15 +55,15 @@ def test_cached_teaches_what_direct_teaches(
 ) -> None:
     batch, teacher = batch_of(root, [0, 1, 2, 3]), direct(root, **asked)
     record(root, tmp_path, teacher, [[0, 1, 2, 3]], value_dtype=value_dtype)
-    told, expected = cached(root, cache_dir=tmp_path, **asked).signal(batch), teacher.signal(batch)
+    said, expected = cached(root, cache_dir=tmp_path, **asked).signal(batch), teacher.signal(batch)
     if expected.ids is not None:
-        assert torch.equal(told.ids, expected.ids)
+        assert torch.equal(said.ids, expected.ids)
     if expected.shares is not None:
-        assert torch.allclose(told.shares, expected.shares)
-    assert torch.equal(told.valid, expected.valid) and torch.equal(told.log_norms, expected.log_norms)
+        assert torch.allclose(said.shares, expected.shares)
+    assert torch.equal(said.valid, expected.valid) and torch.equal(said.log_norms, expected.log_norms)
     for column, temperature in enumerate(teacher.facts.temperatures):
-        assert relative(divergence(told, temperature, column), divergence(expected, temperature, column)) < 1e-3
-    assert (told.logprobs.logsumexp(-1)[told.valid] < 1e-5).all(), "rounding made mass out of nothing"
+        assert relative(divergence(said, temperature, column), divergence(expected, temperature, column)) < 1e-3
+    assert (said.logprobs.logsumexp(-1)[said.valid] < 1e-5).all(), "rounding made mass out of nothing"
 
 
 def test_u8_takes_less_room_than_fp16(root: Path, tmp_path: Path) -> None:
@@ -86,8 +86,8 @@ def test_recording_changes_no_answer_and_writes_every_row_once(root: Path, tmp_p
     rows = [first + index for shard in shards for first, count in shard["runs"] for index in range(count)]
     assert sorted(rows) == [0, 1, 2, 3, 4, 5, 7] and [len(shard["runs"]) for shard in shards] == [3, 1, 1]
     batch = batch_of(root, [7, 4, 0])
-    told, expected = cached(root, cache_dir=tmp_path).signal(batch), teacher.signal(batch)
-    assert torch.equal(told.ids, expected.ids) and relative(divergence(told), divergence(expected)) < 1e-3
+    said, expected = cached(root, cache_dir=tmp_path).signal(batch), teacher.signal(batch)
+    assert torch.equal(said.ids, expected.ids) and relative(divergence(said), divergence(expected)) < 1e-3
 
 
 def test_a_run_that_records_leaves_a_cache(root: Path, tmp_path: Path) -> None:
@@ -101,8 +101,8 @@ def test_empty_rows_say_nothing(root: Path, tmp_path: Path) -> None:
     record(root, tmp_path, direct(root), [[0]])
     batch = batch_of(root, [0, 1])
     batch["row_id"][1], batch["documents"][1] = -1, -1
-    told = cached(root, cache_dir=tmp_path).signal(batch)
-    assert told.valid[0].any() and not told.valid[1].any()
+    said = cached(root, cache_dir=tmp_path).signal(batch)
+    assert said.valid[0].any() and not said.valid[1].any()
 
 
 def test_a_missing_row_is_named_with_the_command(root: Path, tmp_path: Path) -> None:
@@ -149,8 +149,8 @@ def test_what_was_written_on_the_way_is_not_asked_again(
     monkeypatch.setattr(src.distillation.cache.store, "MAX_SHARD_ROWS", 2)
     teacher = cached(root, cache_dir=tmp_path, on_missing="direct", model=str(root / "teacher"))
     for part in ([3, 5], [5, 1], [3, 5]):
-        told = teacher.signal(batch_of(root, part))
-    assert asked == [3, 5, 1] and told.valid.any(-1).all()
+        said = teacher.signal(batch_of(root, part))
+    assert asked == [3, 5, 1] and said.valid.any(-1).all()
     teacher.close()
 
 

@@ -35,9 +35,9 @@ def batch(root: Path) -> Batch:
 
 def test_documents_of_a_row_are_read_as_if_alone(root: Path, batch: Batch) -> None:
     assert (batch["documents"].max(-1).values > 0).all(), "every row has several documents"
-    told = direct(root, kind="dense").signal(batch)
+    said = direct(root, kind="dense").signal(batch)
     expected = whole_distributions(root, batch)
-    assert (told.logprobs - expected)[told.valid].abs().max() < 1e-4
+    assert (said.logprobs - expected)[said.valid].abs().max() < 1e-4
 
     from transformers import LlamaForCausalLM
 
@@ -49,22 +49,22 @@ def test_documents_of_a_row_are_read_as_if_alone(root: Path, batch: Batch) -> No
             position_ids=batch["positions"].long(),
             use_cache=False,
         ).logits.log_softmax(-1)
-    assert (leaking - expected)[told.valid].abs().max() > 0.1
+    assert (leaking - expected)[said.valid].abs().max() > 0.1
 
 
 def test_valid_is_where_the_next_token_is_of_the_same_document(root: Path, batch: Batch) -> None:
-    told = direct(root).signal(batch)
-    assert torch.equal(told.valid, batch["labels"] != -100)
-    assert told.ids is not None and (told.ids[~told.valid] == UNUSED).all()
-    assert (told.logprobs[~told.valid] == NO_MASS).all()
+    said = direct(root).signal(batch)
+    assert torch.equal(said.valid, batch["labels"] != -100)
+    assert said.ids is not None and (said.ids[~said.valid] == UNUSED).all()
+    assert (said.logprobs[~said.valid] == NO_MASS).all()
 
 
 def test_topk_are_the_likeliest_in_order_however_it_is_chunked(root: Path, batch: Batch) -> None:
     whole = direct(root, kind="dense").signal(batch)
-    told = direct(root, k=5).signal(batch)
-    expected = whole.logprobs[told.valid].topk(5)
-    assert told.ids is not None and torch.equal(told.ids[told.valid].long(), expected.indices)
-    assert torch.allclose(told.logprobs[told.valid], expected.values, atol=1e-6)
+    said = direct(root, k=5).signal(batch)
+    expected = whole.logprobs[said.valid].topk(5)
+    assert said.ids is not None and torch.equal(said.ids[said.valid].long(), expected.indices)
+    assert torch.allclose(said.logprobs[said.valid], expected.values, atol=1e-6)
 
     from transformers import LlamaForCausalLM
 
@@ -77,18 +77,18 @@ def test_topk_are_the_likeliest_in_order_however_it_is_chunked(root: Path, batch
 
     model = LlamaForCausalLM.from_pretrained(root / "teacher")
     small = Watched(model, vocab_size=VOCAB_SIZE, k=5, chunk_elements=7 * VOCAB_SIZE).signal(batch)
-    assert max(sizes) == 7 and sum(sizes) == told.valid.sum()
-    assert torch.equal(small.ids, told.ids) and torch.allclose(small.logprobs, told.logprobs, atol=1e-5)
+    assert max(sizes) == 7 and sum(sizes) == said.valid.sum()
+    assert torch.equal(small.ids, said.ids) and torch.allclose(small.logprobs, said.logprobs, atol=1e-5)
 
 
 def test_log_norms_make_the_distribution_at_another_temperature(root: Path, batch: Batch) -> None:
     teacher = direct(root, kind="topk", temperatures=(2.0, 1.0, 0.5))
     assert teacher.facts.temperatures == (0.5, 1.0, 2.0)
-    told, whole = teacher.signal(batch), whole_distributions(root, batch)
+    said, whole = teacher.signal(batch), whole_distributions(root, batch)
     for column, temperature in enumerate(teacher.facts.temperatures):
-        expected = (whole / temperature).log_softmax(-1).gather(-1, told.ids.long().clamp(min=0))
-        found = told.logprobs / temperature - told.log_norms[..., column, None]
-        assert torch.allclose(found[told.valid], expected[told.valid], atol=1e-4)
+        expected = (whole / temperature).log_softmax(-1).gather(-1, said.ids.long().clamp(min=0))
+        found = said.logprobs / temperature - said.log_norms[..., column, None]
+        assert torch.allclose(found[said.valid], expected[said.valid], atol=1e-4)
     with pytest.raises(ValueError, match="temperatures 0.5, 1, 2"):
         teacher.facts.column(3.0)
 
@@ -97,18 +97,18 @@ def test_drawn_ids_are_unbiased_and_close_to_the_distribution(root: Path, batch:
     whole = whole_distributions(root, batch).exp()
     mean, draws, places = torch.zeros_like(whole), 40, 8
     for seed in range(draws):
-        told = direct(root, kind="sampled", k=places, seed=seed).signal(batch)
-        assert told.ids is not None and told.shares is not None
-        used = told.ids != UNUSED
-        assert torch.allclose(told.shares.sum(-1)[told.valid], torch.ones(()))
-        assert (told.shares[used] > 0).all() and (told.shares[~used] == 0).all()
-        shares = torch.zeros_like(whole).scatter_add_(-1, told.ids.long().clamp(min=0), told.shares)
-        assert (shares - whole)[told.valid].abs().max() <= 1 / places + 1e-5
+        said = direct(root, kind="sampled", k=places, seed=seed).signal(batch)
+        assert said.ids is not None and said.shares is not None
+        used = said.ids != UNUSED
+        assert torch.allclose(said.shares.sum(-1)[said.valid], torch.ones(()))
+        assert (said.shares[used] > 0).all() and (said.shares[~used] == 0).all()
+        shares = torch.zeros_like(whole).scatter_add_(-1, said.ids.long().clamp(min=0), said.shares)
+        assert (shares - whole)[said.valid].abs().max() <= 1 / places + 1e-5
         mean += shares / draws
-    off = (mean - whole)[told.valid]
+    off = (mean - whole)[said.valid]
     assert off.abs().max() < 4 * 0.5 / places / draws**0.5  # four deviations at the most uncertain share
     assert off.square().mean().sqrt() < 0.01
-    assert torch.allclose(told.logprobs[used], whole.log().gather(-1, told.ids.long().clamp(min=0))[used], atol=1e-4)
+    assert torch.allclose(said.logprobs[used], whole.log().gather(-1, said.ids.long().clamp(min=0))[used], atol=1e-4)
 
 
 def test_impossible_ids_are_never_drawn() -> None:
@@ -131,9 +131,9 @@ def test_ids_beyond_the_corpus_get_no_probability(root: Path, batch: Batch, caps
     write_llama(root / "padded", initializer_range=0.4, vocab_size=VOCAB_SIZE + 5)
     teacher = direct(root, model=root / "padded", kind="dense")
     assert "264 ids" in capsys.readouterr().err
-    told = teacher.signal(batch)
-    assert told.logprobs.shape[-1] == VOCAB_SIZE == teacher.facts.vocab_size
-    assert torch.allclose(told.logprobs.exp().sum(-1), torch.ones(()), atol=1e-5)
+    said = teacher.signal(batch)
+    assert said.logprobs.shape[-1] == VOCAB_SIZE == teacher.facts.vocab_size
+    assert torch.allclose(said.logprobs.exp().sum(-1), torch.ones(()), atol=1e-5)
 
 
 def test_a_smaller_vocabulary_is_refused(root: Path) -> None:

@@ -54,11 +54,11 @@ def test_the_server_teaches_what_the_model_teaches(root: Path, model: Any, batch
     expected = direct(root).signal(batch)
     with serving(model) as server:
         teacher = network(root, server.url + "/v1/")
-        told = teacher.signal(batch)
+        said = teacher.signal(batch)
         teacher.close()
-    assert torch.equal(told.valid, expected.valid) and torch.equal(told.ids, expected.ids)
-    assert abs(divergence(told) - divergence(expected)) < 1e-5
-    assert (told.logprobs - expected.logprobs)[told.valid].abs().max() < 1e-5
+    assert torch.equal(said.valid, expected.valid) and torch.equal(said.ids, expected.ids)
+    assert abs(divergence(said) - divergence(expected)) < 1e-5
+    assert (said.logprobs - expected.logprobs)[said.valid].abs().max() < 1e-5
     assert teacher.facts.temperatures == (1.0,)
     sent = sorted(tuple(question["prompt"]) for question in server.asked)
     texts = [
@@ -77,8 +77,8 @@ def test_the_cache_of_a_server_is_made_like_any(root: Path, model: Any, tmp_path
         completion_flags = ["--teacher-url", server.url, "--teacher-model", "tiny", "--workers", "2"]
         write_cache(root, *flags, *completion_flags)
     batch = batch_of(root, [0, 1], "val")
-    told, expected = cached(root, cache_dir=tmp_path).signal(batch), direct(root).signal(batch)
-    assert torch.equal(told.ids, expected.ids) and divergence(told) == pytest.approx(divergence(expected), rel=1e-3)
+    said, expected = cached(root, cache_dir=tmp_path).signal(batch), direct(root).signal(batch)
+    assert torch.equal(said.ids, expected.ids) and divergence(said) == pytest.approx(divergence(expected), rel=1e-3)
 
 
 def test_a_busy_server_is_asked_again(root: Path, model: Any, batch: Batch) -> None:
