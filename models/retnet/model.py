@@ -156,14 +156,14 @@ class RetNetCore(RecursiveCore):
         return Answer(answer), [answer]
 
     def read(self, ids: Tensor, new_lengths: Sequence[int], state: RetNetState) -> tuple[Tensor, RetNetState]:
-        """Reads on behind a state: ids (B, L), of which `new_lengths` are real, -> answers (B, L, D), the new state."""
+        """Continue from a state with ids (B, L), of which `new_lengths` (1 to L) are real: answers (B, L, D), new state."""
         lengths = torch.tensor(new_lengths, device=ids.device)
         positions = state.lengths[:, None] + torch.arange(ids.shape[1], device=ids.device)
         readers = [_Reader(self.log_decay, layer, lengths, self.config.chunk_size) for layer in state.layers]
         answer = self.retention_level(self.embed({"inputs": ids}), self._rope(positions), readers)
         return answer, RetNetState(tuple(reader.state for reader in readers), state.lengths + lengths)
 
-    def nothing_read(self, rows: int) -> RetNetState:
+    def empty_state(self, rows: int) -> RetNetState:
         """The state before the first position."""
         shape = (rows, self.config.num_heads, self.key_size, self.config.value_expansion * self.key_size)
         device = self.log_decay.device
@@ -194,23 +194,6 @@ class RetNet(ActModel):
     config_class = RetNetConfig
     inner: RetNetCore
 
-    @torch.no_grad()
-    def prefill(self, ids: Tensor, lengths: Sequence[int]) -> tuple[Tensor, RetNetState]:
-        """Reads prompts (B, L), padded on the right: the hidden state (B, D) at each one's end, and what is kept."""
-        if len(lengths) != len(ids) or not all(0 < length <= ids.shape[1] for length in lengths):
-            raise ValueError(
-                f"lengths={list(lengths)} do not fit prompts of shape {tuple(ids.shape)}: expected one of 1 to "
-                f"{ids.shape[1]} for each row."
-            )
-        answer, state = self.inner.read(ids, lengths, self.inner.nothing_read(len(ids)))
-        return answer[torch.arange(len(ids), device=ids.device), state.lengths - 1], state
-
-    @torch.no_grad()
-    def step(self, ids: Tensor, state: RetNetState) -> tuple[Tensor, RetNetState]:
-        """Reads one more token (B,) a row: the hidden state (B, D) there, and what is kept."""
-        answer, state = self.inner.read(ids[:, None], [1] * len(ids), state)
-        return answer[:, 0], state
-
 
 class RetentionMemory:
     """What the decoder asks of a memory, for a RetNet: any number of positions in constant space."""
@@ -218,7 +201,7 @@ class RetentionMemory:
     def __init__(self, model: RetNet, rows: int) -> None:
         self.core = model.inner
         self.device = self.core.log_decay.device
-        self.state = self.core.nothing_read(rows)
+        self.state = self.core.empty_state(rows)
 
     @property
     def bytes_per_row(self) -> int:

@@ -20,7 +20,7 @@ SETTINGS: dict[str, Any] = {"vocab_size": VOCAB, "bos_id": 1, "special_ids": SPE
 class Rememberer(RetNetCore):
     """Keeps every token in its state and says what followed when it last read the same key."""
 
-    def nothing_read(self, rows: int) -> RetNetState:
+    def empty_state(self, rows: int) -> RetNetState:
         return RetNetState((torch.zeros(rows, 0, dtype=torch.long),), torch.zeros(rows, dtype=torch.long))
 
     def read(self, ids: Tensor, new_lengths: Any, state: RetNetState) -> tuple[Tensor, RetNetState]:
