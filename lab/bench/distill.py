@@ -3,9 +3,7 @@
 import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ from dataset.common import IGNORE_LABEL_ID, Batch
 from engine.generate.decode import Decoding
 from engine.generate.options import DecodeOptions
 from engine.runtime.devices import Runtime, start_runtime
-from lab.bench.generate import timed
+from lab.bench.measure import timed
 from models.kv_cache import cast_for_reading
 from models.layers import weights_cast_once
 from models.losses.text import Supervision
@@ -125,26 +123,26 @@ def step_parts(
     optimizers = student_optimizers(config, head, None)
     core, at = head.model.inner, Supervision.of(batch)
     weights = at.weights("token", torch.tensor(float(len(at.places)), device=runtime.device))
-    clock = Clock(runtime)
+    times: dict[str, list[float]] = defaultdict(list)
     for step in range(steps + 1):
         if step == 1:  # the first one warms up
-            clock.parts.clear()
+            times.clear()
         if isinstance(teacher, DirectTeacher):
-            with clock.part("teacher_forward"), torch.no_grad():
+            with timed(times["teacher_forward"], runtime), torch.no_grad():
                 packed_hidden(teacher.model, batch)
-        with clock.part("signal"), torch.no_grad():
+        with timed(times["signal"], runtime), torch.no_grad():
             targets = teacher.signal(batch).targets(at.places, teacher.facts.column(1.0))
         with weights_cast_once(core, core.dtype):
-            with clock.part("student_forward"):
+            with timed(times["student_forward"], runtime):
                 ((_, answers),) = core.unroll(batch, 1)
-            with clock.part("loss"):
+            with timed(times["loss"], runtime):
                 loss, _, _ = head.score(answers, at, weights, targets)
-            with clock.part("backward"):
+            with timed(times["backward"], runtime):
                 loss.backward()
-        with clock.part("optimizer"):
+        with timed(times["optimizer"], runtime):
             optimizers.step(step + 1)
         optimizers.zero_grad()
-    parts = clock.medians()
+    parts = {name: milliseconds(seconds) for name, seconds in times.items()}
     if "teacher_forward" in parts:  # asking for the signal begins with the same forward pass
         parts["teacher_topk"] = round(parts.pop("signal") - parts["teacher_forward"], 1)
     else:
@@ -163,26 +161,15 @@ def decoding(head: DistillHead, runtime: Runtime) -> dict[str, Any]:
         tokens = iter(run)
         next(tokens)  # reads the prompt
         assert isinstance(run.memory, RetentionMemory)
-        per_token = round(1000 * statistics.median(timed(tokens, runtime)), 1)
-        found[str(length)] = {"ms_per_token": per_token, "state_bytes": run.memory.bytes_per_row}
+        times: list[float] = []
+        for _ in range(TIMED_TOKENS):
+            with timed(times, runtime):
+                next(tokens)
+        found[str(length)] = {"ms_per_token": milliseconds(times), "state_bytes": run.memory.bytes_per_row}
     early, late = (found[str(length)]["ms_per_token"] for length in DECODED_AT)
     return found | {"growth": round(late / early, 2)}
 
 
-class Clock:
-    """Collects the times of named parts."""
-
-    def __init__(self, runtime: Runtime) -> None:
-        self.synchronize: Callable[[], None] = runtime.synchronize
-        self.parts: dict[str, list[float]] = {}
-
-    @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        self.synchronize()
-        started = time.perf_counter()
-        yield
-        self.synchronize()
-        self.parts.setdefault(name, []).append(time.perf_counter() - started)
-
-    def medians(self) -> dict[str, float]:
-        return {name: round(1000 * statistics.median(times), 1) for name, times in self.parts.items()}
+def milliseconds(seconds: list[float]) -> float:
+    """The median."""
+    return round(1000 * statistics.median(seconds), 1)

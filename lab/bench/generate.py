@@ -2,8 +2,6 @@
 
 import statistics
 import sys
-import time
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,6 +12,7 @@ from engine.config.schema import InstructConfig
 from engine.generate.decode import Decoding
 from engine.generate.options import DecodeOptions, Mode
 from engine.runtime.devices import Runtime, start_runtime
+from lab.bench.measure import timed
 from models.act import ActModel
 from models.kv_cache import KeyValueMemory, cast_for_reading
 
@@ -79,15 +78,8 @@ def seconds(model: ActModel, runtime: Runtime, rows: int, prompt: int, new: int,
     prompts = torch.randint(3, vocab_size, (rows, prompt), generator=generator).tolist()
     tokens = iter(Decoding(model, prompts, DecodeOptions(mode=mode, depth=depth), max_new_tokens=new + 1))
     next(tokens)
-    return list(timed(tokens, runtime))
-
-
-def timed(tokens: Iterator[Any], runtime: Runtime) -> Iterator[float]:
-    """Seconds of each of the remaining tokens."""
-    while True:
-        runtime.synchronize()
-        started = time.perf_counter()
-        if next(tokens, None) is None:
-            return
-        runtime.synchronize()
-        yield time.perf_counter() - started
+    times: list[float] = []
+    for _ in range(new):
+        with timed(times, runtime):
+            next(tokens)
+    return times

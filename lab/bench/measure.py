@@ -4,7 +4,8 @@ import resource
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
+from engine.build.puzzles import compile_step
 from engine.runtime.devices import Runtime
+from models.losses.puzzles import ACTLossHead
+from models.losses.text import TextLossHead
 
 ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 ATTENTION_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -66,31 +70,63 @@ def _attention_backward_flops(grad: Any, q: Any, k: Any, v: Any, *_: Any, out_sh
     return int(sdpa_backward_flop_count(grad, q, k, v))
 
 
-def product_rate(products: Counter[Product], runtime: Runtime, rounds: int = 3) -> float:
+def measure_step(
+    step: Callable[[], Any], head: ACTLossHead | TextLossHead, runtime: Runtime, rounds: int
+) -> tuple[float, dict[str, Any]]:
+    """Seconds of a training step, and what is reported of it beside its bare matrix products; the fastest round counts."""
+    print("counting the step's operations", file=sys.stderr)
+    with ProductLog() as log:
+        flops = count_flops(step)
+    if runtime.use_compile:
+        print("compiling", file=sys.stderr)
+        compile_step(head)
+        step()
+    if runtime.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    print(f"timing {rounds} steps and the bare products, in turns", file=sys.stderr)
+    times: list[float] = []
+    rates = []
+    for _ in range(rounds):
+        step()  # warms up
+        with timed(times, runtime):
+            step()
+        rates.append(product_rate(log.products, runtime))
+    seconds, rate = min(times), max(rates)
+    return seconds, {
+        "seconds_per_step": round(seconds, 4),
+        "flops_per_step": flops,
+        "achieved_flops_per_s": round(flops / seconds),
+        "matmul_flops_per_s": round(rate),
+        "ratio": round(flops / seconds / rate, 3),
+        "peak_memory_bytes": peak_memory(runtime),
+    }
+
+
+def product_rate(products: Counter[Product], runtime: Runtime) -> float:
     """FLOP/s of bare matrix products in the very shapes, layouts and proportions of a step."""
     flops = seconds = 0.0
-    for product, times in products.items():
+    for product, count in products.items():
         left, right = (
             torch.empty_strided(shape, stride, dtype=product.dtype, device=runtime.device).normal_()
             for shape, stride in (product.left, product.right)
         )
-        multiply = torch.bmm if left.ndim == 3 else torch.mm
-        seconds += times * best_seconds(lambda a=left, b=right, f=multiply: f(a, b), runtime, rounds)  # type: ignore[misc]
-        flops += times * product.flops
+        torch.matmul(left, right)  # warms up
+        times: list[float] = []
+        with timed(times, runtime):
+            torch.matmul(left, right)
+        seconds += count * times[0]
+        flops += count * product.flops
     return flops / seconds
 
 
-def best_seconds(action: Callable[[], Any], runtime: Runtime, rounds: int) -> float:
-    """The fastest of some rounds, after one to warm up: what is left when nobody else wants the machine."""
-    action()
+@contextmanager
+def timed(times: list[float], runtime: Runtime) -> Iterator[None]:
+    """Add to `times` the seconds until the device has done all that is started inside."""
     runtime.synchronize()
-    times = []
-    for _ in range(rounds):
-        started = time.perf_counter()
-        action()
-        runtime.synchronize()
-        times.append(time.perf_counter() - started)
-    return min(times)
+    started = time.perf_counter()
+    yield
+    runtime.synchronize()
+    times.append(time.perf_counter() - started)
 
 
 def peak_memory(runtime: Runtime) -> int:

@@ -1,7 +1,6 @@
 """Times one training step of a puzzle model against the bare matrix products that it consists of."""
 
 import math
-import sys
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from dataset.common import text_metadata
 from engine.build import puzzles as build
 from engine.config.schema import PretrainConfig
 from engine.runtime.devices import start_runtime
-from lab.bench.measure import ProductLog, best_seconds, count_flops, peak_memory, product_rate
+from lab.bench.measure import measure_step
 
 
 def bench_puzzles(config: PretrainConfig, positions: int, vocab_size: int, steps: int) -> dict[str, Any]:
@@ -40,23 +39,7 @@ def bench_puzzles(config: PretrainConfig, positions: int, vocab_size: int, steps
             head.model.puzzle_emb.lent.clear()
         return loss
 
-    print("counting the step's operations", file=sys.stderr)
-    flops = count_flops(step)
-    log = ProductLog()
-    with log:
-        step()
-    if runtime.use_compile:
-        print("compiling", file=sys.stderr)
-        build.compile_step(head)
-        step()
-    if runtime.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    print(f"timing {steps} steps and the bare products, in turns", file=sys.stderr)
-    seconds, rates = [], []
-    for _ in range(steps):
-        seconds.append(best_seconds(step, runtime, rounds=1))
-        rates.append(product_rate(log.products, runtime, rounds=1))
-    best, rate = min(seconds), max(rates)
+    seconds, measured = measure_step(step, head, runtime, steps)
     return {
         "arch": config.arch.name,
         "device": str(runtime.device),
@@ -64,13 +47,8 @@ def bench_puzzles(config: PretrainConfig, positions: int, vocab_size: int, steps
         "rows": rows,
         "positions": positions,
         "dtype": options.get("forward_dtype"),
-        "seconds_per_step": round(best, 4),
-        "steps_per_s": round(1 / best, 3),
-        "examples_per_s": round(rows / best, 1),
-        "positions_per_s": round(rows * positions / best),
-        "flops_per_step": flops,
-        "achieved_flops_per_s": round(flops / best),
-        "matmul_flops_per_s": round(rate),
-        "ratio": round(flops / best / rate, 3),
-        "peak_memory_bytes": peak_memory(runtime),
+        "steps_per_s": round(1 / seconds, 3),
+        "examples_per_s": round(rows / seconds, 1),
+        "positions_per_s": round(rows * positions / seconds),
+        **measured,
     }

@@ -15,7 +15,7 @@ from engine.build import puzzles as build
 from engine.build import text as build_text
 from engine.config.schema import InstructConfig
 from engine.runtime.devices import Runtime, start_runtime
-from lab.bench.measure import best_seconds, count_flops, peak_memory
+from lab.bench.measure import measure_step, peak_memory
 
 # Lengths like those of an instruction corpus: half of the records below 145 tokens, a mean of 250, answers of 45.
 MEDIAN_LENGTH, LOG_SPREAD, MEAN_ANSWER = 145, 1.04, 45
@@ -50,13 +50,7 @@ def _measure(config: InstructConfig, runtime: Runtime, vocab_size: int, depth: i
         optimizers.step(1)
         optimizers.zero_grad()
 
-    flops = count_flops(step)
-    if runtime.use_compile:
-        build.compile_step(head)
-        step()
-    if runtime.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    seconds = min(best_seconds(step, runtime, rounds=1) for _ in range(steps))
+    seconds, measured = measure_step(step, head, runtime, steps)
     return {
         "arch": config.arch.name,
         "device": str(runtime.device),
@@ -67,11 +61,9 @@ def _measure(config: InstructConfig, runtime: Runtime, vocab_size: int, depth: i
         "vocab_size": vocab_size,
         "supervision_steps": depth,
         "passes": task.micro_batches,
-        "seconds_per_step": round(seconds, 3),
         "real_tokens": real_tokens,
         "real_tokens_per_s": round(real_tokens / seconds, 1),
-        "achieved_flops_per_s": round(flops / seconds),
-        "peak_memory_bytes": peak_memory(runtime),
+        **measured,
     }
 
 
