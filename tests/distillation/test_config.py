@@ -53,8 +53,8 @@ def test_all_problems_stand_in_one_error_and_unknown_keys_name_the_nearest():
             {"use_pretokenized_data": False, "min_lr": 1.0},
         )
     told = str(error.value)
-    assert "learning_rat: unknown key, did you mean learning_rate?" in told
-    assert "saddle_escape.patiens_steps: unknown key, did you mean patience_steps?" in told
+    assert "learning_rat: " in told and "learning_rate?" in told
+    assert "saddle_escape.patiens_steps: " in told and "patience_steps?" in told
     assert "max_steps: " in told and "preprocess_to_parquet.py" in told
     assert len(error.value.problems) >= 4
 

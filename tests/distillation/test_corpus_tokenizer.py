@@ -70,7 +70,7 @@ def test_other_names_are_asked_of_the_hub(tmp_path: Path, monkeypatch: pytest.Mo
     assert repository == ["tokenizer.json", "tokenizer_config.json"]
 
     (held / "tokenizer.json").unlink()
-    with pytest.raises(ValueError, match=r"ann/small.*tokenizer.json.*tokenizer.model"):
+    with pytest.raises(ValueError, match="ann/small.*tokenizer.json"):
         open_tokenizer("ann/small")
 
     stub_downloads(monkeypatch, None)

@@ -69,7 +69,7 @@ def test_a_student_that_is_sure_from_the_start_is_told_of(world, monkeypatch):
     monkeypatch.setattr("src.distillation.run.build.FIRST_LOGIT_STD", 8.0)
     ended = train(world, "sure", max_steps=1, student="trm_text", student_overrides=TRM)
     done(ended)
-    assert "the first cross-entropy is" in ended.err and "an even guess over 259 tokens has 5.557" in ended.err
+    assert "first cross-entropy" in ended.err and "5.557" in ended.err
     assert "the first cross-entropy is" in (world / "sure" / "train.log").read_text()
 
 
@@ -87,7 +87,7 @@ def test_another_run_in_the_folder_is_put_aside_and_can_be_gone_on_with(world):
     ended = train(world, "twice", "--pretrain-ce-only", max_steps=2)
     done(ended)
     folder = world / "twice"
-    assert f"held another run, which is now in {folder / 'former' / '1'}" in ended.err
+    assert str(folder / "former" / "1") in ended.err
     assert steps_on_disk(folder) == [2] and steps_on_disk(folder / "former" / "1") == [3]
     done(train(world, "twice", "--resume-from", str(folder / "former" / "1"), max_steps=4))
     assert steps_on_disk(folder) == [4] and steps_on_disk(folder / "former" / "2") == [2]
@@ -173,8 +173,8 @@ def test_going_on_refuses_another_student_and_reads_more_text_from_its_beginning
     done(train(world, "fixed", max_steps=2))
     start = ("--resume-from", str(world / "fixed"))
     told = fails(train(world, "else", *start, optimizer_type="adam_atan2", seed=1, gradient_accumulation_steps=3))
-    assert "optimizer_type='adam_atan2', but the checkpoint was trained with 'adamw'" in told
-    assert "seed=1" in told and "is 6, but the checkpoint was trained with 4 rows a step" in told
+    assert "optimizer_type='adam_atan2'" in told
+    assert "seed=1" in told and "physical_batch_size" in told
     assert not list((world / "else").glob("step_*"))
 
     shutil.copytree(world / "tokenizer", tmp_path / "tokenizer")
@@ -205,9 +205,9 @@ def test_a_server_teaches_as_the_model_itself_does(world):
 
 def test_a_corpus_of_another_tokenizer_or_length_is_refused(world, tmp_path):
     other = write_tokenizer(tmp_path / "other", bos_token="<s>", eos_token="<|eot|>")
-    assert "ids of the tokenizer tokenizer (SHA-256" in fails(train(world, "no", tokenizer_name=other))
+    assert "SHA-256" in fails(train(world, "no", tokenizer_name=other))
     told = fails(train(world, "no", max_seq_length=128))
-    assert "rows of 64 tokens, expected 128 (max_seq_length)" in told and "preprocess" in told
+    assert "max_seq_length" in told and "preprocess" in told
 
 
 def test_a_teacher_of_fewer_ids_is_refused_and_an_unknown_one_named(world, tmp_path):
@@ -245,8 +245,8 @@ def test_a_teacher_that_cannot_be_is_refused(world, changes, told):
 
 def test_no_corpus_and_too_small_a_corpus_are_named(world, tmp_path):
     told = fails(train(world, "no", train_data_path=tmp_path))
-    assert f"There is no manifest.json in {tmp_path}" in told and "data/preprocess_to_parquet.py" in told
-    assert "No train batches available: 57 rows" in fails(train(world, "no", gradient_accumulation_steps=99))
+    assert f"manifest.json in {tmp_path}" in told and "data/preprocess_to_parquet.py" in told
+    assert "57 rows" in fails(train(world, "no", gradient_accumulation_steps=99))
 
 
 @pytest.mark.parametrize(

@@ -35,11 +35,11 @@ def test_no_jsonl_is_an_error_that_says_where_it_looked(tmp_path: Path) -> None:
     ("line", "words"),
     [
         ('{"text": "cut', "Unterminated string"),
-        ("[1]", "expected a JSON object, found list"),
-        ('{"title": "x"}', "found the fields title"),
-        ('{"text": 5}', "expected a string in 'text', found int"),
-        ('{"text": "\\ud800"}', "half of a surrogate pair"),
-        ('{"messages": [{"role": "robot", "content": "x"}]}', "unknown role 'robot'"),
+        ("[1]", "found list"),
+        ('{"title": "x"}', "title"),
+        ('{"text": 5}', "found int"),
+        ('{"text": "\\ud800"}', "surrogate"),
+        ('{"messages": [{"role": "robot", "content": "x"}]}', "robot"),
     ],
 )
 def test_a_broken_line_is_named(tmp_path: Path, line: str, words: str) -> None:
@@ -59,7 +59,7 @@ def test_a_damaged_gzip_is_named(tmp_path: Path) -> None:
 
 def test_texts_that_are_all_empty_are_an_error(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "raw" / "a.jsonl", [{"text": ""}])
-    assert "no document with text" in preprocess_fails(tmp_path)
+    assert "with text" in preprocess_fails(tmp_path)
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.checkpoints.load import latest_step, load_checkpoint, load_weights
+from engine.checkpoints.load import load_checkpoint, load_weights
+from engine.checkpoints.resume import latest_in
 from engine.inference import nested
 from engine.runtime.devices import Runtime, start_runtime
 from engine.train.evaluate import evaluate
@@ -37,19 +38,17 @@ class OpenedStudent:
 @contextmanager
 def opened_student(config: NeedleConfig, split: Split = "val") -> Iterator[OpenedStudent]:
     """The student of the checkpoint that is named, else of the latest in output_dir, else a fresh one; its corpora."""
-    folder = Path(config.output_dir)
-    step = latest_step(folder) if config.checkpoint is None and folder.is_dir() else None
-    path = config.checkpoint if step is None else folder / f"step_{step}"
-    loaded = None if path is None else load_checkpoint(path)
-    if loaded is not None and META_KEY in loaded.meta:
-        trained = loaded.meta[META_KEY]["config"]
-        config = config.model_copy(update={key: trained[key] for key in OF_STUDENT})
     runtime = start_runtime(config.device, False, config.seed)
     try:
+        path = config.checkpoint or latest_in(Path(config.output_dir), runtime)
+        loaded = None if path is None else load_checkpoint(path)
+        if loaded is not None and META_KEY in loaded.meta:
+            trained = loaded.meta[META_KEY]["config"]
+            config = config.model_copy(update={key: trained[key] for key in OF_STUDENT})
         corpora = open_corpora(config, split=split)
         head = build.build_student(config, student_arch(config), corpora.tokenizer, runtime)
         if loaded is None:
-            print(f"no checkpoint in {folder}: this is a fresh student, which has learnt nothing", file=sys.stderr)
+            print(f"no checkpoint in {config.output_dir}: this is a fresh student, untrained", file=sys.stderr)
             yield OpenedStudent(config, corpora, head, runtime, {"checkpoint": None, "step": None})
         else:
             load_weights(head, loaded.weights, source=str(loaded.path))

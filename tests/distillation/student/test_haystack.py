@@ -111,12 +111,12 @@ def test_same_seed_gives_the_same_scores() -> None:
 
 
 def test_too_short_a_length_is_refused() -> None:
-    with pytest.raises(ValueError, match="need 12 tokens at least"):
+    with pytest.raises(ValueError, match="12 tokens"):
         needle_scores(make_model(vocab_size=VOCAB), **SETTINGS, lengths=[11, 40])
 
 
 def test_too_few_ordinary_tokens_are_refused() -> None:
-    with pytest.raises(ValueError, match="at least 28 ordinary tokens, but of 30 only 27"):
+    with pytest.raises(ValueError, match="28 ordinary tokens.*27"):
         needle_scores(make_model(), vocab_size=30, bos_id=1, special_ids=SPECIAL, lengths=[20])
 
 
@@ -124,5 +124,5 @@ def test_attention_model_is_asked_the_same_way_within_its_length() -> None:
     options = {"vocab_size": VOCAB, "seq_len": 24, "causal": True, "puzzle_emb_ndim": 0, "puzzle_emb_len": 0}
     model = make("trm", **options)
     assert needle_scores(model, **SETTINGS, lengths=[20], depths=[0.5], samples=1)["mean"] == 0.0
-    with pytest.raises(ValueError, match="reads 24 positions at most"):
+    with pytest.raises(ValueError, match="24 positions"):
         needle_scores(model, **SETTINGS, lengths=[24])
