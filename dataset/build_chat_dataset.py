@@ -13,7 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run by path, Python sees only this folder
 
 from dataset.chat.formats import FORMATS
-from dataset.files.flags import add_common_flags, add_workers_flag, positive, run_door
+from dataset.files.flags import add_common_flags, add_workers_flag, positive, user_errors
 
 MIN_LENGTH = 8  # what a question and an answer of one token each take with all that marks them
 
@@ -75,7 +75,8 @@ def main(argv: list[str] | None = None) -> None:
     # Late, so that --help needs nothing but the flags.
     from dataset.chat.chat_dataset import ChatBuildOptions, build_chat
 
-    run_door(lambda given: build_chat(ChatBuildOptions(**vars(given))), args)
+    with user_errors():
+        print(build_chat(ChatBuildOptions(**vars(args))))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run by path, Python sees only this folder
 
-from dataset.files.flags import positive, run_door
+from dataset.files.flags import positive, user_errors
 from dataset.files.writer import dataset_folder, write_boards
 from dataset.puzzles.boards import board_parser, boards_from_source, check_boards, generated_boards, parse_board_flags
 from dataset.puzzles.maze import SYMBOLS, VOCAB_SIZE, maze_candidate, maze_problem, side_of, transformed
@@ -33,7 +33,7 @@ def parse_flags(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def build(args: argparse.Namespace) -> str:
+def build_mazes(args: argparse.Namespace) -> str:
     if args.generate:
         splits = generated_boards(
             args, partial(maze_candidate, args.generate, args.min_length or args.generate, args.seed)
@@ -59,7 +59,9 @@ def build(args: argparse.Namespace) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    run_door(build, parse_flags(argv))
+    options = parse_flags(argv)
+    with user_errors():
+        print(build_mazes(options))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run by path, Python sees only this folder
 
-from dataset.files.flags import not_negative, positive, run_door
+from dataset.files.flags import not_negative, positive, user_errors
 from dataset.files.writer import dataset_folder
 from dataset.puzzles.boards import board_parser, boards_from_source, check_boards, generated_boards, parse_board_flags
 from dataset.puzzles.sudoku import SHAPES, check_digits, shape_of, sudoku_candidate, sudoku_problem, write_sudokus
@@ -34,7 +34,7 @@ def parse_flags(argv: list[str] | None) -> argparse.Namespace:
     return parse_board_flags(parser, argv)
 
 
-def build(args: argparse.Namespace) -> str:
+def build_sudokus(args: argparse.Namespace) -> str:
     rng = np.random.RandomState(args.seed)  # the reference's generator, and its order of draws
     if args.generate:
         clues = tuple(args.clues or DEFAULT_CLUES[args.generate])
@@ -59,7 +59,9 @@ def build(args: argparse.Namespace) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    run_door(build, parse_flags(argv))
+    options = parse_flags(argv)
+    with user_errors():
+        print(build_sudokus(options))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dataset.files.flags import not_negative, positive, run_door
+from dataset.files.flags import not_negative, positive, user_errors
 
 
 def main() -> None:
@@ -24,7 +24,8 @@ def main() -> None:
     # Late, so that --help needs nothing but the flags.
     from dataset.chat.samples import show_samples
 
-    run_door(lambda a: show_samples(a.path, a.split, a.count, a.seed, a.color or sys.stdout.isatty()), args)
+    with user_errors():
+        print(show_samples(args.path, args.split, args.count, args.seed, args.color or sys.stdout.isatty()))
 
 
 if __name__ == "__main__":

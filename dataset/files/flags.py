@@ -3,10 +3,8 @@
 import argparse
 import os
 import sys
-from collections.abc import Callable
-from typing import TypeVar
-
-Options = TypeVar("Options")
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 def positive(text: str) -> int:
@@ -39,9 +37,10 @@ def add_workers_flag(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run_door(build: Callable[[Options], str], options: Options) -> None:
-    """Print the summary of what was built, or leave with the error as one message."""
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """What is wrong with flags, input or disk ends the program as one message."""
     try:
-        print(build(options))
+        yield
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
