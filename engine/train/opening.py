@@ -45,15 +45,7 @@ def open_run(job: Job, stack: ExitStack) -> tuple[Run, Notices]:
     if runtime.is_main:
         job.clear(directory, checkpoint, say)
     tracker = Tracker(
-        TrackedRun(
-            directory=directory.path,
-            project=directory.project,
-            name=directory.name,
-            config=settings.config,
-            total_steps=plan.expected_steps,
-            resume_step=saved.step,
-            log_interval=plan.log_interval,
-        ),
+        TrackedRun(directory, settings.config, plan.expected_steps, saved.step, plan.log_interval),
         backends=settings.trackers,
         resume_before_evaluation=saved.evaluated_step != saved.step,
         enabled=runtime.is_main,

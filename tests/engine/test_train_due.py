@@ -8,6 +8,10 @@ from engine.train import loop as train
 from tests.tiny import flags, logged, pretrain, steps_on_disk, wait_for, write_sudoku
 
 
+class KilledError(BaseException):
+    """Ends a run on the spot, as a kill does."""
+
+
 def scripted(*values, metric="lm_loss"):
     """Evaluations with these outcomes, one after the other."""
     reports = [value if isinstance(value, BaseException) else {"all": {metric: value}} for value in values]
@@ -30,7 +34,7 @@ def test_best_and_latest_are_kept(tmp_path, metric, values, best):
 def test_a_resumed_run_remembers_the_best_value(tmp_path):
     data, run_dir = write_sudoku(tmp_path / "data"), tmp_path / "run"
     command = flags(data, run_dir, epochs=4, eval_interval=1)
-    with scripted(3.0, 1.0, KeyboardInterrupt()), pytest.raises(KeyboardInterrupt):
+    with scripted(3.0, 1.0, KilledError()), pytest.raises(KilledError):
         pretrain(command)
     wait_for(lambda: (run_dir / "best").resolve() == run_dir / "step_6")
     with scripted(2.0, 1.5):
@@ -43,7 +47,7 @@ def test_an_evaluation_is_logged_once_though_the_run_was_killed_right_after_it(t
     data, whole, broken = write_sudoku(tmp_path / "data"), tmp_path / "whole", tmp_path / "broken"
     assert pretrain(flags(data, whole, checkpoint_interval=3)).code == 0
     command = flags(data, broken, checkpoint_interval=3)  # step 9 is saved, evaluated, and saved again
-    with mock.patch.object(train, "is_best_so_far", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+    with mock.patch.object(train, "is_best_so_far", side_effect=KilledError), pytest.raises(KilledError):
         pretrain(command)
     assert "all/lm_loss" in logged(broken)[-1]
     wait_for(lambda: (broken / "latest").resolve() == broken / "step_9")

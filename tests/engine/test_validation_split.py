@@ -7,6 +7,7 @@ from engine.build import puzzles as build
 from engine.config.check import check
 from engine.config.schema import PretrainConfig
 from engine.train.loop import is_best_so_far
+from engine.train.plan import Plan, TrainState
 from tests.tiny import ARCH, CPU, RUN, TRM, edit_json, flags, logged, pretrain, write_sudoku
 
 SPLIT = {"eval.validation_split": 0.25}
@@ -55,9 +56,9 @@ def test_best_follows_the_validation_set_and_not_the_test_set(data, tmp_path):
 def test_only_the_sets_that_decide_are_asked(best_sets, expected):
     from types import SimpleNamespace
 
-    state = SimpleNamespace(best_value=1.0)
+    state = TrainState(best_value=1.0)
     sets = SimpleNamespace(eval_sets=("all", "validation"), best_sets=best_sets)
-    run = SimpleNamespace(plan=SimpleNamespace(best_metric="lm_loss"), data=sets, state=state)
+    run = SimpleNamespace(plan=Plan(total_steps=1, expected_steps=1, iterations=1), data=sets, state=state)
     assert is_best_so_far(run, {"all": {"lm_loss": 3.0}, "validation": {"lm_loss": 0.5}}) is expected
     assert state.best_value == (0.5 if expected else 1.0)
 

@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
+
+from engine.checkpoints.run_directory import RunDirectory
 
 
 class BackendError(Exception):
@@ -23,9 +24,7 @@ def as_backend_error(*kinds: type[Exception]) -> Iterator[None]:
 class TrackedRun:
     """What a backend is told of the run when it starts."""
 
-    directory: Path
-    project: str
-    name: str
+    directory: RunDirectory
     config: dict[str, Any]
     total_steps: int
     resume_step: int

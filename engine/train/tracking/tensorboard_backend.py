@@ -10,7 +10,7 @@ class TensorboardBackend:
         from torch.utils.tensorboard import SummaryWriter
 
         with as_backend_error(OSError):
-            self._writer = SummaryWriter(str(run.directory / "tensorboard"), purge_step=run.resume_step + 1)
+            self._writer = SummaryWriter(str(run.directory.path / "tensorboard"), purge_step=run.resume_step + 1)
 
     def log(self, metrics: dict[str, float | int], step: int) -> None:
         with as_backend_error(OSError):

@@ -18,7 +18,7 @@ class TextLog:
         self._log_interval, self._last_step = run.log_interval, run.total_steps
         self._since, self._tokens = time.monotonic(), 0.0
         with as_backend_error(OSError):
-            self._file = open(run.directory / LOG_FILE, "a", encoding="utf-8")  # noqa: SIM115 - closed by `close`
+            self._file = open(run.directory.path / LOG_FILE, "a", encoding="utf-8")  # noqa: SIM115 - closed by `close`
 
     def log(self, metrics: dict[str, float | int], step: int) -> None:
         self._tokens += metrics.get("train/tokens", 0)

@@ -47,12 +47,12 @@ class Tracker:
 
         from tqdm import tqdm
 
-        run.directory.mkdir(parents=True, exist_ok=True)
-        self._metrics = MetricsFile(run.directory, run.resume_step, resume_before_evaluation)
+        run.directory.path.mkdir(parents=True, exist_ok=True)
+        self._metrics = MetricsFile(run.directory.path, run.resume_step, resume_before_evaluation)
         self._bar = tqdm(
             total=run.total_steps,
             initial=run.resume_step,
-            desc=run.name,
+            desc=run.directory.name,
             unit="step",
             file=sys.stderr,
             dynamic_ncols=True,

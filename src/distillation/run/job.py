@@ -41,13 +41,13 @@ class DistillJob(Job):
         config = self.config
         use_wandb = "WANDB_API_KEY" in os.environ if config.use_wandb is None else config.use_wandb
         return RunSettings(
+            trackers=["text", "wandb"] if use_wandb else ["text"],
+            resume_from=config.resume_from,
+            keep_last=config.keep_last_n,
             config=config.model_dump(mode="json"),
             device=config.device,
             compile=config.compile,
             seed=config.seed,
-            resume_from=config.resume_from,
-            keep_last=config.keep_last_n,
-            trackers=["text", "wandb"] if use_wandb else ["text"],
         )
 
     def directory(self, runtime: Runtime, say: Notices) -> RunDirectory:

@@ -54,13 +54,13 @@ class TuneTeacherJob(Job):
     def settings(self) -> RunSettings:
         config = self.config
         return RunSettings(
+            resume_from=config.resume_from,
+            keep_last=config.keep_last_n,
+            trackers=config.tracker,
             config=config.model_dump(mode="json"),
             device=config.device,
             compile=False,
             seed=config.seed,
-            resume_from=config.resume_from,
-            keep_last=config.keep_last_n,
-            trackers=config.tracker,
         )
 
     def directory(self, runtime: Runtime, say: Notices) -> RunDirectory:

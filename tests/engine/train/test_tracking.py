@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from engine.checkpoints.run_directory import RunDirectory
 from engine.train.tracking.backend import TrackedRun
 from engine.train.tracking.tracker import Tracker
 
@@ -24,9 +25,7 @@ def quiet_wandb(monkeypatch):
 
 def open_tracker(run_dir: Path, **changes) -> Tracker:
     run = TrackedRun(
-        directory=run_dir,
-        project="puzzles",
-        name="first",
+        directory=RunDirectory(run_dir, "puzzles", "first", ""),
         config={"arch": {"hidden_size": 8}},
         total_steps=10,
         resume_step=changes.pop("resume_step", 0),
@@ -254,10 +253,11 @@ def test_killed_run_has_all_its_lines(tmp_path):
     program = f"""
 import os, signal
 from pathlib import Path
+from engine.checkpoints.run_directory import RunDirectory
 from engine.train.tracking.backend import TrackedRun
 from engine.train.tracking.tracker import Tracker
 folder = Path({str(tmp_path)!r})
-tracker = Tracker(TrackedRun(folder, "p", "r", {{}}, total_steps=9, resume_step=0, log_interval=1), backends=[])
+tracker = Tracker(TrackedRun(RunDirectory(folder, "p", "r", ""), {{}}, total_steps=9, resume_step=0, log_interval=1), backends=[])
 for step in range(1, 6):
     tracker.log({{"loss": 1.0}}, step=step)
 os.kill(os.getpid(), signal.SIGKILL)
