@@ -74,7 +74,7 @@ def parse_message(message: Any) -> Turn:
     weight = message.get("weight")
     if weight not in (None, 0, 1):
         raise ValueError(f"weight {weight!r}, expected 0, 1 or null")
-    text = next((message[key] for key in ("value", "content", "text") if key in message), None)
+    text = message["value"] if "value" in message else message.get("content", message.get("text"))
     if isinstance(text, list):
         text = "".join(_part(part) for part in text)
     return make_turn(ROLES[name], text, is_trained=weight != 0)

@@ -22,16 +22,6 @@ class SplitReport:
     dropped: Counter[str] = field(default_factory=Counter)  # by reason
     longest: int = 0
 
-    def count(self, pieces: Sequence[EncodedConversation]) -> None:
-        """A conversation that is kept, as one document or several."""
-        self.conversations += 1
-        self.documents += len(pieces)
-        self.divided += len(pieces) > 1
-        self.truncated += any(piece.is_truncated for piece in pieces)
-        self.tokens += sum(len(piece.ids) for piece in pieces)
-        self.trained_tokens += sum(int(piece.is_trained.sum()) for piece in pieces)
-        self.longest = max(self.longest, *(len(piece.ids) for piece in pieces))
-
     def add(self, other: "SplitReport") -> None:
         for name in vars(self):
             if name != "longest":
@@ -56,14 +46,25 @@ class ChunkBuilder:
         return self._reports.setdefault(split, SplitReport())
 
     def keep(self, split: str, pieces: Sequence[EncodedConversation]) -> None:
+        """A conversation as one document or several."""
         self._kept.setdefault(split, []).extend(pieces)
-        self.report(split).count(pieces)
+        report = self.report(split)
+        report.conversations += 1
+        report.divided += len(pieces) > 1
+        report.truncated += any(piece.is_truncated for piece in pieces)
 
     def drop(self, split: str, reason: str) -> None:
         self.report(split).dropped[reason] += 1
 
     def build(self) -> EncodedChunk:
-        return EncodedChunk({split: join_documents(pieces) for split, pieces in self._kept.items()}, self._reports)
+        documents = {split: join_documents(pieces) for split, pieces in self._kept.items()}
+        for split, joined in documents.items():  # counted together, which is faster than one by one
+            report = self._reports[split]
+            report.documents = len(joined.lengths)
+            report.tokens = len(joined.ids)
+            report.trained_tokens = int(joined.is_trained.sum())
+            report.longest = int(joined.lengths.max())
+        return EncodedChunk(documents, self._reports)
 
 
 def described(counts: Counter[str]) -> str:

@@ -52,7 +52,9 @@ def class_problems(choice: Any, prefix: str, expected: type) -> list[str]:
         found = load_model_class(name, prefix)
     except ValueError as error:
         return [str(error)]
-    return [] if issubclass(found, expected) else [f"{name!r} is not an {expected.__name__}. Choose a class that is one"]
+    return (
+        [] if issubclass(found, expected) else [f"{name!r} is not an {expected.__name__}. Choose a class that is one"]
+    )
 
 
 def evaluator_problems(choice: Any) -> list[str]:

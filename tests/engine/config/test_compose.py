@@ -52,7 +52,9 @@ def test_the_yaml_holds_only_what_differs_from_the_model(config_name: str) -> No
     twice = [
         key
         for key, value in written.items()
-        if key in fields and not fields[key].is_required() and fields[key].get_default(call_default_factory=True) == value
+        if key in fields
+        and not fields[key].is_required()
+        and fields[key].get_default(call_default_factory=True) == value
     ]
     assert twice == []
 
