@@ -1,4 +1,4 @@
-"""Write short made-up conversations whose second question needs the first, to see a chat model learn in minutes.
+"""Write short synthetic conversations whose second question needs the first, to see a chat model learn in minutes.
 
 python examples/make_conversations.py --count 6000 --output data/pets.json --held-out data/pets_held_out.json
 """

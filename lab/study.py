@@ -1,4 +1,4 @@
-"""The study of text recursion: variants of one model trained for equal compute, and the page that tells what came out."""
+"""The study of text recursion: variants of one model trained for equal compute, and the page of the results."""
 
 import json
 import statistics

@@ -40,7 +40,7 @@ def main() -> None:
     distill.add_argument("--vocab-size", type=int, default=32_000)
     distill.add_argument("--rows", type=int, default=4, help="rows of a batch")
     distill.add_argument("--positions", type=int, default=512, help="positions of a row")
-    distill.add_argument("--topk", type=int, default=64, help="ids that the teacher tells of a position")
+    distill.add_argument("--topk", type=int, default=64, help="ids of a position that the teacher gives")
     distill.add_argument("--steps", type=int, default=3, help="steps to time; medians count")
     distill.add_argument("--device", default="auto")
     args, overrides = parser.parse_known_args()

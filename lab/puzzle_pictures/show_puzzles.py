@@ -13,7 +13,7 @@ from lab.drawing import require_matplotlib
 from lab.puzzle_pictures.pictures import FORMATS, save_picture
 from lab.puzzle_pictures.traces import trace_samples
 
-MAX_COUNT = 32  # puzzles of one picture; more could not be told apart
+MAX_COUNT = 32  # puzzles of one picture; more would be too small to read
 
 
 def show_puzzles(
@@ -59,5 +59,5 @@ def puzzle_config(loaded: Checkpoint) -> PretrainConfig:
     if not isinstance(data, dict) or not isinstance(arch, dict):
         raise ValueError(f"The config of {loaded.path} names no architecture (arch). Use another checkpoint.")
     if str((arch.get("loss") or {}).get("name", "")).endswith("TextLossHead"):
-        raise ValueError(f"{loaded.path} is a model of text, and only puzzles can be drawn. Let it speak instead.")
+        raise ValueError(f"{loaded.path} is a model of text, and only puzzles can be drawn. Give a puzzle checkpoint.")
     return check(PretrainConfig, {str(key): value for key, value in data.items()})

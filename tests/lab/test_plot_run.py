@@ -153,7 +153,7 @@ def test_missing_matplotlib_says_how_to_install_it(tmp_path, monkeypatch):
         plot_run.main([str(write_run(tmp_path / "first"))])
 
 
-def test_door_runs_by_path_from_anywhere(tmp_path):
+def test_the_script_runs_by_path_from_anywhere(tmp_path):
     write_run(tmp_path / "first")
     done = subprocess.run(
         [sys.executable, str(DOOR), "first"], cwd=tmp_path, capture_output=True, text=True, timeout=120

@@ -17,18 +17,25 @@ def run(monkeypatch, *words: str) -> None:
 
 
 def test_flags_reach_the_engine(monkeypatch):
-    told = {}
-    monkeypatch.setattr(lab.puzzle_pictures.show_puzzles, "show_puzzles", lambda **given: told.update(given))
+    given_flags = {}
+    monkeypatch.setattr(lab.puzzle_pictures.show_puzzles, "show_puzzles", lambda **given: given_flags.update(given))
     run(monkeypatch, "--checkpoint", "c")
     defaults = {"checkpoint": "c", "data_path": None, "count": 4, "seed": 0, "device": "auto"}
-    assert told == defaults | {"output": Path("puzzles.png")}
+    assert given_flags == defaults | {"output": Path("puzzles.png")}
     chosen = ["--data-path", "d", "--count", "2", "--seed", "3", "--output", "x.gif", "--device", "cpu"]
     run(monkeypatch, "--checkpoint", "c", *chosen)
-    assert told == {**defaults, "data_path": "d", "count": 2, "seed": 3, "output": Path("x.gif"), "device": "cpu"}
+    assert given_flags == {
+        **defaults,
+        "data_path": "d",
+        "count": 2,
+        "seed": 3,
+        "output": Path("x.gif"),
+        "device": "cpu",
+    }
 
 
 def test_a_fault_is_one_message_and_wrong_flags_are_usage(monkeypatch, capsys, tmp_path):
-    with pytest.raises(SystemExit, match=r"^error: There is no checkpoint at "):
+    with pytest.raises(SystemExit, match=r"^error: .*nowhere"):
         run(monkeypatch, "--checkpoint", str(tmp_path / "nowhere"))
     with pytest.raises(SystemExit):
         run(monkeypatch, "--checkpoint", "c", "--count", "0")

@@ -62,7 +62,7 @@ def test_a_row_holds_the_puzzle_its_steps_and_a_solution_only_if_one_is_missing(
     assert [t for t in texts if t.startswith("halt")] == ["halt 10%", "halt 90%"] * 2
 
 
-def test_a_sudoku_tells_given_right_and_wrong_digits_apart():
+def test_a_sudoku_distinguishes_given_right_and_wrong_digits():
     _, first, second = draw_steps(SUDOKU, [trace([with_errors(1, 2), with_errors(2)])], "t").axes[:3]
     by_cell = {divmod(i, 4): text for i, text in enumerate(first.texts)}
     assert [text.get_text() for text in second.texts[:16]] == [str(t - 1) for t in with_errors(2)]

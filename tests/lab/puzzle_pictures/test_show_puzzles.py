@@ -85,7 +85,7 @@ def test_weights_without_their_config_are_refused_and_with_it_are_drawn(run, tmp
         shown(capsys, tmp_path / "step_9", tmp_path / "a.png")
 
 
-def test_a_missing_matplotlib_is_told_before_the_work(tmp_path, monkeypatch, capsys):
+def test_a_missing_matplotlib_is_an_error_before_the_work(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ValueError, match="matplotlib.*pip install"):
         shown(capsys, tmp_path / "nowhere", tmp_path / "a.png")
