@@ -251,17 +251,9 @@ def save(run: Run, is_best: bool = False) -> None:
 
 
 def restore(run: Run, trainer: dict[str, Any], ema: dict[str, Tensor] | None) -> None:
-    """Continue where a checkpoint stands; its weights have been loaded already.
-
-    What the optimizers remember is the checkpoint's, their options are those of this run.
-    """
+    """Continue where a checkpoint stands; its weights have been loaded already."""
     run.state = TrainState(**trainer["state"])
-    groups = [group for optimizer, _ in run.optimizers.members for group in optimizer.param_groups]
-    options = [{key: value for key, value in group.items() if key != "params"} for group in groups]
     run.optimizers.load_state_dict(trainer["optimizers"])
-    groups = [group for optimizer, _ in run.optimizers.members for group in optimizer.param_groups]
-    for group, own in zip(groups, options, strict=True):
-        group.update(own)
     run.task.load_state_dict(trainer["task"])
     torch.set_rng_state(trainer["torch_rng"])
     if run.average is not None:

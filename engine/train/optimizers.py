@@ -148,13 +148,23 @@ class OptimizerSet:
         return [optimizer.state_dict() for optimizer, _ in self.members]
 
     def load_state_dict(self, states: list[dict[str, Any]]) -> None:
+        """Take over what the optimizers remembered; their options stay those of this run, unless the saved parameter
+        groups are others."""
         if len(states) != len(self.members):
             raise ValueError(
                 f"The checkpoint holds {len(states)} optimizers, this run has {len(self.members)}. "
                 "Resume with the same freeze_weights and arch.puzzle_emb_ndim."
             )
         for (optimizer, _), state in zip(self.members, states, strict=True):
+            former = [dict(group) for group in optimizer.param_groups]
             optimizer.load_state_dict(state)
+            if sizes_of(former) == sizes_of(optimizer.param_groups):
+                for group, own in zip(optimizer.param_groups, former, strict=True):
+                    group.update({key: value for key, value in own.items() if key != "params"})
+
+
+def sizes_of(groups: list[dict[str, Any]]) -> list[int]:
+    return [len(group.get("params", ())) for group in groups]
 
 
 Group = dict[str, Any]
@@ -204,9 +214,9 @@ def resume_with_saved_groups(optimizer: Optimizer, module: nn.Module) -> None:
     """
 
     def adopt(optimizer: Optimizer, state: dict[str, Any]) -> None:
-        sizes = [len(group["params"]) for group in state["param_groups"]]
+        sizes = sizes_of(state["param_groups"])
         own = [group["params"] for group in optimizer.param_groups]
-        if sizes == [len(group) for group in own]:
+        if sizes == sizes_of(optimizer.param_groups):
             return
         if len(sizes) == 1:
             order = list(module.parameters())

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine.train.optimizers import AdamATan2, SparseSignSGD, network_optimizer
+from engine.train.optimizers import AdamATan2, OptimizerSet, SparseSignSGD, network_optimizer
 from models.sparse_embedding import CastedSparseEmbedding
 from tests.models.parity import arrays
 from tests.models.small import make
@@ -129,3 +129,20 @@ def test_optimizer_state_survives_saving():
     resumed.load_state_dict(optimizer.state_dict())
     train(second, resumed, 2)
     assert torch.equal(whole, second)
+
+
+@pytest.mark.parametrize(("saved_groups", "kept"), [(2, 0.5), (1, 0.1)])
+def test_a_resumed_run_has_its_own_options_unless_the_saved_groups_are_others(saved_groups, kept):
+    """Saved with a decay of 0.1, resumed with 0.5."""
+
+    def optimizers(groups, decay):
+        module = make_model()
+        network = network_optimizer("adam_atan2", module, **(OPTIONS | {"weight_decay": decay}))
+        if groups == 1:
+            network = AdamATan2(list(module.parameters()), lr=0.1, weight_decay=decay)
+        return OptimizerSet(network, 0.1, None, 0.0, schedule=None)
+
+    resumed = optimizers(2, 0.5)
+    resumed.load_state_dict(optimizers(saved_groups, 0.1).state_dict())
+    groups = resumed.network.param_groups
+    assert len(groups) == saved_groups and max(group["weight_decay"] for group in groups) == kept
