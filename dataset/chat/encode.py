@@ -59,7 +59,7 @@ class ChunkEncoder:
                 chunk.drop(split, "without an answer")
                 continue
             encoded, lost = self._encoder.encode_counted(turns)
-            chunk.report(split).lost_tokens += lost
+            chunk.reports[split].lost_tokens += lost
             pieces = [piece for whole in encoded if (piece := _learnable(whole)) is not None]
             if pieces:
                 chunk.keep(split, pieces)

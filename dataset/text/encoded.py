@@ -1,6 +1,6 @@
 """What encoding conversations gives, whatever they are read from: documents by split, and what became of the rest."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -39,32 +39,29 @@ class ChunkBuilder:
     """Collects the encoded conversations of a chunk."""
 
     def __init__(self) -> None:
-        self._kept: dict[str, list[EncodedConversation]] = {}
-        self._reports: dict[str, SplitReport] = {}
-
-    def report(self, split: str) -> SplitReport:
-        return self._reports.setdefault(split, SplitReport())
+        self._kept: defaultdict[str, list[EncodedConversation]] = defaultdict(list)
+        self.reports: defaultdict[str, SplitReport] = defaultdict(SplitReport)  # by split
 
     def keep(self, split: str, pieces: Sequence[EncodedConversation]) -> None:
         """A conversation as one document or several."""
-        self._kept.setdefault(split, []).extend(pieces)
-        report = self.report(split)
+        self._kept[split].extend(pieces)
+        report = self.reports[split]
         report.conversations += 1
         report.divided += len(pieces) > 1
         report.truncated += any(piece.is_truncated for piece in pieces)
 
     def drop(self, split: str, reason: str) -> None:
-        self.report(split).dropped[reason] += 1
+        self.reports[split].dropped[reason] += 1
 
     def build(self) -> EncodedChunk:
         documents = {split: join_documents(pieces) for split, pieces in self._kept.items()}
         for split, joined in documents.items():  # counted together, which is faster than one by one
-            report = self._reports[split]
+            report = self.reports[split]
             report.documents = len(joined.lengths)
             report.tokens = len(joined.ids)
             report.trained_tokens = int(joined.is_trained.sum())
             report.longest = int(joined.lengths.max())
-        return EncodedChunk(documents, self._reports)
+        return EncodedChunk(documents, dict(self.reports))
 
 
 def described(counts: Counter[str]) -> str:
