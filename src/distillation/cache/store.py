@@ -35,17 +35,15 @@ class CacheReader:
 
     def __init__(self, folder: Path, cache: Cache) -> None:
         self._folder = folder
-        self.files = ShardFiles(folder, partial(read_group, cache.facts), damaged, checks_sums=True)
-        self.files.check_sizes(cache.shards)
+        self.files = ShardFiles(folder, cache.shards, partial(read_group, cache.facts), damaged, checks_sums=True)
         self.use(cache)
 
     def use(self, cache: Cache) -> None:
         """Read the shards of `cache`, which may have grown."""
-        self._shards = cache.shards
+        self.files.use(cache.shards)
         row_ids = np.concatenate([np.zeros(0, dtype=np.int64), *(shard.row_ids() for shard in cache.shards)])
         self._order = np.argsort(row_ids, kind="stable")
         self._row_ids = row_ids[self._order]
-        self._ends = np.cumsum([shard.rows for shard in cache.shards], dtype=np.int64)
 
     def __contains__(self, row_id: int) -> bool:
         place = int(np.searchsorted(self._row_ids, row_id))
@@ -53,11 +51,9 @@ class CacheReader:
 
     def row(self, row_id: int) -> Row:
         place = int(self._order[np.searchsorted(self._row_ids, row_id)])
-        number = int(np.searchsorted(self._ends, place, side="right"))
-        shard = self._shards[number]
-        found, row = self.files.row(shard, place - (int(self._ends[number]) - shard.rows))
+        found, row = self.files.row(place)
         if found != row_id:
-            raise damaged(self._folder, shard, f"row {found} is where {row_id} should be")
+            raise damaged(self._folder, self.files.find(place)[0], f"row {found} is where {row_id} should be")
         return row
 
 

@@ -39,20 +39,13 @@ class PackedRows:
         facts = self.manifest.splits.get(split)
         self._folder, self._split = folder, split
         self._length = self.manifest.max_seq_length
-        self._shards = facts.shards if facts else []
-        self._ends = np.cumsum([shard.rows for shard in self._shards], dtype=np.int64)
-        self._files = ShardFiles(folder, partial(_read_group, self._length), _damaged)
-        self._files.check_sizes(self._shards)
-        for shard in self._shards if verify else []:
+        shards = facts.shards if facts else []
+        self._files = ShardFiles(folder, shards, partial(_read_group, self._length), _damaged)
+        for shard in shards if verify else []:
             self._files.check_sum(shard)
 
     def __len__(self) -> int:
-        return int(self._ends[-1]) if len(self._ends) else 0
-
-    def row(self, index: int) -> Row:
-        number = int(np.searchsorted(self._ends, index, side="right"))
-        shard = self._shards[number]
-        return self._files.row(shard, index - (int(self._ends[number]) - shard.rows))
+        return len(self._files)
 
     def in_order(self) -> NDArray[np.int64]:
         return np.arange(len(self))
@@ -78,7 +71,7 @@ class PackedRows:
         documents = np.full(shape, NO_DOCUMENT, dtype=np.int32)
         row_id = np.full(num_rows, NO_ROW, dtype=np.int64)
         for place, index in enumerate(rows):
-            row_id[place], inputs[place], lengths = self.row(index)
+            row_id[place], inputs[place], lengths = self._files.row(index)
             ends = lengths.cumsum()
             used = ends[-1]
             labels[place, : used - 1] = inputs[place, 1:used]

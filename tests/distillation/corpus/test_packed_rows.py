@@ -175,7 +175,8 @@ def test_little_is_kept_in_memory(folder: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(src.distillation.corpus.parquet, "KEPT_FILES", 1)
     dataset = make(folder)
     assert same(list(dataset), expected)
-    assert len(dataset.rows._files._groups._values) == len(dataset.rows._files._files._values) == 1
+    kept = [cache.cache_info().currsize for cache in (dataset.rows._files._opened, dataset.rows._files._unpacked)]
+    assert kept == [1, 1]
 
 
 # --- refusing
