@@ -23,8 +23,16 @@ def read_json(file: Path, kind: type[Content], remedy: str) -> Content:
     return content
 
 
-def read_model(file: Path, model: type[Model], remedy: str, error_class: type[ValueError] = ValueError) -> Model:
-    """A JSON file as `model` describes it, with all its problems at once in the error."""
+def read_model(
+    file: Path,
+    model: type[Model],
+    remedy: str,
+    error_class: type[ValueError] = ValueError,
+    if_missing: str | None = None,
+) -> Model:
+    """A JSON file as `model` describes it, with all its problems at once in the error; `if_missing` is the remedy then."""
+    if if_missing is not None and not file.is_file():
+        raise error_class(f"There is no {file.name} in {file.parent}. {if_missing}")
     try:
         return model.model_validate_json(file.read_bytes())
     except ValidationError as error:

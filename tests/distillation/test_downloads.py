@@ -17,8 +17,8 @@ import dataset.files.json_stream
 import src.distillation.corpus.download
 from dataset.files.json_stream import read_values
 from src.distillation.corpus.download import download, main_baseline, main_curriculum
+from src.distillation.corpus.manifest import read_note
 from src.distillation.corpus.plans import BASELINE, CATEGORIES, CURRICULUM, HubSource
-from src.distillation.corpus.source_note import read_note
 from tests.dataset.instruct_samples import FakeHub, serve_hub
 from tests.distillation.hub_samples import RepositoriesHandler, baseline_files, json_lines
 

@@ -92,14 +92,12 @@ def cache_facts(
 
 
 def load_cache(folder: Path) -> Cache:
-    file = folder / CACHE_FILE
-    if not file.is_file():
-        raise CacheError(
-            f"There is no {CACHE_FILE} in {folder}. Make the cache first: {PROGRAM} --data-path <the corpus> "
-            f"--teacher-model <the teacher> --output-dir {folder}"
-        )
     return read_model(
-        file, Cache, "It is of another version or damaged: choose another folder, or make the cache again.", CacheError
+        folder / CACHE_FILE,
+        Cache,
+        "It is of another version or damaged: choose another folder, or make the cache again.",
+        CacheError,
+        f"Make the cache first: {PROGRAM} --data-path <the corpus> --teacher-model <the teacher> --output-dir {folder}",
     )
 
 

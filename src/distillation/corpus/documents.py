@@ -4,7 +4,6 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from dataset.files.json_stream import parse_line
 from dataset.files.jsonl import numbered_lines, read_blocks
 from dataset.text.conversation import Turn, parse_record
-from dataset.text.encoder_pool import EncoderPool, chunked
+from dataset.text.encoder_pool import chunked
 from dataset.text.template import ConversationEncoder
 from dataset.tokenization.lookup import open_tokenizer
 from dataset.tokenization.protocol import is_unicode
@@ -73,8 +72,9 @@ class DocumentEncoder:
 
     def encode(self, lines: list[Line]) -> CorpusDocuments:
         skipped: Counter[str] = Counter()
-        numbers, texts, is_val = [], [], []
-        conversations: list[list[Turn] | None] = []
+        numbers: list[int] = []
+        contents: list[str | list[Turn]] = []
+        is_val: list[bool] = []
         for source, number, line in lines:
             if len(line) > MAX_LINE_BYTES:
                 raise ValueError(
@@ -86,14 +86,12 @@ class DocumentEncoder:
                     skipped["empty"] += 1
                     continue
                 key = content
-                texts.append(content)
-                conversations.append(None)
             else:
                 key = "\x1e".join(f"{turn.role}\x1f{turn.text}" for turn in content)
-                conversations.append(content)
             numbers.append(number)
+            contents.append(content)
             is_val.append(is_held_out(key, self._val_fraction))
-        documents = self._encode_all(texts, conversations)
+        documents = self._encode_all(contents)
         kept = [index for index, document in enumerate(documents) if document is not None]
         skipped["without an answer"] += len(documents) - len(kept)
         found = [document for document in documents if document is not None]
@@ -105,16 +103,17 @@ class DocumentEncoder:
             skipped=+skipped,
         )
 
-    def _encode_all(self, texts: list[str], conversations: list[list[Turn] | None]) -> list[NDArray[np.int32] | None]:
-        """The documents in order; at the place of a None in `conversations` the next text."""
-        encoded_texts = iter(self._tokenizer.encode_batch(texts))
-        encoded_turns = iter(self._conversations.encode_batch([turns for turns in conversations if turns is not None]))
+    def _encode_all(self, contents: list[str | list[Turn]]) -> list[NDArray[np.int32] | None]:
+        """The documents in order; None for a conversation without an answer."""
+        texts = iter(self._tokenizer.encode_batch([text for text in contents if isinstance(text, str)]))
+        turns = [content for content in contents if not isinstance(content, str)]
+        conversations = iter(self._conversations.encode_batch(turns))
         documents: list[NDArray[np.int32] | None] = []
-        for turns in conversations:
-            if turns is None:
-                documents.append(np.concatenate([*self._begin, next(encoded_texts), *self._end]))
+        for content in contents:
+            if isinstance(content, str):
+                documents.append(np.concatenate([*self._begin, next(texts), *self._end]))
             else:
-                conversation = next(encoded_turns)
+                conversation = next(conversations)
                 documents.append(None if conversation is None else conversation.ids)
         return documents
 
@@ -135,10 +134,3 @@ def is_held_out(text: str, fraction: float) -> bool:
     """By a hash of the text alone: under any tokenizer, and copies of a document go the same way."""
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") < fraction * 2.0**64
-
-
-DocumentPool = EncoderPool[list[Line], CorpusDocuments]
-
-
-def open_pool(tokenizer_name: str, val_fraction: float, num_workers: int) -> DocumentPool:
-    return EncoderPool(partial(DocumentEncoder, tokenizer_name, val_fraction), num_workers)

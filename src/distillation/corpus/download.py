@@ -10,13 +10,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from dataset.files.disk import disk_errors, new_file
+from dataset.files.disk import disk_errors, new_file, write_file
 from dataset.text.conversation import has_answer, parse_record
 from dataset.tokenization.protocol import is_unicode
 from engine.entry import INTERRUPTED
 from src.distillation.corpus.hub_records import read_records
+from src.distillation.corpus.manifest import SourceNote, note_path, read_note
 from src.distillation.corpus.plans import BASELINE, CATEGORIES, CURRICULUM, HubSource, Row
-from src.distillation.corpus.source_note import SourceNote, read_note, write_note
 
 RAW_FOLDER = ".downloads"  # hidden, so that no half-finished file is taken for data
 
@@ -127,7 +127,8 @@ def _add_flags(parser: argparse.ArgumentParser, data_dir: Path) -> None:
 
 def _download_one(source: HubSource, data_dir: Path) -> SourceNote:
     target, raw = target_of(source, data_dir), _raw_folder(source, data_dir)
-    rows = _UsableRows(source, raw, target)
+    refused: list[str] = []
+    rows = _usable_rows(source, raw, target, refused)
     num_rows = 0
     with disk_errors(target), new_file(target) as out, tqdm(total=source.rows, desc=source.name, unit=" rows") as bar:
         for row in islice(rows, source.rows):
@@ -135,42 +136,31 @@ def _download_one(source: HubSource, data_dir: Path) -> SourceNote:
             out.write(json.dumps(head | row, ensure_ascii=False).encode() + b"\n")
             num_rows += 1
             bar.update()
-        if num_rows <= rows.num_refused:
+        if num_rows <= len(refused):
             raise ValueError(
-                f"{source.repo} gave {num_rows} usable rows and {rows.num_refused} others ({rows.first_refusal}). Its "
+                f"{source.repo} gave {num_rows} usable rows and {len(refused)} others ({''.join(refused[:1])}). Its "
                 "format has changed; prepare this data set by hand."
             )
-        is_whole = next(iter(rows), None) is None
-    if rows.num_refused:
-        print(f"{source.name}: left out {rows.num_refused} records, first {rows.first_refusal}", file=sys.stderr)
+        is_whole = next(rows, None) is None
+    if refused:
+        print(f"{source.name}: left out {len(refused)} records, first {refused[0]}", file=sys.stderr)
     note = SourceNote(repository=source.repo, license=source.license, rows=num_rows, is_whole=is_whole)
-    write_note(target, note)
+    write_file(note_path(target), note.model_dump_json(indent=2) + "\n")
     shutil.rmtree(raw)
     return note
 
 
-class _UsableRows:
-    """The rows of a source that a model can learn from; iterating resumes where it stopped."""
-
-    def __init__(self, source: HubSource, raw: Path, target: Path) -> None:
-        self.num_refused = 0
-        self.first_refusal = ""
-        self._rows = self._read(source, raw, target)
-
-    def __iter__(self) -> Iterator[Row]:
-        return self._rows
-
-    def _read(self, source: HubSource, raw: Path, target: Path) -> Iterator[Row]:
-        for number, record in enumerate(read_records(source.repo, source.pattern, raw, target), 1):
-            try:
-                rows = list(source.read(record))
-                for row in rows:
-                    check_row(row)
-            except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
-                self.num_refused += 1
-                self.first_refusal = self.first_refusal or f"record {number}: {error!r}"
-            else:
-                yield from rows
+def _usable_rows(source: HubSource, raw: Path, target: Path, refused: list[str]) -> Iterator[Row]:
+    """The rows of a source that a model can learn from; what is wrong with the other records is added to `refused`."""
+    for number, record in enumerate(read_records(source.repo, source.pattern, raw, target), 1):
+        try:
+            rows = list(source.read(record))
+            for row in rows:
+                check_row(row)
+        except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+            refused.append(f"record {number}: {error!r}")
+        else:
+            yield from rows
 
 
 def check_row(row: Row) -> None:

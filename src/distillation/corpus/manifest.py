@@ -116,13 +116,17 @@ class Manifest(Record):
     def with_source(self, source: Source, shards: dict[Split, list[Shard]]) -> "Manifest":
         """This corpus and one source more, in the place of the source of that path."""
         others = [known for known in self.sources if known.path != source.path]
-        kept = {
-            split: [shard for shard in self.splits[split].shards if shard.source != source.path]
-            for split in self.splits
-        }
-        splits = {split: _facts(kept.get(split, []) + shards.get(split, [])) for split in SPLITS}
-        added = [shard for of_split in shards.values() for shard in of_split]
-        next_row_id = max([self.next_row_id, *(shard.first_row_id + shard.rows for shard in added)])
+        splits, next_row_id = {}, self.next_row_id
+        for split, added in shards.items():
+            known = self.splits[split].shards if split in self.splits else []
+            now = [shard for shard in known if shard.source != source.path] + added
+            splits[split] = SplitFacts(
+                rows=sum(shard.rows for shard in now),
+                documents=sum(shard.documents for shard in now),
+                tokens=sum(shard.tokens for shard in now),
+                shards=now,
+            )
+            next_row_id = max([next_row_id, *(shard.first_row_id + shard.rows for shard in added)])
         return self.model_copy(update={"sources": [*others, source], "splits": splits, "next_row_id": next_row_id})
 
     def check_made_for(self, where: Path, tokenizer: TokenizerFacts | None, max_seq_length: int | None) -> None:
@@ -142,26 +146,39 @@ class Manifest(Record):
                 "folder, or make everything again with --force."
             )
 
+    def are_files_in(self, folder: Path, source: str | None = None) -> bool:
+        """Whether all shards, or those of one source, are in a folder with their sizes."""
+        files = [(folder / shard.file, shard.bytes) for shard in self.shards if source in (None, shard.source)]
+        return all(file.is_file() and file.stat().st_size == size for file, size in files)
+
     def save(self, folder: Path) -> None:
         write_file(folder / MANIFEST_FILE, self.model_dump_json(indent=2) + "\n")
 
 
 def load_manifest(folder: Path) -> Manifest:
-    file = folder / MANIFEST_FILE
-    if not file.is_file():
-        raise ValueError(
-            f"There is no {MANIFEST_FILE} in {folder}. Make the corpus first: python data/preprocess_to_parquet.py "
-            f"--input data/distillation --output {folder} --recursive"
-        )
     return read_model(
-        file, Manifest, "It is of another version or damaged: choose another folder, or remove it and preprocess again."
+        folder / MANIFEST_FILE,
+        Manifest,
+        "It is of another version or damaged: choose another folder, or remove it and preprocess again.",
+        if_missing="Make the corpus first: python data/preprocess_to_parquet.py --input data/distillation "
+        f"--output {folder} --recursive",
     )
 
 
-def _facts(shards: list[Shard]) -> SplitFacts:
-    return SplitFacts(
-        rows=sum(shard.rows for shard in shards),
-        documents=sum(shard.documents for shard in shards),
-        tokens=sum(shard.tokens for shard in shards),
-        shards=shards,
-    )
+class SourceNote(BaseModel):
+    """The note beside a downloaded file of JSON lines: where it is from, and under which licence."""
+
+    repository: str
+    license: str
+    rows: int
+    is_whole: bool  # the repository holds no more rows
+
+
+def note_path(file: Path) -> Path:
+    return file.with_name(f"{file.name}.source.json")
+
+
+def read_note(file: Path) -> SourceNote | None:
+    """The note beside `file`; None for a file that somebody put there by hand."""
+    note = note_path(file)
+    return read_model(note, SourceNote, "Remove it.") if note.is_file() else None

@@ -6,9 +6,10 @@ Left out on purpose: what may not be used commercially (ShareGPT, Alpaca-GPT4), 
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+Record = Mapping[str, Any]  # as its repository has it
 Row = dict[str, Any]  # `text`, `messages`, or `prompt` and `response`
 CATEGORIES = ("instruction_chat", "code", "math_reasoning", "factual_qa")
 SOLUTIONS_PER_PROBLEM = 10  # of APPS, which has up to hundreds
@@ -22,52 +23,42 @@ class HubSource:
     pattern: str  # of its files, in order
     license: str  # as its card says
     rows: int  # at most so many, from the beginning
-    read: Callable[[Mapping[str, Any]], Iterable[Row]]  # the rows of one record; none if it has nothing to learn
+    read: Callable[[Record], Iterable[Row]]  # the rows of one record; none if it has nothing to learn
 
     @property
     def card(self) -> str:
         return f"https://huggingface.co/datasets/{self.repo}"
 
 
-def _pair(prompt: str, response: str) -> Callable[[Mapping[str, Any]], Iterable[Row]]:
-    def read(record: Mapping[str, Any]) -> Iterable[Row]:
+def _pair(prompt: str, response: str, context: str = "") -> Callable[[Record], Iterable[Row]]:
+    """Reads a prompt, the text it is about (where there is one), and the answer."""
+
+    def read(record: Record) -> Iterable[Row]:
         if record.get(prompt) and record.get(response):
-            yield {"prompt": record[prompt], "response": record[response]}
+            text = f"{record[prompt]}\n\n{record[context]}" if record.get(context) else record[prompt]
+            yield {"prompt": text, "response": record[response]}
 
     return read
 
 
-def _instruction(context: str, answer: str) -> Callable[[Mapping[str, Any]], Iterable[Row]]:
-    """An instruction, the text it is about (where there is one), and the answer."""
-
-    def read(record: Mapping[str, Any]) -> Iterable[Row]:
-        if record.get("instruction") and record.get(answer):
-            parts = [record["instruction"], *([record[context]] if record.get(context) else [])]
-            yield {"prompt": "\n\n".join(parts), "response": record[answer]}
-
-    return read
-
-
-def _turns(field: str) -> Callable[[Mapping[str, Any]], Iterable[Row]]:
-    def read(record: Mapping[str, Any]) -> Iterable[Row]:
-        if record.get(field):
-            turns = record[field]
-            yield {
-                "messages": [
-                    {"role": turn.get("role", turn.get("from")), "content": turn.get("content", turn.get("value"))}
-                    for turn in turns
-                ]
-            }
+def _turns(field: str) -> Callable[[Record], Iterable[Row]]:
+    def read(record: Record) -> Iterable[Row]:
+        if turns := record.get(field):
+            messages = [
+                {"role": turn.get("role", turn.get("from")), "content": turn.get("content", turn.get("value"))}
+                for turn in turns
+            ]
+            yield {"messages": messages}
 
     return read
 
 
-def _function(record: Mapping[str, Any]) -> Iterable[Row]:
+def _function(record: Record) -> Iterable[Row]:
     if text := record.get("whole_func_string") or record.get("func_code_string"):
         yield {"text": text}
 
 
-def _contest_problem(record: Mapping[str, Any]) -> Iterable[Row]:
+def _contest_problem(record: Record) -> Iterable[Row]:
     """One row for each of the first solutions, which the record holds as a JSON list in a string."""
     solutions = json.loads(record["solutions"]) if record.get("solutions") else []
     starter = record.get("starter_code")
@@ -76,50 +67,44 @@ def _contest_problem(record: Mapping[str, Any]) -> Iterable[Row]:
         yield {"prompt": prompt, "response": solution}
 
 
-def _task_with_tests(record: Mapping[str, Any]) -> Iterable[Row]:
+def _task_with_tests(record: Record) -> Iterable[Row]:
     tests = "\n".join(record.get("test_list") or [])
     yield {"prompt": f"{record['text']}\n\n{tests}".strip(), "response": record["code"]}
 
 
-def _passage_question(record: Mapping[str, Any]) -> Iterable[Row]:
+def _passage_question(record: Record) -> Iterable[Row]:
     answers = record["answers"]["text"]
     answer = answers[0] if answers else "The passage does not say."
     yield {"prompt": f"{record['context']}\n\n{record['question']}", "response": answer}
 
 
-def _many_paragraphs(record: Mapping[str, Any]) -> Iterable[Row]:
+def _many_paragraphs(record: Record) -> Iterable[Row]:
     titles, paragraphs = record["context"]["title"], record["context"]["sentences"]
     passages = [f"{title}: {''.join(lines)}" for title, lines in zip(titles, paragraphs, strict=True)]
     yield {"prompt": "\n\n".join([*passages, record["question"]]), "response": record["answer"]}
 
 
-def _first_answer(record: Mapping[str, Any]) -> Iterable[Row]:
+def _first_answer(record: Record) -> Iterable[Row]:
     answer = record["answer"]
     answer = answer["value"] if isinstance(answer, Mapping) else answer[0]
     yield {"prompt": record["question"], "response": answer}
 
 
-def _metamath(rows: int) -> HubSource:
-    return HubSource(
-        "metamath", "math_reasoning", "meta-math/MetaMathQA", "MetaMathQA-395K.json", "mit",
-        rows, _pair("query", "response"),
-    )  # fmt: skip
-
-
-def _code_search_net(rows: int) -> HubSource:
-    return HubSource(
-        "code_search_net", "code", "code-search-net/code_search_net", "python/train-*.parquet",
-        "other (each function under the licence of its repository)", rows, _function,
-    )  # fmt: skip
-
-
+METAMATH = HubSource(
+    "metamath", "math_reasoning", "meta-math/MetaMathQA", "MetaMathQA-395K.json", "mit",
+    395_000, _pair("query", "response"),
+)  # fmt: skip
+CODE_SEARCH_NET = HubSource(
+    "code_search_net", "code", "code-search-net/code_search_net", "python/train-*.parquet",
+    "other (each function under the licence of its repository)", 412_178, _function,
+)  # fmt: skip
 APPS = HubSource("apps", "code", "codeparrot/apps", "train.jsonl", "mit", 50_000, _contest_problem)
 MBPP = HubSource(
     "mbpp", "code", "google-research-datasets/mbpp", "full/train-*.parquet", "cc-by-4.0", 374, _task_with_tests
 )
 
 # The balanced first corpus: about 300,000 rows.
-BASELINE = (_metamath(125_000), _code_search_net(125_000), APPS, MBPP)
+BASELINE = (replace(METAMATH, rows=125_000), replace(CODE_SEARCH_NET, rows=125_000), APPS, MBPP)
 
 CURRICULUM = (
     HubSource(
@@ -135,11 +120,11 @@ CURRICULUM = (
     ),
     HubSource(
         "dolly", "instruction_chat", "databricks/databricks-dolly-15k", "databricks-dolly-15k.jsonl",
-        "cc-by-sa-3.0", 15_011, _instruction("context", "response"),
+        "cc-by-sa-3.0", 15_011, _pair("instruction", "response", "context"),
     ),
     HubSource(
         "code_alpaca", "code", "sahil2801/CodeAlpaca-20k", "code_alpaca_20k.json", "cc-by-4.0",
-        20_022, _instruction("input", "output"),
+        20_022, _pair("instruction", "output", "input"),
     ),
     HubSource(
         "magicoder", "code", "ise-uiuc/Magicoder-OSS-Instruct-75K", "data-oss_instruct-decontaminated.jsonl", "mit",
@@ -147,12 +132,12 @@ CURRICULUM = (
     ),
     APPS,
     MBPP,
-    _code_search_net(412_178),
+    CODE_SEARCH_NET,
     HubSource(
         "numina_cot", "math_reasoning", "AI-MO/NuminaMath-CoT", "data/train-*.parquet", "apache-2.0",
         859_494, _pair("problem", "solution"),
     ),
-    _metamath(395_000),
+    METAMATH,
     HubSource(
         "orca_math", "math_reasoning", "microsoft/orca-math-word-problems-200k", "data/train-*.parquet", "mit",
         200_035, _pair("question", "answer"),

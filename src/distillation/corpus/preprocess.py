@@ -6,18 +6,21 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
 
 from dataset.files.disk import disk_errors, file_sha256
 from dataset.files.locks import exclusive_lock
+from dataset.text.encoder_pool import EncoderPool
 from dataset.tokenization.lookup import open_tokenizer
 from src.distillation.corpus.documents import (
     POOL_PAYS_BYTES,
-    DocumentPool,
+    CorpusDocuments,
+    DocumentEncoder,
+    Line,
     find_jsonl,
-    open_pool,
     read_chunks,
 )
 from src.distillation.corpus.manifest import (
@@ -27,17 +30,12 @@ from src.distillation.corpus.manifest import (
     Source,
     TokenizerFacts,
     load_manifest,
+    read_note,
     tokenizer_facts,
 )
 from src.distillation.corpus.options import PreprocessOptions
 from src.distillation.corpus.parquet import import_parquet
-from src.distillation.corpus.shards import (
-    ShardWriter,
-    cut_into_pieces,
-    remove_unnamed_shards,
-    rows_per_shard,
-)
-from src.distillation.corpus.source_note import read_note
+from src.distillation.corpus.shards import ShardWriter, cut_into_pieces, remove_unnamed_shards, rows_per_shard
 
 USUAL_COMPRESSION = 5  # of text by gzip and zstd
 
@@ -77,7 +75,7 @@ def preprocess(options: PreprocessOptions) -> str:
         remove_unnamed_shards(options.output)
         try:
             with (
-                open_pool(options.tokenizer, options.val_fraction, num_workers) as pool,
+                EncoderPool(partial(DocumentEncoder, options.tokenizer, options.val_fraction), num_workers) as pool,
                 tqdm(total=num_bytes, desc="tokenizing", unit="B", unit_scale=True) as bar,
             ):
                 for item in todo:
@@ -93,7 +91,13 @@ def preprocess(options: PreprocessOptions) -> str:
     return _summary(options.output, manifest, len(todo), new_tokens, time.monotonic() - started)
 
 
-def _pack_file(item: Todo, manifest: Manifest, pool: DocumentPool, bar: tqdm, options: PreprocessOptions) -> Manifest:
+def _pack_file(
+    item: Todo,
+    manifest: Manifest,
+    pool: EncoderPool[list[Line], CorpusDocuments],
+    bar: tqdm,
+    options: PreprocessOptions,
+) -> Manifest:
     """Write all of one file, and only then say so in the manifest."""
     length, pad_id = manifest.max_seq_length, manifest.tokenizer.pad_id
     limit = rows_per_shard(options.shard_bytes, length)
@@ -155,11 +159,7 @@ def _with_hashes(files: list[Path], root: Path) -> Iterator[Todo]:
 
 def _is_done(item: Todo, manifest: Manifest, output: Path) -> bool:
     source = manifest.source(item.path)
-    if source is None or source.sha256 != item.sha256:
-        return False
-    shards = [output / shard.file for shard in manifest.shards if shard.source == item.path]
-    sizes = [shard.bytes for shard in manifest.shards if shard.source == item.path]
-    return all(file.is_file() and file.stat().st_size == size for file, size in zip(shards, sizes, strict=True))
+    return source is not None and source.sha256 == item.sha256 and manifest.are_files_in(output, item.path)
 
 
 def _check_folders(paths: list[str]) -> None:

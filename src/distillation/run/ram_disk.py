@@ -46,7 +46,8 @@ def _copied(folder: Path, root: Path) -> Path | None:
     if home is None:
         return None
     place = home / f"{folder.resolve().name}-{manifest.fingerprint[:16]}"
-    if _is_whole(place, manifest):
+    is_there = (place / MANIFEST_FILE).is_file() and load_manifest(place).fingerprint == manifest.fingerprint
+    if is_there and manifest.are_files_in(place):
         _tell(f"reading the copy that is there, {place}")
         return place
     needed, free = sum(shard.bytes for shard in manifest.shards), shutil.disk_usage(root).free
@@ -70,13 +71,6 @@ def _own_folder(root: Path) -> Path | None:
         _tell(f"{home} belongs to somebody else or is open to others; reading the disk")
         return None
     return home
-
-
-def _is_whole(place: Path, manifest: Manifest) -> bool:
-    if not (place / MANIFEST_FILE).is_file() or load_manifest(place).fingerprint != manifest.fingerprint:
-        return False
-    files = ((place / shard.file, shard.bytes) for shard in manifest.shards)
-    return all(file.is_file() and file.stat().st_size == size for file, size in files)
 
 
 def _copy(folder: Path, place: Path, manifest: Manifest) -> None:
