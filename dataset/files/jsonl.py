@@ -3,6 +3,7 @@
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,10 +19,9 @@ UNUSED = 255  # the split number of a line that is read past
 
 def read_blocks(path: Path, on_bytes: Callable[[int], Any] = lambda count: None) -> Iterator[bytes]:
     """The text of a file in blocks; `on_bytes` is told how much of the file itself was read."""
-    unpack = UNPACKERS.get(path.suffix)
     with open(path, "rb") as file:
         blocks = _raw_blocks(file, on_bytes)
-        yield from unpack(path, blocks) if unpack else blocks
+        yield from _unpacked(path, blocks) if path.suffix in (".gz", ".zst") else blocks
 
 
 def numbered_lines(blocks: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
@@ -102,48 +102,36 @@ def _raw_blocks(file: BinaryIO, on_bytes: Callable[[int], Any]) -> Iterator[byte
         yield block
 
 
-def _unzstd(path: Path, packed: Iterable[bytes]) -> Iterator[bytes]:
+def _zstandard(path: Path) -> Any:
     try:
         import zstandard
     except ImportError as error:
         raise ValueError(
             f"Reading {path} needs the package zstandard. Install it (pip install zstandard) or unpack the file."
         ) from error
-    frame = zstandard.ZstdDecompressor().decompressobj()
-    is_inside = False
-    for block in packed:
-        while block:
-            try:
-                text = frame.decompress(block)
-            except zstandard.ZstdError as error:
-                raise ValueError(f"{path} is not a zstd file or is damaged: {error}. Fetch it again.") from error
-            is_inside, block = not frame.eof, frame.unused_data
-            if frame.eof:
-                frame = zstandard.ZstdDecompressor().decompressobj()
-            if text:
-                yield text
-    if is_inside:
-        raise ValueError(f"{path} is cut off in the middle of its zstd data. Fetch it again.")
+    return zstandard
 
 
-def _gunzipped(path: Path, packed: Iterable[bytes]) -> Iterator[bytes]:
-    """A file may be several gzip members, one after another."""
-    member = zlib.decompressobj(zlib.MAX_WBITS | 16)
-    is_inside = False
-    for block in packed:
+def _unpacked(path: Path, blocks: Iterable[bytes]) -> Iterator[bytes]:
+    """The text of a packed file, which may be several gzip members or zstd frames, one after another."""
+    if path.suffix == ".gz":
+        kind, broken, limits = "gzip", zlib.error, [BLOCK_BYTES]  # of a block of text: gzip packs up to 1000 to 1
+        new_member = partial(zlib.decompressobj, zlib.MAX_WBITS | 16)
+    else:
+        zstandard = _zstandard(path)
+        kind, broken, limits, new_member = "zstd", zstandard.ZstdError, [], zstandard.ZstdDecompressor().decompressobj
+    member, is_inside = new_member(), False
+    for block in blocks:
         while block:
             try:
-                text = member.decompress(block, BLOCK_BYTES)
-            except zlib.error as error:
-                raise ValueError(f"{path} is not a gzip file or is damaged: {error}. Fetch it again.") from error
-            is_inside, block = not member.eof, member.unconsumed_tail
+                text = member.decompress(block, *limits)
+            except broken as error:
+                raise ValueError(f"{path} is not a {kind} file or is damaged: {error}. Fetch it again.") from error
+            is_inside = not member.eof
+            block = member.unconsumed_tail if is_inside else member.unused_data
             if member.eof:
-                block = member.unused_data
-                member = zlib.decompressobj(zlib.MAX_WBITS | 16)
+                member = new_member()
             if text:
                 yield text
     if is_inside:
-        raise ValueError(f"{path} is cut off in the middle of its gzip data. Fetch it again.")
-
-
-UNPACKERS = {".gz": _gunzipped, ".zst": _unzstd}
+        raise ValueError(f"{path} is cut off in the middle of its {kind} data. Fetch it again.")

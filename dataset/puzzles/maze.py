@@ -6,7 +6,7 @@ A maze is a flat array of cells, row by row, coded by `SYMBOLS`.
 import numpy as np
 
 from dataset.common import dihedral_transform
-from dataset.puzzles.generation import Puzzle
+from dataset.puzzles.boards import Puzzle
 
 WALL, OPEN, START, GOAL, PATH = 1, 2, 3, 4, 5
 SYMBOLS = {"#": WALL, " ": OPEN, "S": START, "G": GOAL, "o": PATH}

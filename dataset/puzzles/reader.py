@@ -4,7 +4,7 @@ All ranks (and loader workers) draw the same global batch from (seed, iteration)
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -46,31 +46,26 @@ class PuzzleDatasetConfig(BaseModel):
         return self
 
 
-@dataclass(frozen=True)
-class IterationPlan:
-    """The puzzles that one iteration visits in one set, and where its batches begin and end."""
-
-    puzzles: np.ndarray  # drawn puzzles, in order
-    batches: list[tuple[int, int]]  # ranges of `puzzles`; the last puzzle of a batch may be cut
-
-
 def plan_iteration(
     puzzles: PuzzleSet, groups: np.ndarray, seed: int, epochs: int, global_batch_size: int
-) -> IterationPlan:
-    """Draw a puzzle of each group, `epochs` times, and pack them; what fills no batch at the end is left out."""
+) -> list[np.ndarray]:
+    """Draw a puzzle of each group, `epochs` times; returns the puzzles of each batch, of which the last may be cut.
+
+    What fills no batch at the end is left out.
+    """
     rng = np.random.Generator(np.random.Philox(seed=seed))
     bounds = puzzles.group_indices.astype(np.int64)
     order = groups[np.concatenate([rng.permutation(len(groups)) for _ in range(epochs)])]
     drawn = rng.integers(bounds[order], bounds[order + 1])
     filled = np.cumsum(np.diff(puzzles.puzzle_indices.astype(np.int64))[drawn])
 
-    batches: list[tuple[int, int]] = []
+    batches: list[np.ndarray] = []
     start, used = 0, 0
     while True:
         last = int(np.searchsorted(filled, used + global_batch_size))  # the puzzle that fills the batch
         if last == len(drawn):
-            return IterationPlan(drawn, batches)
-        batches.append((start, last + 1))
+            return batches
+        batches.append(drawn[start : last + 1])
         start, used = last + 1, int(filled[last])
 
 
@@ -95,22 +90,20 @@ class PuzzleDataset(ResumableDataset):
         self.config = config
         self.split = split
         self._splits: list[PuzzleSplit] | None = self._open(check=True)
-        self._metadata = merged_metadata(self._splits, config.identifier_paths or config.dataset_paths)
-        self._check_size(self._splits)
-        if config.validation_split:
-            self._hold_out()
-
-    @property
-    def metadata(self) -> PuzzleDatasetMetadata:
-        """The metadata of all data paths together; `sets` has the names that the items carry."""
-        return self._metadata
+        # Of all data paths together; `sets` has the names that the items carry.
+        self.metadata: PuzzleDatasetMetadata = merged_metadata(
+            self._splits, config.identifier_paths or config.dataset_paths
+        )
+        self._groups = self._groups_to_read()
+        if not config.test_set_mode:
+            self._check_enough(self._splits)
 
     def num_batches(self, iteration: int = 1) -> int:
         """How many batches one iteration yields; in training it varies a little with the puzzles drawn."""
         if self.config.test_set_mode:
-            sizes = [len(self._test_rows(index)) for index in range(len(self._metadata.sets))]
+            sizes = [len(self._test_rows(index)) for index in range(len(self._groups))]
             return sum(-(-size // self.config.global_batch_size) for size in sizes)
-        return sum(len(self._plan(iteration, index).batches) for index in range(len(self._metadata.sets)))
+        return sum(len(self._plan(iteration, index)) for index in range(len(self._groups)))
 
     def _train_items(self, iteration: int, skip: int) -> Iterator[LoaderItem]:
         size = self.config.global_batch_size
@@ -118,11 +111,10 @@ class PuzzleDataset(ResumableDataset):
         mine = slice(self.config.rank * local, (self.config.rank + 1) * local)
         position = 0
         for index, (name, puzzles) in enumerate(self._sets()):
-            plan = self._plan(iteration, index)
-            for number, (start, stop) in enumerate(plan.batches):
+            for number, drawn in enumerate(self._plan(iteration, index)):
                 if position >= skip and is_for_this_worker(position - skip):
                     seed = [self.config.seed, self._stream(iteration, index), number]
-                    rows, owners = shuffled_examples(puzzles.puzzle_indices, plan.puzzles[start:stop], size, seed)
+                    rows, owners = shuffled_examples(puzzles.puzzle_indices, drawn, size, seed)
                     yield name, self._batch(puzzles, rows[mine], owners[mine], local), size
                 position += 1
         if skip > position:
@@ -155,7 +147,7 @@ class PuzzleDataset(ResumableDataset):
             full[: len(array)] = array
             return torch.from_numpy(full)
 
-        metadata = self._metadata
+        metadata = self.metadata
         labels = padded(puzzles.labels[rows], IGNORE_LABEL_ID)
         if metadata.ignore_label_id is not None:
             labels[labels == metadata.ignore_label_id] = IGNORE_LABEL_ID
@@ -167,45 +159,42 @@ class PuzzleDataset(ResumableDataset):
 
     def _stream(self, iteration: int, set_index: int) -> int:
         """Every set of every iteration has a random stream of its own, numbered from 1."""
-        return (iteration - 1) * len(self._metadata.sets) + set_index + 1
+        return (iteration - 1) * len(self._groups) + set_index + 1
 
-    def _plan(self, iteration: int, set_index: int) -> IterationPlan:
+    def _plan(self, iteration: int, set_index: int) -> list[np.ndarray]:
         config, (_, puzzles) = self.config, self._sets()[set_index]
         seed = config.seed + self._stream(iteration, set_index)
-        groups = self._groups(puzzles, set_index)
+        groups = self._groups[set_index]
         return plan_iteration(puzzles, groups, seed, config.epochs_per_iter, config.global_batch_size)
 
-    def _groups(self, puzzles: PuzzleSet, set_index: int) -> np.ndarray:
-        """The groups that are read: all, or those on this reader's side of the validation split."""
-        if not self.config.validation_split:
-            return np.arange(len(puzzles.group_indices) - 1)
-        return np.flatnonzero(self._held_out(puzzles, set_index) == self.config.test_set_mode)
-
-    def _held_out(self, puzzles: PuzzleSet, set_index: int) -> np.ndarray:
-        num_groups = len(puzzles.group_indices) - 1
-        return is_held_out(num_groups, self.config.validation_split, [self.config.seed, set_index])
+    def _groups_to_read(self) -> list[np.ndarray]:
+        """Of each set all groups, or those on this reader's side of the validation split, which alone are counted."""
+        sets, share = [puzzles for _, puzzles in self._sets()], self.config.validation_split
+        counts = [len(puzzles.group_indices) - 1 for puzzles in sets]
+        if not all(puzzles.num_examples for puzzles in sets):
+            raise ValueError(
+                f"A set of {', '.join(self.config.dataset_paths)} holds no examples. Rebuild the data set."
+            )
+        if not share:
+            return [np.arange(count) for count in counts]
+        masks = [is_held_out(count, share, [self.config.seed, index]) for index, count in enumerate(counts)]
+        check_identifiers(list(zip(sets, masks, strict=True)), share, self.metadata.blank_identifier_id)
+        groups = [np.flatnonzero(mask == self.config.test_set_mode) for mask in masks]
+        self.metadata = self.metadata.model_copy(update={"total_groups": sum(map(len, groups))})
+        return groups
 
     def _test_rows(self, set_index: int) -> np.ndarray:
         """The examples of a test pass, in order."""
         _, puzzles = self._sets()[set_index]
         if not self.config.validation_split:
             return np.arange(puzzles.num_examples)
-        return originals(puzzles, self._groups(puzzles, set_index))
-
-    def _hold_out(self) -> None:
-        """Check that this can be done, and count only the groups that are read."""
-        sets = [puzzles for _, puzzles in self._sets()]
-        masks = [self._held_out(puzzles, index) for index, puzzles in enumerate(sets)]
-        blank = self._metadata.blank_identifier_id
-        check_identifiers(list(zip(sets, masks, strict=True)), self.config.validation_split, blank)
-        num_groups = sum(len(self._groups(puzzles, index)) for index, puzzles in enumerate(sets))
-        self._metadata = self._metadata.model_copy(update={"total_groups": num_groups})
+        return originals(puzzles, self._groups[set_index])
 
     def _sets(self) -> list[tuple[str, PuzzleSet]]:
         if self._splits is None:
             self._splits = self._open(check=False)
         arrays = [puzzles for split in self._splits for puzzles in split.sets.values()]
-        return list(zip(self._metadata.sets, arrays, strict=True))
+        return list(zip(self.metadata.sets, arrays, strict=True))
 
     def _open(self, check: bool) -> list[PuzzleSplit]:
         splits = [open_split(path, self.split, check) for path in self.config.dataset_paths]
@@ -216,16 +205,14 @@ class PuzzleDataset(ResumableDataset):
             splits[index] = replace(splits[index], sets=sets)
         return splits
 
-    def _check_size(self, splits: list[PuzzleSplit]) -> None:
+    def _check_enough(self, splits: list[PuzzleSplit]) -> None:
         epochs, size = self.config.epochs_per_iter, self.config.global_batch_size
         named = [(split.folder, *item) for split in splits for item in split.sets.items()]
         for index, (folder, name, puzzles) in enumerate(named):
-            if puzzles.num_examples == 0:
-                raise ValueError(f"The set '{name}' in {folder} holds no examples. Rebuild the data set.")
             largest = np.maximum.reduceat(np.diff(puzzles.puzzle_indices), puzzles.group_indices[:-1])
             # A group gives the examples of one of its puzzles.
-            available = int(largest[self._groups(puzzles, index)].sum()) * epochs
-            if not self.config.test_set_mode and available < size:
+            available = int(largest[self._groups[index]].sum()) * epochs
+            if available < size:
                 raise ValueError(
                     f"No train batches available: {available} examples, global_batch_size={size} (set '{name}' in "
                     f"{folder}, {epochs} epoch(s) per iteration). Lower the batch size or raise the number of examples "

@@ -12,8 +12,7 @@ import numpy as np
 from tqdm import trange
 
 from dataset.files.writer import BOARD_SET, create_array, write_boards
-from dataset.puzzles.boards import Boards
-from dataset.puzzles.generation import Puzzle
+from dataset.puzzles.boards import Boards, Puzzle
 
 
 @dataclass(frozen=True)

@@ -135,6 +135,6 @@ def test_flags_without_effect_are_refused(flags: list[str], message: str, capsys
 
 
 def test_path_longer_than_any_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dataset.puzzles.generation.MAX_FRUITLESS_DRAWS", 50)
+    monkeypatch.setattr("dataset.puzzles.boards.MAX_FRUITLESS_DRAWS", 50)
     with pytest.raises(SystemExit, match="Found 0 of 100 test"):
         main(["--generate", "5", "--count", "3", "--min-length", "20", "--output-dir", str(tmp_path / "d")])

@@ -226,7 +226,7 @@ def test_flags_without_effect_are_refused(flags: list[str], message: str, capsys
 
 
 def test_impossible_wish_says_how_many_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dataset.puzzles.generation.MAX_FRUITLESS_DRAWS", 20)
+    monkeypatch.setattr("dataset.puzzles.boards.MAX_FRUITLESS_DRAWS", 20)
     with pytest.raises(SystemExit, match="Found 0 of 5 test and 0 of 9 training puzzles"):
         main(
             [

@@ -1,11 +1,23 @@
-"""CSV files: rows that cannot be used are named by their line."""
+"""CSV files: rows that cannot be used are named by their line. Drawing puzzles: distinct, no family in two splits."""
 
+from argparse import Namespace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from dataset.puzzles.boards import Boards, check_boards, csv_files, read_boards
+import dataset.puzzles.boards
+from dataset.puzzles.boards import (
+    Boards,
+    Puzzle,
+    check_boards,
+    csv_files,
+    draw_puzzles,
+    generated_boards,
+    ordered_map,
+    read_boards,
+)
 
 SYMBOLS = {".": 0, "a": 1, "b": 2}
 
@@ -78,3 +90,44 @@ def test_check_lists_the_lines_of_bad_boards() -> None:
     assert text.startswith("12 of 15 train puzzles are not valid. Line 5: too large; line 6: too large")
     assert "line 14: too large; and 2 more" in text
     check_boards(boards, lambda pair: None, "train", num_workers=1)
+
+
+def numbered(modulus: int, number: int) -> Puzzle | None:
+    """Every third draw fails; `modulus` different puzzles exist, ten to a family."""
+    value = number * 7 % modulus
+    if number % 3 == 0:
+        return None
+    return Puzzle(np.array([value]), np.array([value]), key=str(value).encode(), family=value // 10)
+
+
+def values(puzzles: list[Puzzle]) -> list[int]:
+    return [int(puzzle.question[0]) for puzzle in puzzles]
+
+
+def test_splits_are_distinct_and_share_no_family() -> None:
+    train, test = draw_puzzles(partial(numbered, 1000), num_train=300, num_test=40).values()
+    assert len(train) == len(set(values(train))) == 300
+    assert len(test) == len({value // 10 for value in values(test)}) == 40
+    assert not {value // 10 for value in values(test)} & {value // 10 for value in values(train)}
+
+
+def test_exhaustion_is_an_error_that_counts() -> None:
+    with pytest.raises(ValueError, match="5 of 5 test and 50 of 60 training.* 5000 draws"):
+        draw_puzzles(partial(numbered, 100), num_train=60, num_test=5)
+
+
+def test_processes_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = list(map(partial(numbered, 1000), range(500)))
+    monkeypatch.setattr(dataset.puzzles.boards, "POOL_PAYS_SECONDS", 0.0)
+    shared = list(ordered_map(partial(numbered, 1000), range(500), 500, num_workers=2))
+    assert [p and p.key for p in shared] == [p and p.key for p in alone]
+    assert values(draw_puzzles(partial(numbered, 1000), 200, 20, num_workers=2)["train"]) == values(
+        draw_puzzles(partial(numbered, 1000), 200, 20)["train"]
+    )
+
+
+@pytest.mark.parametrize(("num_train", "num_test"), [(10, 100), (1500, 150), (12_000, 1000)])
+def test_default_test_count_stays_sensible(num_train: int, num_test: int) -> None:
+    args = Namespace(count=num_train, test_count=None, num_workers=1)
+    made = generated_boards(args, lambda n: Puzzle(np.array([n]), np.array([n]), key=str(n).encode(), family=n))
+    assert (len(made["train"]), len(made["test"])) == (num_train, num_test)
