@@ -50,7 +50,7 @@ class ChunkEncoder:
         tokenizer = load_chat_tokenizer(plan.tokenizer_folder)
         self._encoder = ChatEncoder(tokenizer, plan.max_tokens, loss_on=plan.loss_on, long=plan.long)
 
-    def encode(self, conversations: list[Conversation], /) -> EncodedChunk:
+    def __call__(self, conversations: list[Conversation]) -> EncodedChunk:
         chunk = ChunkBuilder()
         splits = self._plan.rule.splits([conversation.number for conversation in conversations])
         for conversation, split in zip(conversations, splits, strict=True):

@@ -7,17 +7,11 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import chain, islice
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 Item = TypeVar("Item")
 Chunk = TypeVar("Chunk")
 Result = TypeVar("Result")
-ChunkIn = TypeVar("ChunkIn", contravariant=True)
-ResultOut = TypeVar("ResultOut", covariant=True)
-
-
-class Encoder(Protocol[ChunkIn, ResultOut]):
-    def encode(self, chunk: ChunkIn, /) -> ResultOut: ...
 
 
 class EncoderPool(Generic[Chunk, Result]):
@@ -29,12 +23,12 @@ class EncoderPool(Generic[Chunk, Result]):
     """
 
     def __init__(
-        self, make_encoder: Callable[[], Encoder[Chunk, Result]], num_processes: int, num_alone: int = 0
+        self, make_encoder: Callable[[], Callable[[Chunk], Result]], num_processes: int, num_alone: int = 0
     ) -> None:
         self._make_encoder = make_encoder
         self._num_processes = num_processes
         self._num_alone = num_alone
-        self._encoder: Encoder[Chunk, Result] | None = None
+        self._encoder: Callable[[Chunk], Result] | None = None
         self._processes: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> "EncoderPool[Chunk, Result]":
@@ -49,7 +43,7 @@ class EncoderPool(Generic[Chunk, Result]):
         remaining = iter(chunks)
         for chunk in remaining if self._num_processes == 1 else islice(remaining, self._num_alone):
             self._encoder = self._encoder or self._make_encoder()
-            yield self._encoder.encode(chunk)
+            yield self._encoder(chunk)
         following = next(remaining, None)
         if following is not None:
             yield from self._encode_in_processes(chain([following], remaining))
@@ -87,14 +81,14 @@ def chunked(items: Iterable[Item], size_of: Callable[[Item], int], chunk_size: i
         yield chunk
 
 
-_process_encoder: list[Encoder[Any, Any]] = []  # the one of this worker process
+_process_encoder: list[Callable[[Any], Any]] = []  # the one of this worker process
 
 
-def _start_process(make_encoder: Callable[[], Encoder[Any, Any]]) -> None:
+def _start_process(make_encoder: Callable[[], Callable[[Any], Any]]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that can tidy up
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are as many as the cores already
     _process_encoder.append(make_encoder())
 
 
 def _encode_in_process(chunk: Any) -> Any:
-    return _process_encoder[0].encode(chunk)
+    return _process_encoder[0](chunk)

@@ -4,26 +4,35 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from dataset.files.download import HubFile, find_hub_file
+from dataset.files.json_stream import parse_line
 from dataset.files.jsonl import SPLITS, UNUSED, LineSplit, numbered_lines, read_blocks
-from dataset.text.conversation import parse_record
+from dataset.text.conversation import Turn, has_answer, parse_record
+from dataset.text.encoded import ChunkBuilder, EncodedChunk, SplitReport, described
+from dataset.text.encoder_pool import EncoderPool, chunked
 from dataset.text.sample_corpus import make_sample_records, sample_tokenizer
-from dataset.text.slimorca_encode import EncodingPlan, Line, LoadReport, UsedLines, encode_lines
+from dataset.text.template import ConversationEncoder
 from dataset.text.token_store import DocumentStore, DocumentStoreBuilder
-from dataset.tokenization.lookup import find_tokenizer
+from dataset.tokenization.lookup import find_tokenizer, load_tokenizer
 from dataset.tokenization.protocol import Tokenizer
 
 HUB_REPO = "Open-Orca/SlimOrca"
 HUB_NAME = "oo-labeled_correct.gpt4.sharegpt.jsonl"  # what a copy of the repository calls the file
 LOCAL_NAMES = ("SlimOrca.jsonl", "SlimOrca.jsonl.zst", HUB_NAME)
+CHUNK_LINES = 1024
+POOL_PAYS_LINES = 20_000  # starting processes costs seconds where they are spawned, not forked
+MAX_PROCESSES = 8  # more would wait for the one that reads
+
+Line = tuple[int, str, bytes]  # line number, split, text
 
 
 @dataclass(frozen=True)
@@ -61,6 +70,37 @@ class SlimOrcaConfig:
             raise ValueError("; ".join(problems) + ".")
 
 
+@dataclass
+class LoadReport:
+    """What became of the records of a corpus."""
+
+    source: str
+    splits: dict[str, SplitReport] = field(default_factory=lambda: {split: SplitReport() for split in SPLITS})
+    seconds: float = 0.0
+
+    @property
+    def total(self) -> SplitReport:
+        """Of both splits."""
+        total = SplitReport()
+        for report in self.splits.values():
+            total.add(report)
+        return total
+
+    @property
+    def records(self) -> int:
+        return self.total.conversations + self.total.dropped.total()
+
+    def summary(self) -> str:
+        total = self.total
+        return (
+            f"{self.source}: {self.records} records read in {self.seconds:.1f} s\n"
+            f"  kept: {self.splits['train'].conversations} train, {self.splits['test'].conversations} test "
+            f"({total.truncated} of them truncated)\n"
+            f"  skipped: {described(total.dropped)}\n"
+            f"  tokens: {total.tokens}, of which {total.trained_tokens} are trained"
+        )
+
+
 @dataclass(frozen=True)
 class InstructCorpus:
     """A tokenized corpus in memory."""
@@ -71,42 +111,60 @@ class InstructCorpus:
     report: LoadReport
 
 
+@dataclass(frozen=True)
+class UsedLines:
+    """The lines of a corpus that are used, and what they are read with."""
+
+    lines: Iterator[Line]
+    count: int
+    tokenizer_path: Path
+    source: str  # named in errors
+
+
 def load_corpus(
     config: SlimOrcaConfig, tokenizer_path: str | Path | None = None, progress: bool = True
 ) -> InstructCorpus:
     """Load what `config` asks for; the built-in corpus brings its own tokenizer unless one is given by path."""
     start = time.monotonic()
     progress = progress and os.environ.get("SLIMORCA_TQDM") != "0"
-    lines, tokenizer_path, source = _lines(config, tokenizer_path, progress)
-    corpus = _tokenize(lines, tokenizer_path, source, config, progress)
-    corpus.report.seconds = time.monotonic() - start
-    return corpus
+    used = _used_lines(config, tokenizer_path, progress)
+    tokenizer = load_tokenizer(used.tokenizer_path)
+    builders = {split: DocumentStoreBuilder(tokenizer.vocab_size) for split in SPLITS}
+    report = LoadReport(used.source)
+    num_processes = min(_num_cores(), MAX_PROCESSES) if used.count >= POOL_PAYS_LINES else 1
+    make_encoder = partial(LineEncoder, config, used.tokenizer_path, used.source)
+    with (
+        tqdm(total=used.count, desc="tokenizing", unit=" records", disable=not progress) as bar,
+        EncoderPool(make_encoder, num_processes) as pool,
+    ):
+        for chunk in pool.encode(chunked(used.lines, lambda line: 1, CHUNK_LINES)):
+            for split, documents in chunk.documents.items():
+                builders[split].extend(documents)
+            for split, found in chunk.reports.items():
+                report.splits[split].add(found)
+            bar.update(report.records - bar.n)
+    report.seconds = time.monotonic() - start
+    return InstructCorpus(tokenizer, builders["train"].build(), builders["test"].build(), report)
 
 
 def read_texts(config: SlimOrcaConfig, tokenizer_path: str | Path | None = None) -> Iterator[list[str]]:
     """The messages of one record after the other, as they stand in the corpus."""
-    lines, _, _ = _lines(config, tokenizer_path, progress=False)
-    for _, _, line in lines.lines:
+    for _, _, line in _used_lines(config, tokenizer_path, progress=False).lines:
         yield [turn.text for turn in parse_record(json.loads(line))]
 
 
-def _lines(
-    config: SlimOrcaConfig, tokenizer_path: str | Path | None, progress: bool
-) -> tuple[UsedLines, str | Path, str]:
-    """The lines that are needed, the tokenizer, and what errors call the corpus."""
+def _used_lines(config: SlimOrcaConfig, tokenizer_path: str | Path | None, progress: bool) -> UsedLines:
     if config.source == "sample":
         records = make_sample_records(config.sample_size, config.seed, config.test_ratio)
         tokenizer_path = tokenizer_path or sample_tokenizer(records["train"], Path(config.data_dir))
-        return _sample_lines(records, config), tokenizer_path, "built-in sample corpus"
+        chosen = [(split, record) for split in SPLITS for record in records[split][: config.subset_size]]
+        lines = [(number, split, json.dumps(record).encode()) for number, (split, record) in enumerate(chosen, start=1)]
+        return UsedLines(iter(lines), len(lines), Path(tokenizer_path), "built-in sample corpus")
     tokenizer_path = find_tokenizer(tokenizer_path)  # first: it fails faster than the corpus
-    local = find_local(config.data_dir) if config.source != "hub" else None
-    file = local or _on_hub(config, progress)
-    return _used_lines(file, _split_lines(file, config, progress)), tokenizer_path, str(_path(file))
-
-
-def find_local(data_dir: str | Path) -> Path | None:
-    """The corpus in `data_dir`, if there is one."""
-    return next((path for name in LOCAL_NAMES if (path := Path(data_dir) / name).exists()), None)
+    here = (path for name in LOCAL_NAMES if (path := Path(config.data_dir) / name).exists())
+    file = (next(here, None) if config.source != "hub" else None) or _on_hub(config, progress)
+    splits = _split_lines(file, config, progress)
+    return UsedLines(_read_lines(file, splits), int((splits != UNUSED).sum()), tokenizer_path, str(_path(file)))
 
 
 def _on_hub(config: SlimOrcaConfig, progress: bool) -> Path | HubFile:
@@ -134,52 +192,70 @@ def _path(file: Path | HubFile) -> Path:
     return file if isinstance(file, Path) else file.target
 
 
+def _blocks(file: Path | HubFile) -> Iterator[bytes]:
+    return read_blocks(file) if isinstance(file, Path) else file.blocks()
+
+
 def _split_lines(file: Path | HubFile, config: SlimOrcaConfig, progress: bool) -> NDArray[np.uint8]:
     """The split of every line that is needed; a first pass over the text, so that the next bar has a true total."""
     rule = LineSplit(config.seed, config.test_ratio, config.subset_size)
-    bar = tqdm(desc=f"reading {_path(file).name}", unit_scale=True, disable=not progress)
-    with bar:
+    with tqdm(desc=f"reading {_path(file).name}", unit_scale=True, disable=not progress) as bar:
         if isinstance(file, Path) and config.subset_size is None:
             bar.unit, bar.total = "B", file.stat().st_size
             splits = rule.assign(read_blocks(file, bar.update))
         else:
             bar.unit, bar.total = " records", rule.num_wanted
-            splits = rule.assign(read_blocks(file) if isinstance(file, Path) else file.blocks(), bar.update)
+            splits = rule.assign(_blocks(file), bar.update)
             bar.total = bar.n  # the file may hold fewer than were asked for
     if not len(splits):
         raise ValueError(f"{_path(file)} is empty, expected one JSON object a line. Delete it to download it again.")
     return splits
 
 
-def _used_lines(file: Path | HubFile, splits: NDArray[np.uint8]) -> UsedLines:
-    def read() -> Iterator[Line]:
-        blocks = read_blocks(file) if isinstance(file, Path) else file.blocks()
-        for (number, text), split in zip(numbered_lines(blocks), splits.tolist(), strict=False):
-            if split != UNUSED:
-                yield number, SPLITS[split], text
-
-    return UsedLines(read(), int((splits != UNUSED).sum()))
+def _read_lines(file: Path | HubFile, splits: NDArray[np.uint8]) -> Iterator[Line]:
+    for (number, text), split in zip(numbered_lines(_blocks(file)), splits.tolist(), strict=False):
+        if split != UNUSED:
+            yield number, SPLITS[split], text
 
 
-def _sample_lines(records: dict[str, list[dict[str, Any]]], config: SlimOrcaConfig) -> UsedLines:
-    chosen = [(split, record) for split in SPLITS for record in records[split][: config.subset_size]]
-    lines = [(number, split, json.dumps(record).encode()) for number, (split, record) in enumerate(chosen, start=1)]
-    return UsedLines(iter(lines), len(lines))
+class LineEncoder:
+    """Encodes a chunk of lines."""
+
+    def __init__(self, config: SlimOrcaConfig, tokenizer_path: Path, source: str) -> None:
+        self._source, self._on_error = source, config.on_error
+        # A row of seq_len positions takes one token more: the last one is only ever a label.
+        self._encoder = ConversationEncoder(load_tokenizer(tokenizer_path), config.seq_len + 1, config.truncate)
+
+    def __call__(self, lines: list[Line]) -> EncodedChunk:
+        chunk = ChunkBuilder()
+        parsed = [(split, turns) for number, split, text in lines if (turns := self._parse(number, split, text, chunk))]
+        encoded = self._encoder.encode_batch([turns for _, turns in parsed])
+        for (split, _), conversation in zip(parsed, encoded, strict=True):
+            if conversation is None:
+                chunk.drop(split, "without room for their answer")
+            else:
+                chunk.keep(split, [conversation])
+        return chunk.build()
+
+    def _parse(self, number: int, split: str, text: bytes, chunk: ChunkBuilder) -> list[Turn]:
+        """The turns of a line; none if there is nothing to learn from it."""
+        if not text.strip():
+            return []
+        try:
+            remedy = "Set dataset.on_error=skip to leave out such lines."
+            turns = parse_line(self._source, number, text, parse_record, remedy)
+        except ValueError:
+            if self._on_error == "raise":
+                raise
+            chunk.drop(split, "broken lines")
+            return []
+        if not has_answer(turns):
+            chunk.drop(split, "without an answer")
+            return []
+        return turns
 
 
-def _tokenize(
-    lines: UsedLines, tokenizer_path: str | Path, source: str, config: SlimOrcaConfig, progress: bool
-) -> InstructCorpus:
-    # A row of seq_len positions takes one token more: the last one is only ever a label.
-    plan = EncodingPlan(Path(tokenizer_path), source, config.seq_len + 1, config.truncate, config.on_error)
-    tokenizer = plan.open_tokenizer()
-    builders = {split: DocumentStoreBuilder(tokenizer.vocab_size) for split in SPLITS}
-    report = LoadReport(source)
-    with tqdm(total=lines.count, desc="tokenizing", unit=" records", disable=not progress) as bar:
-        for chunk in encode_lines(plan, lines):
-            for split, documents in chunk.documents.items():
-                builders[split].extend(documents)
-            for split, found in chunk.reports.items():
-                report.splits[split].add(found)
-            bar.update(report.records - bar.n)
-    return InstructCorpus(tokenizer, builders["train"].build(), builders["test"].build(), report)
+def _num_cores() -> int:
+    """Those that this process may use, shared with the other ranks on this machine."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

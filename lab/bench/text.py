@@ -96,7 +96,7 @@ def bench_load(config: InstructConfig) -> dict[str, Any]:
     rate, plain_rate = corpus.report.records / seconds, plain_records / plain_seconds
     return {
         "records": corpus.report.records,
-        "tokens": corpus.report.tokens,
+        "tokens": corpus.report.total.tokens,
         "seconds": round(seconds, 2),
         "records_per_s": round(rate),
         "plain_records_per_s": round(plain_rate),

@@ -70,7 +70,7 @@ class DocumentEncoder:
         self._end = [np.array([tokenizer.eos_id], dtype=np.int32)]
         self._val_fraction = val_fraction
 
-    def encode(self, lines: list[Line]) -> CorpusDocuments:
+    def __call__(self, lines: list[Line]) -> CorpusDocuments:
         skipped: Counter[str] = Counter()
         numbers: list[int] = []
         contents: list[str | list[Turn]] = []

@@ -14,7 +14,7 @@ class Doubler:
     def __init__(self, deadly: int | None = None) -> None:
         self._deadly = deadly
 
-    def encode(self, chunk: list[int], /) -> tuple[int, list[int]]:
+    def __call__(self, chunk: list[int]) -> tuple[int, list[int]]:
         if 13 in chunk:
             raise ValueError("line 13: not a number of luck")
         if self._deadly in chunk:
@@ -23,7 +23,7 @@ class Doubler:
 
 
 class InterruptHandling:
-    def encode(self, chunk: int, /) -> bool:
+    def __call__(self, chunk: int) -> bool:
         return signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 

@@ -184,7 +184,7 @@ def test_it_loads_without_any_file_or_network(tmp_path: Path, monkeypatch: pytes
     config = SlimOrcaConfig(tmp_path, source="sample", sample_size=size, subset_size=100, test_ratio=0.1)
     corpus = load_corpus(config, progress=False)
     assert len(corpus.train) == min(size, 100) and len(corpus.test) < 40
-    assert not corpus.report.skipped
+    assert not corpus.report.total.dropped
 
 
 def test_a_tokenizer_that_is_given_is_used(tmp_path: Path, tokenizer_path: Path) -> None:

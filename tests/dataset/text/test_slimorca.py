@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import dataset.files.disk
 import dataset.files.download
-import dataset.text.slimorca_encode
+import dataset.text.slimorca
 from dataset.files.jsonl import UNUSED, LineSplit, numbered_lines
 from dataset.text.slimorca import InstructCorpus, SlimOrcaConfig, load_corpus
 from dataset.text.token_store import DocumentStore
@@ -56,7 +56,8 @@ def test_every_record_is_in_exactly_one_split(write_corpus: Writer, load: Load) 
     corpus = load(write_corpus(make_lines(200)))
     assert sorted(all_answers(corpus)) == sorted(expected_answers(200))
     assert 30 <= len(corpus.test) <= 70
-    assert corpus.report.kept == {"train": len(corpus.train), "test": len(corpus.test)}
+    kept = {split: report.conversations for split, report in corpus.report.splits.items()}
+    assert kept == {"train": len(corpus.train), "test": len(corpus.test)}
 
 
 def test_the_split_follows_from_the_seed(write_corpus: Writer, load: Load) -> None:
@@ -176,7 +177,7 @@ def test_a_broken_line_is_an_error_with_its_number_or_is_skipped(
         load(folder)
     corpus = load(folder, on_error="skip")
     assert len(all_answers(corpus)) == 9
-    assert corpus.report.skipped == {"broken lines": 1}
+    assert corpus.report.total.dropped == {"broken lines": 1}
     assert corpus.report.records == 10
 
 
@@ -194,7 +195,7 @@ def test_records_without_an_answer_are_skipped_and_counted(write_corpus: Writer,
     lines = [json.dumps(make_record("q", "")), json.dumps(weightless), *make_lines(8)]
     corpus = load(write_corpus(lines))
     assert set(all_answers(corpus)) == expected_answers(8)
-    assert corpus.report.skipped == {"without an answer": 2}
+    assert corpus.report.total.dropped == {"without an answer": 2}
 
 
 def test_blank_lines_are_passed_over(write_corpus: Writer, load: Load) -> None:
@@ -207,21 +208,21 @@ def test_a_record_longer_than_a_row_is_cut_or_its_prompt_is(write_corpus: Writer
     folder = write_corpus([json.dumps(make_record("x" * 300, "The answer.")), *make_lines(5)])
     right = load(folder, seq_len=64, test_ratio=0.0)
     assert set(all_answers(right)) == expected_answers(5)
-    assert right.report.skipped == {"without room for their answer": 1}
+    assert right.report.total.dropped == {"without room for their answer": 1}
     prompt = load(folder, seq_len=64, test_ratio=0.0, truncate="prompt")
     assert all_answers(prompt)[0] == "The answer."
-    assert prompt.report.truncated == 1 and not prompt.report.skipped
+    assert prompt.report.total.truncated == 1 and not prompt.report.total.dropped
     assert prompt.train.lengths()[0] == 64
 
 
 def test_the_report_counts_everything(write_corpus: Writer, load: Load) -> None:
     corpus = load(write_corpus(["broken", *make_lines(20)]), on_error="skip")
     report = corpus.report
-    assert report.tokens == corpus.train.num_tokens + corpus.test.num_tokens
-    assert report.trained_tokens == sum(len(corpus.tokenizer.encode(text)) + 1 for text in all_answers(corpus))
+    assert report.total.tokens == corpus.train.num_tokens + corpus.test.num_tokens
+    assert report.total.trained_tokens == sum(len(corpus.tokenizer.encode(text)) + 1 for text in all_answers(corpus))
     for part in (
         "SlimOrca.jsonl: 21 records read", f"{len(corpus.train)} train, {len(corpus.test)} test", "1 broken lines",
-        f"{report.tokens}, of which {report.trained_tokens}",
+        f"{report.total.tokens}, of which {report.total.trained_tokens}",
     ):  # fmt: skip
         assert part in report.summary()
 
@@ -255,9 +256,9 @@ def test_progress_goes_to_stderr_and_can_be_silenced(
 
 @pytest.fixture
 def in_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dataset.text.slimorca_encode, "POOL_PAYS_LINES", 1)
-    monkeypatch.setattr(dataset.text.slimorca_encode, "CHUNK_LINES", 16)
-    monkeypatch.setattr(dataset.text.slimorca_encode, "_num_cores", lambda: 2)
+    monkeypatch.setattr(dataset.text.slimorca, "POOL_PAYS_LINES", 1)
+    monkeypatch.setattr(dataset.text.slimorca, "CHUNK_LINES", 16)
+    monkeypatch.setattr(dataset.text.slimorca, "_num_cores", lambda: 2)
 
 
 def test_several_processes_give_the_same_corpus(
