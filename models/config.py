@@ -113,8 +113,7 @@ class ArchConfig(BaseModel):
         problems = []
         if self.causal and self.mlp_t:
             problems.append(
-                "causal=true cannot be honoured with mlp_t=true: an MLP over the sequence sees every position. "
-                "Use attention (mlp_t=false) or causal=false"
+                "causal=true and mlp_t=true exclude each other: an MLP sees every position. Set one to false"
             )
         if self.num_heads > self.hidden_size:
             problems.append(f"num_heads={self.num_heads} is more than hidden_size={self.hidden_size}. Use fewer heads")
@@ -124,24 +123,18 @@ class ArchConfig(BaseModel):
                 f"{self.num_heads} = {self.hidden_size // self.num_heads}. Change num_heads or use pos_encodings=learned"
             )
         if self.puzzle_emb_len and not self.puzzle_emb_ndim:
-            problems.append(
-                f"puzzle_emb_len={self.puzzle_emb_len} needs puzzle_emb_ndim > 0. Set puzzle_emb_len=0 to have no puzzle prefix"
-            )
+            problems.append(f"puzzle_emb_len={self.puzzle_emb_len} needs puzzle_emb_ndim > 0. Set puzzle_emb_len=0")
         if self.puzzle_emb_ndim > self.prefix_len * self.hidden_size:
             problems.append(
                 f"puzzle_emb_ndim={self.puzzle_emb_ndim} does not fit {self.prefix_len} prefix positions of "
                 f"{self.hidden_size}. Raise puzzle_emb_len to {math.ceil(self.puzzle_emb_ndim / self.hidden_size)} or set it to 0"
             )
         if isinstance(self.grad_cycles, str) and not re.match(GRAD_CYCLES_PATTERN, self.grad_cycles):
-            problems.append(
-                f"grad_cycles={self.grad_cycles!r} is none of: all, last_cycle, a number, a warm-up such as 2->all"
-            )
+            problems.append(f"grad_cycles={self.grad_cycles!r}: expected all, last_cycle, a number, or such as 2->all")
         elif any(int(number) < 1 for number in re.findall(r"-?\d+", str(self.grad_cycles).replace("->", " "))):
             problems.append(f"grad_cycles={self.grad_cycles!r}: at least one network call must carry gradient")
         if [stage.until for stage in self.depth_curriculum] != sorted({stage.until for stage in self.depth_curriculum}):
-            problems.append(
-                "depth_curriculum: its stages must end one after the other (until: 0.3, then until: 0.6, ...)"
-            )
+            problems.append("depth_curriculum: its stages must end in rising order (until: 0.3, then until: 0.6)")
         if self.prefix_mask and not self.causal:
             problems.append("prefix_mask=true needs causal=true: it only opens the prompt of a causal model")
         problems += self.own_problems()

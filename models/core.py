@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from dataset.common import Batch
 from models.attention import AttentionMask, build_mask
-from models.common import trunc_normal
 from models.config import ArchConfig
 from models.layers import (
     AttentionContext,
@@ -23,6 +22,7 @@ from models.layers import (
     CastedLinear,
     Level,
     RotaryEmbedding,
+    trunc_normal,
     weights_cast_once,
 )
 from models.sparse_embedding import CastedSparseEmbedding

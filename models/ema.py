@@ -50,8 +50,8 @@ class WeightAverage:
         if state.keys() != self.first_names.keys():
             differing = sorted(state.keys() ^ self.first_names.keys())
             raise ValueError(
-                f"The averaged weights do not belong to this model: {', '.join(differing[:5])} "
-                f"{'stand' if len(differing) > 1 else 'stands'} on one side only. Resume with the config the run began with."
+                f"The averaged weights are of another model ({', '.join(differing[:5])} on one side only). "
+                "Resume with the config the run began with."
             )
         for name, average in self.shadow.items():
             average.copy_(state[name])

@@ -7,7 +7,7 @@ The table is a buffer. A training forward hands out a leaf copy of the wanted ro
 import torch
 from torch import Tensor, nn
 
-from models.common import trunc_normal
+from models.layers import trunc_normal
 
 
 class CastedSparseEmbedding(nn.Module):

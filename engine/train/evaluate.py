@@ -62,7 +62,8 @@ def evaluate(
                 saved[name].append(outputs[name])
             working = [e for e in working if _succeeds(e, lambda: e.update_batch(batch, outputs))]  # noqa: B023
 
-    report = _reduced(task, totals, set_names, runtime)
+    # In one order that every rank shares, because fetching adds the sums of all ranks.
+    report = {name: task.eval_report(fetched(totals[name], runtime)) for name in set_names if name in totals}
     if saved and output_dir is not None:
         output_dir.mkdir(parents=True, exist_ok=True)
         torch.save(
@@ -74,24 +75,10 @@ def evaluate(
         if runtime.any_rank(evaluator not in working):  # all ranks must agree: a result gathers over them
             continue
         folder = None if output_dir is None else str(output_dir / f"evaluator_{name}_{label}")
-        results: dict[str, float] = {}
-        if _succeeds(evaluator, lambda: results.update(_result(evaluator, folder, runtime))) and results:  # noqa: B023
-            report[name] = results
-    return report
-
-
-def _result(evaluator: Evaluator, folder: str | None, runtime: Runtime) -> dict[str, float]:
-    return evaluator.result(folder, runtime.rank, runtime.world_size, group=None) or {}
-
-
-def _reduced(task: Task, totals: dict[str, Sums], set_names: Sequence[str], runtime: Runtime) -> Report:
-    """Sums of all ranks, in one order that every rank shares, turned into means."""
-    report: Report = {}
-    for set_name in set_names:
-        sums = totals.get(set_name)
-        if sums is None:
-            continue
-        report[set_name] = task.eval_report(fetched(sums, runtime))
+        results: list[dict[str, float] | None] = []
+        rank, ranks = runtime.rank, runtime.world_size
+        if _succeeds(evaluator, lambda: results.append(evaluator.result(folder, rank, ranks, None))) and results[0]:  # noqa: B023
+            report[name] = results[0]
     return report
 
 

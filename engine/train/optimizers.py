@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from engine.train.schedule import LRSchedule
+from engine.train.schedule import CosineSchedule, RestartSchedule
 from models.sparse_embedding import CastedSparseEmbedding
 
 
@@ -112,7 +112,7 @@ class OptimizerSet:
         network_lr: float,
         sparse: SparseSignSGD | None,
         sparse_lr: float,
-        schedule: LRSchedule,
+        schedule: CosineSchedule | RestartSchedule,
     ) -> None:
         self.members: list[tuple[Any, float]] = []
         if sparse is not None:

@@ -6,13 +6,6 @@ Steps count from 1.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
-
-
-class LRSchedule(Protocol):
-    """Gives the learning rate of a step."""
-
-    def at(self, step: float, base: float) -> float: ...
 
 
 @dataclass(frozen=True)

@@ -54,8 +54,8 @@ class Divergence:
         """Refuse another vocabulary, and drawn ids, which hold likely tokens only, for anything but KL(P, Q)."""
         if targets.shares is not None and self.beta:
             raise ValueError(
-                f"divergence with beta={self.beta:g} needs the probabilities of the student's tokens too, which "
-                "teacher_kind=sampled does not hold. Use forward_kl, or teacher_kind=topk or dense."
+                f"divergence with beta={self.beta:g} needs more probabilities than teacher_kind=sampled holds. "
+                "Use forward_kl, or teacher_kind=topk or dense."
             )
         if targets.ids is None and targets.logprobs.shape[-1] != vocab_size:
             raise ValueError(

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from dataset.common import IGNORE_LABEL_ID, Batch
 from models.act import ActModel
-from models.config import ArchConfig
 from models.core import Latents, detached
 from models.losses.chunked import chunked_cross_entropy, dense_cross_entropy
 from models.losses.puzzles import loss_function
@@ -68,15 +67,25 @@ class TextLossHead(nn.Module):
         self.chunked = chunked
 
     def train_on(self, batch: Batch, at: Supervision, weights: Tensor, num_steps: int, targets: Any = None) -> Sums:
-        """Forward and backward of `num_steps` supervision steps."""
-        steps = StepLosses(self.model.config, weights, num_steps)
-        found = []
-        for _, answers in self.model.inner.unroll(batch, num_steps, detach=steps.at_once):
+        """Forward and backward of `num_steps` supervision steps, each of which counts alike.
+
+        With `detach_between_steps` the backward of each runs at once, so that memory does not grow with depth;
+        otherwise one backward of the sum runs at the end.
+        """
+        config, found = self.model.config, []
+        halting, total = HaltingTargets(config.halt_delta), torch.zeros((), device=weights.device)
+        for _, answers in self.model.inner.unroll(batch, num_steps, detach=config.detach_between_steps):
             loss, scores, q = self.score(answers, at, weights, targets)
-            steps.add(loss, scores.losses, q)
+            halting_loss = halting.loss_of_step(q, scores.losses, weights) / max(1, num_steps - 1)
+            loss = loss / num_steps + halting_loss
+            if config.detach_between_steps:
+                loss.backward()
+            else:
+                total = total + loss
             found.append(scores)
-        steps.finish()
-        return self._report(at, found, targets, is_training=True) | steps.halting.totals
+        if not config.detach_between_steps:
+            total.backward()
+        return self._report(at, found, targets, is_training=True) | halting.totals
 
     def persistent_step(
         self,
@@ -205,33 +214,6 @@ class HaltingTargets:
             "q_halt_unwanted": empty.index_add(0, bins, 1 - may_halt),
         }
         self.totals = {name: self.totals.get(name, 0) + value for name, value in found.items()}
-
-
-class StepLosses:
-    """The loss of one batch over its supervision steps, each of which counts alike.
-
-    With `detach_between_steps` the backward of each runs at once, so that memory does not grow with depth; otherwise
-    one backward of the sum runs at the end.
-    """
-
-    def __init__(self, config: ArchConfig, weights: Tensor, num_steps: int) -> None:
-        self.weights, self.num_steps = weights, num_steps
-        self.at_once = config.detach_between_steps
-        self.halting = HaltingTargets(config.halt_delta)
-        self.sum = torch.zeros((), device=weights.device)
-
-    def add(self, loss: Tensor, losses: Tensor, q: Tensor) -> None:
-        """The loss of the next step, with the losses and halting logits (T,) of its tokens."""
-        halting = self.halting.loss_of_step(q, losses, self.weights) / max(1, self.num_steps - 1)
-        loss = loss / self.num_steps + halting
-        if self.at_once:
-            loss.backward()
-        else:
-            self.sum = self.sum + loss
-
-    def finish(self) -> None:
-        if not self.at_once:
-            self.sum.backward()
 
 
 def area_under_roc(wanted: list[float], unwanted: list[float]) -> float:

@@ -26,12 +26,12 @@ def make(config_class: type[ArchConfig] = ArchConfig, **options) -> ArchConfig:
 @pytest.mark.parametrize(
     ("config_class", "options", "told"),
     [
-        (ArchConfig, {"causal": True, "mlp_t": True}, "causal=true cannot be honoured with mlp_t=true"),
+        (ArchConfig, {"causal": True, "mlp_t": True}, "causal=true and mlp_t=true"),
         (ArchConfig, {"num_heads": 100}, "num_heads=100 is more than hidden_size=64"),
         (ArchConfig, {"num_heads": 9}, r"even head size, found hidden_size 64 // num_heads 9 = 7"),
         (ArchConfig, {"puzzle_emb_len": 4}, "puzzle_emb_len=4 needs puzzle_emb_ndim > 0"),
         (ArchConfig, {"puzzle_emb_len": 2, "puzzle_emb_ndim": 200}, "does not fit 2 prefix .* puzzle_emb_len to 4"),
-        (ArchConfig, {"grad_cycles": "some"}, "grad_cycles='some' is none of: all, last_cycle, a number"),
+        (ArchConfig, {"grad_cycles": "some"}, "grad_cycles='some'.*last_cycle"),
         (ArchConfig, {"grad_cycles": 0}, "grad_cycles=0: at least one network call must carry gradient"),
         (ArchConfig, {"grad_cycles": -2}, "grad_cycles=-2: at least one network call must carry gradient"),
         (ArchConfig, {"grad_cycles": "0->all"}, "grad_cycles='0->all'.*at least one network call"),

@@ -5,10 +5,9 @@ import pytest
 import torch
 
 from models.attention import CAUSAL, FULL, AttentionMask, attend
-from models.common import trunc_normal
 from models.ema import WeightAverage
 from models.kernels import rms_norm, rotate, swiglu_gate
-from models.layers import Attention, AttentionContext, RotaryEmbedding, SwiGLU, swiglu_width
+from models.layers import Attention, AttentionContext, RotaryEmbedding, SwiGLU, swiglu_width, trunc_normal
 from models.losses.puzzles import softmax_cross_entropy, stablemax_cross_entropy
 from models.sparse_embedding import CastedSparseEmbedding
 from tests.models.parity import CASES, arrays, batch_of, description, load_head, sample

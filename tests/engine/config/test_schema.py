@@ -58,9 +58,8 @@ def test_problems_of_run_and_arch_that_need_several_keys_come_together():
         "global_batch_size=8 cannot be split into gradient_accumulation_steps=3 equal parts",
         "eval_only=true needs load_checkpoint=<folder or file>",
         "eval_only=true and resume=true exclude each other: choose one",
-        "causal=true cannot be honoured with mlp_t=true: an MLP over the sequence sees every position. "
-        "Use attention (mlp_t=false) or causal=false",
-        "puzzle_emb_len=4 needs puzzle_emb_ndim > 0. Set puzzle_emb_len=0 to have no puzzle prefix",
+        "causal=true and mlp_t=true exclude each other: an MLP sees every position. Set one to false",
+        "puzzle_emb_len=4 needs puzzle_emb_ndim > 0. Set puzzle_emb_len=0",
     ]
 
 
