@@ -17,7 +17,8 @@ from engine.config.compose import resolved
 from engine.config.schema import ChatConfig, InstructConfig, PretrainConfig, RunConfig, TextConfig
 from engine.runtime.devices import Runtime
 from engine.tasks.protocol import Task
-from engine.train.job import Job, RunParts, RunSettings, RunStart
+from engine.train.job import Job, RunSettings, RunStart
+from engine.train.loop import RunParts
 from engine.train.opening import parameter_counts
 from engine.train.optimizers import OptimizerSet
 from engine.train.plan import Plan

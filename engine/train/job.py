@@ -3,18 +3,16 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from engine.checkpoints.load import Checkpoint
 from engine.checkpoints.run_directory import RunDirectory
 from engine.runtime.devices import Runtime
-from engine.tasks.protocol import Task
 from engine.train.evaluate import Report
-from engine.train.loop import Run, RunData
+from engine.train.loop import Run, RunParts
 from engine.train.optimizers import OptimizerSet
-from engine.train.plan import Plan
 from engine.train.tracking.tracker import Notices
 
 
@@ -43,19 +41,6 @@ class RunStart:
     checkpoint: Checkpoint | None  # the one to resume from
     say: Notices
     stack: ExitStack  # closes at the end of the run what is entered into it
-
-
-@dataclass
-class RunParts:
-    """What a run consists of."""
-
-    task: Task
-    data: RunData
-    plan: Plan
-    checkpoint_yaml: str  # the config that is kept with every checkpoint
-    meta: dict[str, Any] = field(default_factory=dict)  # facts that are kept with every checkpoint
-    files: Sequence[Path] = ()  # kept with every checkpoint, such as a tokenizer
-    trainer: dict[str, Any] | None = None  # in place of the checkpoint's, where this run resumes under other options
 
 
 class Job(ABC):

@@ -34,21 +34,28 @@ class RunData:
 
 
 @dataclass
-class Run:
-    """Everything that one run consists of."""
+class RunParts:
+    """What a run consists of."""
 
     task: Task
     data: RunData
-    optimizers: OptimizerSet
     plan: Plan
+    checkpoint_yaml: str  # the config that is kept with every checkpoint
+    meta: dict[str, Any] = field(default_factory=dict)  # facts that are kept with every checkpoint
+    files: Sequence[Path] = ()  # kept with every checkpoint, such as a tokenizer
+    trainer: dict[str, Any] | None = None  # in place of the checkpoint's, where this run resumes under other options
+
+
+@dataclass(kw_only=True)
+class Run(RunParts):
+    """A run that has been opened: its parts, and what the engine adds to them."""
+
+    optimizers: OptimizerSet
     runtime: Runtime
     tracker: Tracker
     store: CheckpointStore | None  # on rank 0 only
     run_dir: Path
-    config_yaml: str
     average: WeightAverage | None = None
-    meta: dict[str, Any] = field(default_factory=dict)
-    files: Sequence[Path] = ()  # to be kept with every checkpoint, such as a tokenizer
     state: TrainState = field(default_factory=TrainState)
     unlogged: list[tuple[int, int, Sums, dict[str, float]]] = field(default_factory=list)
 
@@ -86,7 +93,8 @@ def evaluate_and_save(run: Run, is_eval_due: bool, is_save_due: bool) -> Report 
     """What is due at this step, which is evaluated once; the best checkpoint so far is saved in any case."""
     state, report, is_best = run.state, None, False
     if is_eval_due and run.data.eval_items is not None and state.evaluated_step != state.step:
-        report = evaluate_run(run)
+        report = evaluate_now(run)
+        run.tracker.log(flat(report), state.step)
         state.evaluated_step = state.step
         is_best = is_best_so_far(run, report)
     if is_save_due or is_best:
@@ -174,13 +182,6 @@ def measure_base(run: Run) -> None:
     run.tracker.print(f"before the first step: {name} {state.base_value}")
 
 
-def evaluate_run(run: Run) -> Report:
-    """Evaluate and log it."""
-    report = evaluate_now(run)
-    run.tracker.log(flat(report), run.state.step)
-    return report
-
-
 def evaluate_now(run: Run) -> Report:
     """Evaluate with the averaged weights, if there are any."""
     flush_log(run)
@@ -242,7 +243,7 @@ def save(run: Run, is_best: bool = False) -> None:
         model=run.task.module.state_dict(),
         ema=run.average.state_dict() if run.average is not None else None,
         trainer=trainer,
-        config_yaml=run.config_yaml,
+        config_yaml=run.checkpoint_yaml,
         meta=run.meta | {"best_metric": run.plan.best_metric, "best_value": run.state.best_value},
         files=run.files,
     )

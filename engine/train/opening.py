@@ -12,7 +12,7 @@ from engine.runtime.devices import Runtime, start_runtime
 from engine.train.job import Job, RunStart
 from engine.train.loop import Run, restore
 from engine.train.plan import TrainState
-from engine.train.tracking.backend import TrackedRun
+from engine.train.tracking.backends import TrackedRun
 from engine.train.tracking.tracker import Notices, Tracker
 from models.ema import WeightAverage
 
@@ -53,18 +53,13 @@ def open_run(job: Job, stack: ExitStack) -> tuple[Run, Notices]:
     stack.callback(tracker.close)
     say.through(tracker)
     run = Run(
-        task=parts.task,
-        data=parts.data,
+        **vars(parts),
         optimizers=optimizers,
-        plan=plan,
         runtime=runtime,
         tracker=tracker,
         store=CheckpointStore(directory.path, settings.keep_last) if runtime.is_main else None,
         run_dir=directory.path,
-        config_yaml=parts.checkpoint_yaml,
         average=average,
-        meta=parts.meta,
-        files=parts.files,
     )
     if checkpoint is not None and trainer is not None:
         restore(run, trainer, checkpoint.ema)

@@ -45,10 +45,8 @@ class Plan:
     save_outputs: Sequence[str] = ()
 
     def is_over(self, state: TrainState) -> bool:
-        return state.step >= self.total_steps or state.iteration > self.iterations or self.is_out_of_patience(state)
-
-    def is_out_of_patience(self, state: TrainState) -> bool:
-        return self.patience is not None and state.evaluations_waited >= self.patience
+        is_out_of_patience = self.patience is not None and state.evaluations_waited >= self.patience
+        return state.step >= self.total_steps or state.iteration > self.iterations or is_out_of_patience
 
     def is_better(self, value: float, than: float | None, by: float = 0.0) -> bool:
         """Whether a value of the best metric beats another one by this share of it; anything beats None."""

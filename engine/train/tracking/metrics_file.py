@@ -51,24 +51,23 @@ def _cut_after(path: Path, step: int, before_evaluation: bool) -> None:
     with path.open("r+b") as file:
         end = 0
         for line in file:
-            number = _step_of(line)
-            if number is None or number > step or (number == step and before_evaluation and not _is_of_training(line)):
+            found = _values_of(line)
+            number, is_training = found.get("step"), any(key.startswith("train/") for key in found)
+            if (
+                not isinstance(number, int)
+                or number > step
+                or (number == step and before_evaluation and not is_training)
+            ):
                 break
             end += len(line)
         file.truncate(end)  # one atomic operation, which a full disk allows too
         os.fsync(file.fileno())
 
 
-def _step_of(line: bytes) -> int | None:
-    if not line.endswith(b"\n"):
-        return None
+def _values_of(line: bytes) -> dict[str, Any]:
+    """What the line holds; nothing if it is not a whole one."""
     try:
-        found = json.loads(line)
+        found = json.loads(line) if line.endswith(b"\n") else None
     except ValueError:
-        return None
-    number = found.get("step") if isinstance(found, dict) else None
-    return number if isinstance(number, int) else None
-
-
-def _is_of_training(line: bytes) -> bool:
-    return any(key.startswith("train/") for key in json.loads(line))
+        return {}
+    return found if isinstance(found, dict) else {}

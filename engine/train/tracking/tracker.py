@@ -1,19 +1,12 @@
 """The main rank's record of a run: metrics.jsonl, the chosen backends, a progress bar and what is said on stderr."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from engine.train.tracking.backend import Backend, BackendError, TrackedRun
+from engine.train.tracking.backends import BACKENDS, Backend, TrackedRun
 from engine.train.tracking.metrics_file import MetricsFile
-from engine.train.tracking.tensorboard_backend import TensorboardBackend
-from engine.train.tracking.text_log import TextLog
-from engine.train.tracking.wandb_backend import WandbBackend
 
-BACKENDS: dict[str, type[Backend]] = {
-    "wandb": WandbBackend,
-    "tensorboard": TensorboardBackend,
-    "text": TextLog,
-}
 BAR_METRICS = {
     "train/lm_loss": "loss",
     "train/ce": "ce",
@@ -60,11 +53,12 @@ class Tracker:
         )
         for name in dict.fromkeys(chosen):
             try:
-                self._backends.append(BACKENDS[name](run))
+                backend = BACKENDS[name]()
             except ImportError as problem:
                 self._go_without(name, f"it is not installed ({problem}); try: pip install {name}")
-            except BackendError as problem:
-                self._go_without(name, str(problem))
+            else:
+                self._backends.append(backend)
+                self._try(backend, backend.start, run)
 
     def _go_without(self, name: str, reason: str) -> None:
         self.print(f"Warning: tracker {name} is off: {reason}. Metrics are in {self._metrics.path} all the same.")
@@ -74,10 +68,7 @@ class Tracker:
             return
         self._metrics.write(metrics, step)
         for backend in list(self._backends):
-            try:
-                backend.log(metrics, step)
-            except BackendError as problem:
-                self._leave_out(backend, problem)
+            self._try(backend, backend.log, metrics, step)
         shown = [f"{label} {metrics[key]:.4g}" for key, label in BAR_METRICS.items() if key in metrics]
         if shown:
             self._bar.set_postfix_str(", ".join(shown), refresh=False)
@@ -95,14 +86,15 @@ class Tracker:
     def note(self, text: str) -> None:
         """Let the backends keep a line that has been said already."""
         for backend in list(self._backends):
-            try:
-                backend.note(text)
-            except BackendError as problem:
-                self._leave_out(backend, problem)
+            self._try(backend, backend.note, text)
 
-    def _leave_out(self, backend: Backend, problem: BackendError) -> None:
-        self._backends.remove(backend)
-        self._go_without(backend.name, str(problem))
+    def _try(self, backend: Backend, call: Callable[..., None], *values: Any) -> None:
+        """Call the backend; if it fails it is left out from now on."""
+        try:
+            call(*values)
+        except backend.failures as problem:
+            self._backends.remove(backend)
+            self._go_without(backend.name, str(problem) or type(problem).__name__)
 
     def close(self) -> None:
         if not self._enabled:
@@ -113,7 +105,7 @@ class Tracker:
         for backend in self._backends:
             try:
                 backend.close()
-            except BackendError as problem:
+            except backend.failures as problem:
                 print(f"Warning: tracker {backend.name} did not close cleanly: {problem}.", file=sys.stderr)
 
 

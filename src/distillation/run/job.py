@@ -12,8 +12,8 @@ from engine.checkpoints.run_directory import RunDirectory, to_yaml
 from engine.config.parse import ConfigError
 from engine.runtime.devices import Runtime, start_runtime
 from engine.train.evaluate import Report
-from engine.train.job import Job, RunParts, RunSettings, RunStart
-from engine.train.loop import Run
+from engine.train.job import Job, RunSettings, RunStart
+from engine.train.loop import Run, RunParts
 from engine.train.opening import parameter_counts
 from engine.train.optimizers import OptimizerSet
 from engine.train.plan import Plan

@@ -14,8 +14,8 @@ from engine.config.flags import yaml_options
 from engine.runtime.devices import Runtime
 from engine.tasks.text import perplexity
 from engine.train.evaluate import Report, evaluate, flat
-from engine.train.job import Job, RunParts, RunSettings, RunStart
-from engine.train.loop import Run
+from engine.train.job import Job, RunSettings, RunStart
+from engine.train.loop import Run, RunParts
 from engine.train.optimizers import OptimizerSet
 from engine.train.plan import Plan
 from engine.train.schedule import CosineSchedule

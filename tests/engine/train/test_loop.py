@@ -45,7 +45,7 @@ def reference_run(items, **changes) -> Run:
         tracker=Recorder(),
         store=None,
         run_dir=None,
-        config_yaml="",
+        checkpoint_yaml="",
         average=WeightAverage(head, config.ema_rate),
     )
     return dataclasses.replace(run, **changes)

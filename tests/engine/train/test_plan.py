@@ -36,7 +36,7 @@ def run_of(plan: Plan, values: list[float], **state: Any) -> tuple[Run, list[tup
         tracker=Recorder(),  # type: ignore[arg-type]
         store=None,
         run_dir=None,  # type: ignore[arg-type]
-        config_yaml="",
+        checkpoint_yaml="",
         state=TrainState(**state),
     )
 

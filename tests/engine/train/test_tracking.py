@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from engine.checkpoints.run_directory import RunDirectory
-from engine.train.tracking.backend import TrackedRun
+from engine.train.tracking.backends import TrackedRun
 from engine.train.tracking.tracker import Tracker
 
 
@@ -254,7 +254,7 @@ def test_killed_run_has_all_its_lines(tmp_path):
 import os, signal
 from pathlib import Path
 from engine.checkpoints.run_directory import RunDirectory
-from engine.train.tracking.backend import TrackedRun
+from engine.train.tracking.backends import TrackedRun
 from engine.train.tracking.tracker import Tracker
 folder = Path({str(tmp_path)!r})
 tracker = Tracker(TrackedRun(RunDirectory(folder, "p", "r", ""), {{}}, total_steps=9, resume_step=0, log_interval=1), backends=[])
