@@ -11,7 +11,7 @@ from dataset.tokenization.lookup import find_tokenizer, load_tokenizer
 from dataset.tokenization.protocol import Tokenizer
 from dataset.tokenization.special_tokens import load_chat_tokenizer
 from engine.build.puzzles import check_batch_shares
-from engine.build.text import TextCorpus, TextSource, source_of
+from engine.build.text import TextSource, source_of
 from engine.config.schema import ChatConfig, InstructConfig, TextConfig
 from engine.runtime.devices import Runtime
 
@@ -28,7 +28,7 @@ def build_chat(config: ChatConfig, runtime: Runtime) -> TextSource:
     if "train" not in stores:
         open_chat_data(config.data_paths, "train")
     tokenizer = load_chat_tokenizer(chat_tokenizer_folder(config.data_paths))
-    return source_of(config, runtime, TextCorpus(found.seq_len, tokenizer, stores["train"], stores.get("test")))
+    return source_of(config, runtime, found.seq_len, tokenizer, train=stores["train"], test=stores.get("test"))
 
 
 def data_row_length(paths: Sequence[str]) -> int:

@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 from engine.build import chat as build_chat
 from engine.build import puzzles as build
 from engine.build import text as build_text
-from engine.build.puzzles import PuzzleSource
+from engine.build.puzzles import Source
 from engine.build.text import TextSource
 from engine.checkpoints.run_directory import RunDirectory, named_directory, start_directory
 from engine.config.check import check
@@ -59,9 +59,7 @@ class HydraJob(Job, Generic[Config]):
     def claim(self, directory: RunDirectory, runtime: Runtime) -> None:
         start_directory(directory, self.config.resume)
 
-    def parts(
-        self, start: RunStart, task: Task, source: PuzzleSource | TextSource, *, may_exceed: bool = False
-    ) -> RunParts:
+    def parts(self, start: RunStart, task: Task, source: Source, *, may_exceed: bool = False) -> RunParts:
         if start.runtime.use_compile:
             build.compile_step(head_of(task))
         return RunParts(

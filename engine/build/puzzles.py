@@ -86,8 +86,8 @@ def build_optimizers(
 
 
 @dataclass(frozen=True)
-class PuzzleSource:
-    """Training and held-out puzzles of a run."""
+class Source:
+    """Training and held-out data of a run."""
 
     metadata: PuzzleDatasetMetadata
     data: RunData
@@ -96,7 +96,7 @@ class PuzzleSource:
     files: Sequence[Path] = ()  # to be kept with every checkpoint
 
 
-def build_puzzles(config: PretrainConfig, runtime: Runtime) -> PuzzleSource:
+def build_puzzles(config: PretrainConfig, runtime: Runtime) -> Source:
     """Open the data sets; held out are the `test` splits of the training folders, if any, unless others are named, and
     the puzzles of a validation split, which then choose the best checkpoint alone."""
     check_batch_shares(config, runtime)
@@ -121,7 +121,7 @@ def build_puzzles(config: PretrainConfig, runtime: Runtime) -> PuzzleSource:
     total_steps = min(int(estimate), config.max_steps or int(estimate))
 
     workers = config.dataloader_workers
-    return PuzzleSource(
+    return Source(
         metadata=metadata,
         data=RunData(
             train_items=train_items(train, workers, runtime),

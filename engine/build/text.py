@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from dataset.text.slimorca import InstructCorpus, SlimOrcaConfig, load_corpus, r
 from dataset.text.token_store import Documents, DocumentStore
 from dataset.tokenization.protocol import Tokenizer
 from engine.build.loader import load_batches, train_items
-from engine.build.puzzles import build_recursive_model, check_batch_shares
+from engine.build.puzzles import Source, build_recursive_model, check_batch_shares
 from engine.config.registry import load_model_class
 from engine.config.schema import InstructConfig, TextConfig
 from engine.runtime.devices import Runtime
@@ -27,35 +26,12 @@ from engine.train.loop import RunData
 from models.losses.text import TextLossHead
 
 
-@dataclass(frozen=True)
-class TextSource:
-    """Training and held-out conversations of a run."""
+@dataclass(frozen=True, kw_only=True)
+class TextSource(Source):
+    """Conversations; with recursion=carry `total_steps` is an estimate, which the data may exceed."""
 
-    metadata: PuzzleDatasetMetadata
-    data: RunData
     tokenizer: Tokenizer
-    total_steps: int  # with recursion=carry the expected number, which the data may exceed
     total_rows: int
-    iterations: int
-
-    @property
-    def files(self) -> list[Path]:
-        """To be kept with every checkpoint."""
-        return self.tokenizer.files()
-
-
-@dataclass(frozen=True)
-class TextCorpus:
-    """Tokenized conversations, whatever they were read from."""
-
-    seq_len: int
-    tokenizer: Tokenizer
-    train: Documents | None
-    held_out: Documents | None
-
-    @property
-    def metadata(self) -> PuzzleDatasetMetadata:
-        return text_metadata(self.seq_len, self.tokenizer.vocab_size, self.tokenizer.pad_id)
 
 
 @dataclass(frozen=True)
@@ -77,30 +53,40 @@ def build_text(config: InstructConfig, runtime: Runtime, *, train: bool = True, 
     corpus = load_text(config, progress=runtime.is_main)
     if runtime.is_main:
         print(corpus.report.summary(), file=sys.stderr)
-    stores = {"train": corpus.train, "test": corpus.test}
-    opened = TextCorpus(config.dataset.seq_len, corpus.tokenizer, stores["train"] if train else None, stores[held_out])
-    return source_of(config, runtime, opened)
+    tested = corpus.test if held_out == "test" else corpus.train
+    return source_of(
+        config, runtime, config.dataset.seq_len, corpus.tokenizer, train=corpus.train if train else None, test=tested
+    )
 
 
-def source_of(config: TextConfig, runtime: Runtime, corpus: TextCorpus) -> TextSource:
+def source_of(
+    config: TextConfig,
+    runtime: Runtime,
+    seq_len: int,
+    tokenizer: Tokenizer,
+    *,
+    train: Documents | None,
+    test: Documents | None,
+) -> TextSource:
     """Readers of the documents to train on and of those to evaluate, and how long a run takes."""
-    metadata = corpus.metadata
-    train = text_reader(config, metadata, corpus.train, runtime, is_test=False) if corpus.train is not None else None
-    rows = config.epochs * len(train.rows) if train is not None else 1
-    steps = config.epochs * train.batches_per_epoch if train is not None else 1
+    metadata = text_metadata(seq_len, tokenizer.vocab_size, tokenizer.pad_id)
+    trained = text_reader(config, metadata, train, runtime, is_test=False) if train is not None else None
+    held_out = text_reader(config, metadata, test, runtime, is_test=True) if test else None
+    rows = config.epochs * len(trained.rows) if trained is not None else 1
+    steps = config.epochs * trained.batches_per_epoch if trained is not None else 1
     if config.arch.options.get("recursion") == "carry":
         steps = max(1, round(rows * expected_depth(config.arch.options) / config.global_batch_size))
-    held_out = text_reader(config, metadata, corpus.held_out, runtime, is_test=True) if corpus.held_out else None
 
     workers = config.dataloader_workers
     return TextSource(
         metadata=metadata,
         data=RunData(
-            train_items=_no_items if train is None else train_items(train, workers, runtime),
+            train_items=_no_items if trained is None else train_items(trained, workers, runtime),
             eval_items=(lambda: load_batches(held_out, workers, runtime)) if held_out is not None else None,
             eval_sets=[held_out.set_name] if held_out is not None else [],
         ),
-        tokenizer=corpus.tokenizer,
+        files=tokenizer.files(),
+        tokenizer=tokenizer,
         total_steps=min(steps, config.max_steps or steps),
         total_rows=rows,
         iterations=config.epochs // (config.eval_interval or config.epochs),

@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -95,11 +95,11 @@ class CheckpointStore:
             meta=json.loads(json.dumps(meta)),
             files=tuple(files),
         )
-        self._in_background(lambda: self._write(snapshot))
+        self._pending.append(self._writer.submit(self._write, snapshot))
 
     def mark_best(self, step: int) -> None:
         """Let `best` point at that step as soon as its write has ended."""
-        self._in_background(lambda: self._mark_best(step))
+        self._pending.append(self._writer.submit(self._mark_best, step))
 
     def wait(self) -> None:
         """Wait for the write behind the scenes; raise CheckpointError if it failed."""
@@ -110,9 +110,6 @@ class CheckpointStore:
 
     def latest_step(self) -> int | None:
         return latest_step(self.run_dir)
-
-    def _in_background(self, job: Callable[[], None]) -> None:
-        self._pending.append(self._writer.submit(job))
 
     def _write(self, snapshot: _Snapshot) -> None:
         from safetensors import SafetensorError
