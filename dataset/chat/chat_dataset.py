@@ -1,4 +1,4 @@
-"""Builds a data set of conversations: a tokenizer, encoded rows, and what is held out."""
+"""Builds a data set of conversations: a tokenizer, documents encoded in processes, rows, and what is held out."""
 
 import sys
 from collections.abc import Iterator
@@ -9,20 +9,27 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from tqdm import tqdm
 
-from dataset.chat.encode import ChatPlan, SplitRule, encode_conversations
 from dataset.chat.formats import read_conversations, recognise
-from dataset.chat.reader import FORMAT_VERSION, ChatFacts, folder_sha256
+from dataset.chat.reader import FORMAT_VERSION, ChatFacts, ChatMetadata, folder_sha256
 from dataset.chat.records import Conversation, check_files, read_records
-from dataset.chat.template import TEMPLATE
-from dataset.chat.writer import chat_metadata, write_conversations
-from dataset.files.jsonl import SPLITS
-from dataset.files.writer import TOKENIZER_FOLDER, dataset_folder, write_names
+from dataset.chat.template import TEMPLATE, ChatEncoder
+from dataset.chat.writer import write_conversations
+from dataset.common import IGNORE_LABEL_ID, text_metadata
+from dataset.files.jsonl import SPLITS, hash_fraction
+from dataset.files.writer import BOARD_SET, TOKENIZER_FOLDER, dataset_folder, write_names
 from dataset.puzzles.format import BLANK_NAME
-from dataset.text.encoded import SplitReport, described
+from dataset.text.conversation import EncodedConversation, has_answer
+from dataset.text.encoded import ChunkBuilder, EncodedChunk, SplitReport, described
+from dataset.text.encoder_pool import EncoderPool, chunked
 from dataset.text.token_store import SpooledDocuments
-from dataset.tokenization.special_tokens import open_chat_tokenizer
+from dataset.tokenization.special_tokens import ChatTokenizer, load_chat_tokenizer, open_chat_tokenizer
+
+CHUNK_CHARACTERS = 1 << 19  # bounds what waits for the processes
+CONVERSATION_CHARACTERS = 1 << 10  # what a conversation counts beside its text
+ALONE_CHUNKS = 8  # a smaller corpus is encoded before processes have started
 
 
 @dataclass(frozen=True)
@@ -51,22 +58,19 @@ def build_chat(options: ChatBuildOptions) -> str:
         found, _ = recognise(read_records(options.input_file))
         options = replace(options, format=found)
         print(f"format: {options.format}, as the first records of {options.input_file[0]} show", file=sys.stderr)
-    rule = SplitRule(options.seed, options.train_split)
     lines = []
     with dataset_folder(options.output_dir, options.overwrite) as folder:
-        tokenizer = open_chat_tokenizer(options.tokenizer, texts=partial(training_texts, options, rule))
+        tokenizer = open_chat_tokenizer(options.tokenizer, texts=partial(training_texts, options))
         tokenizer.save(folder / TOKENIZER_FOLDER)
-        # A row of max_length positions takes one token more: the last one is only ever a label.
-        plan = ChatPlan(folder / TOKENIZER_FOLDER, rule, options.max_length + 1, options.loss_on, options.long)
         with ExitStack() as files:
             spools = {split: files.enter_context(closing(SpooledDocuments(folder))) for split in SPLITS}
-            reports = encode_into(spools, plan, options)
+            reports = encode_into(spools, folder / TOKENIZER_FOLDER, options)
             check_kept(options, reports)
-            for split in kept_splits(reports):
-                facts = chat_facts(options, reports[split], folder_sha256(folder / TOKENIZER_FOLDER))
-                metadata = chat_metadata(tokenizer.vocab_size, tokenizer.pad_id, options.max_length, facts)
-                rows = write_conversations(folder, split, spools[split], metadata)
-                lines.append(f"{split}: {summary(reports[split], rows)}")
+            for split, report in reports.items():
+                if report.conversations:
+                    metadata = chat_metadata(options, tokenizer, folder_sha256(folder / TOKENIZER_FOLDER), report)
+                    rows = write_conversations(folder, split, spools[split], metadata)
+                    lines.append(f"{split}: {summary(report, rows)}")
         write_names(folder, [BLANK_NAME])
     about = f"{options.output_dir}: max_length {options.max_length}, vocab_size {tokenizer.vocab_size}"
     return "\n  ".join([about, *lines])
@@ -80,27 +84,74 @@ def conversations(options: ChatBuildOptions, doing: str) -> Iterator[Conversatio
         yield from islice(read_conversations(records, options.format), options.subsample_size)
 
 
-def training_texts(options: ChatBuildOptions, rule: SplitRule) -> Iterator[str]:
+def splits_of(numbers: list[int], options: ChatBuildOptions) -> list[str]:
+    """The split of each record by a hash of (seed, number), whatever else is read."""
+    is_test = hash_fraction(options.seed, np.array(numbers, dtype=np.int64)) < 1 - options.train_split
+    return ["test" if test else "train" for test in is_test.tolist()]
+
+
+def training_texts(options: ChatBuildOptions) -> Iterator[str]:
     """What a tokenizer may learn from: never what is held out, unless there is nothing else."""
     for conversation in conversations(options, "reading for the tokenizer"):
-        if rule.train_split == 0 or rule.splits([conversation.number]) == ["train"]:
+        if options.train_split == 0 or splits_of([conversation.number], options) == ["train"]:
             yield from (turn.text for turn in conversation.turns)
 
 
+class ChunkEncoder:
+    """From conversations to documents of one split or the other."""
+
+    def __init__(self, options: ChatBuildOptions, tokenizer_folder: Path) -> None:
+        self._options = options
+        # A row of max_length positions takes one token more: the last one is only ever a label.
+        self._encoder = ChatEncoder(
+            load_chat_tokenizer(tokenizer_folder), options.max_length + 1, loss_on=options.loss_on, long=options.long
+        )
+
+    def __call__(self, conversations: list[Conversation]) -> EncodedChunk:
+        chunk = ChunkBuilder()
+        splits = splits_of([conversation.number for conversation in conversations], self._options)
+        for conversation, split in zip(conversations, splits, strict=True):
+            turns = conversation.turns
+            if not turns or (self._options.loss_on == "assistant" and not has_answer(turns)):
+                chunk.drop(split, "without an answer")
+                continue
+            encoded, lost = self._encoder.encode_counted(turns)
+            chunk.reports[split].lost_tokens += lost
+            pieces = [piece for whole in encoded if (piece := _learnable(whole)) is not None]
+            if pieces:
+                chunk.keep(split, pieces)
+            else:
+                chunk.drop(split, "too long" if self._options.long == "drop" else "without room for their answer")
+        return chunk.build()
+
+
 def encode_into(
-    spools: dict[str, SpooledDocuments], plan: ChatPlan, options: ChatBuildOptions
+    spools: dict[str, SpooledDocuments], tokenizer_folder: Path, options: ChatBuildOptions
 ) -> dict[str, SplitReport]:
+    """Encode chunk after chunk, in order; the result is the same with any number of processes."""
     reports = {split: SplitReport() for split in SPLITS}
-    for chunk in encode_conversations(plan, conversations(options, "encoding"), options.num_workers):
-        for split, documents in chunk.documents.items():
-            spools[split].extend(documents)
-        for split, report in chunk.reports.items():
-            reports[split].add(report)
+    with EncoderPool(partial(ChunkEncoder, options, tokenizer_folder), options.num_workers, ALONE_CHUNKS) as pool:
+        for chunk in pool.encode(chunked(conversations(options, "encoding"), _size, CHUNK_CHARACTERS)):
+            for split, documents in chunk.documents.items():
+                spools[split].extend(documents)
+            for split, report in chunk.reports.items():
+                reports[split].add(report)
     return reports
 
 
-def kept_splits(reports: dict[str, SplitReport]) -> list[str]:
-    return [split for split, report in reports.items() if report.conversations]
+def _size(conversation: Conversation) -> int:
+    return CONVERSATION_CHARACTERS + sum(len(turn.text) for turn in conversation.turns)
+
+
+def _learnable(encoded: EncodedConversation) -> EncodedConversation | None:
+    """Up to the last token that has a place in a row and is trained there; None if there is none."""
+    trained = np.flatnonzero(encoded.is_trained[1:])
+    if not len(trained):
+        return None
+    used = int(trained[-1]) + 2
+    is_trained = encoded.is_trained[:used].copy()
+    is_trained[0] = False  # the first token is an input only
+    return EncodedConversation(encoded.ids[:used], is_trained, encoded.is_truncated)
 
 
 def summary(report: SplitReport, rows: int) -> str:
@@ -116,7 +167,7 @@ def check_kept(options: ChatBuildOptions, reports: dict[str, SplitReport]) -> No
     train, test = (reports[split] for split in SPLITS)
     dropped = train.dropped + test.dropped
     reasons = described(dropped) if dropped else "none read"
-    if not kept_splits(reports):
+    if not train.conversations and not test.conversations:
         raise ValueError(
             f"No conversations left: {reasons}. Give conversations with answers, or raise "
             f"--max-length={options.max_length} where they are too long."
@@ -132,8 +183,11 @@ def check_kept(options: ChatBuildOptions, reports: dict[str, SplitReport]) -> No
         )
 
 
-def chat_facts(options: ChatBuildOptions, report: SplitReport, tokenizer_sha256: str) -> ChatFacts:
-    return ChatFacts(
+def chat_metadata(
+    options: ChatBuildOptions, tokenizer: ChatTokenizer, tokenizer_sha256: str, report: SplitReport
+) -> ChatMetadata:
+    """Every row is a puzzle and a group of its own, without an identifier; `write_conversations` counts them."""
+    facts = ChatFacts(
         format_version=FORMAT_VERSION,
         template=TEMPLATE,
         tokenizer_sha256=tokenizer_sha256,
@@ -147,3 +201,6 @@ def chat_facts(options: ChatBuildOptions, report: SplitReport, tokenizer_sha256:
         dropped=report.dropped.total(),
         max_document=report.longest - 1,
     )
+    plain = text_metadata(options.max_length, tokenizer.vocab_size, tokenizer.pad_id).model_dump()
+    stored = {"ignore_label_id": IGNORE_LABEL_ID, "total_groups": 0, "total_puzzles": 0, "sets": [BOARD_SET]}
+    return ChatMetadata(**plain | stored, chat=facts)

@@ -13,20 +13,18 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 
 from dataset.chat.template import TEMPLATE
 from dataset.common import IGNORE_LABEL_ID, PuzzleDatasetMetadata
 from dataset.files.disk import file_sha256
+from dataset.files.json_file import read_json, read_model
 from dataset.files.jsonl import SPLITS
 from dataset.files.writer import BOARD_SET, TOKENIZER_FOLDER
 from dataset.puzzles.format import open_split
 
 FORMAT_VERSION = 1
 PLACES_FILE = f"{BOARD_SET}__places.npy"  # (documents, 3): row, start, stop
-DOCUMENTS_FILE = (
-    f"{BOARD_SET}__documents.npy"  # (rows, seq_len): number of the document within its row, -1 where padded
-)
 BUILD = "python -m dataset.build_chat_dataset --input-file FILE --output-dir"
 
 
@@ -166,23 +164,14 @@ def folder_sha256(folder: Path) -> str:
 
 def read_chat_metadata(path: str | Path, split: str) -> ChatMetadata:
     file = Path(path) / split / "dataset.json"
-    try:
-        metadata = ChatMetadata.model_validate_json(file.read_bytes())
-    except ValidationError as error:
-        if [problem["loc"] for problem in error.errors()] == [("chat",)]:
-            raise ValueError(f"{path} holds puzzles, not conversations. Build one with: {BUILD} FOLDER") from error
-        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors())
-        raise ValueError(f"Cannot use {file} ({problems}). Build it again: {BUILD} {path}") from error
-    if metadata.chat.format_version != FORMAT_VERSION:
-        raise ValueError(
-            f"{file} has format_version={metadata.chat.format_version}, expected {FORMAT_VERSION}. "
-            f"Build it again: {BUILD} {path}"
-        )
-    if metadata.chat.template != TEMPLATE:
-        raise ValueError(
-            f"{path} was built with the template {metadata.chat.template}, but this is {TEMPLATE}. "
-            f"Build it again: {BUILD} {path}"
-        )
+    remedy = f"Build it again: {BUILD} {path}"
+    if "chat" not in read_json(file, dict, remedy):
+        raise ValueError(f"{path} holds puzzles, not conversations. Build one with: {BUILD} FOLDER")
+    metadata = read_model(file, ChatMetadata, remedy)
+    for name, expected in {"format_version": FORMAT_VERSION, "template": TEMPLATE}.items():
+        found = getattr(metadata.chat, name)
+        if found != expected:
+            raise ValueError(f"{file} has {name}={found}, expected {expected}. {remedy}")
     return metadata
 
 

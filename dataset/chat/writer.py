@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dataset.chat.reader import PLACES_FILE, ChatFacts, ChatMetadata
-from dataset.common import IGNORE_LABEL_ID, text_metadata
+from dataset.chat.reader import PLACES_FILE, ChatMetadata
 from dataset.files.writer import BOARD_SET, write_split
 from dataset.puzzles.format import PuzzleSet
 from dataset.text.packing import RowPlanner, Rows, fill_batch
@@ -27,7 +26,9 @@ def write_conversations(folder: Path, split: str, spool: SpooledDocuments, metad
     _check_room(folder, len(rows) * seq_len * sum(dtype.itemsize for dtype in dtypes.values()))
     files = {name: folder / split / f"{BOARD_SET}__{name}.npy" for name in dtypes}
     for name, file in files.items():
-        _write_header(file, dtypes[name], (len(rows), seq_len))
+        with open(file, "wb") as out:
+            shape = {"fortran_order": False, "shape": (len(rows), seq_len)}
+            np.lib.format.write_array_header_1_0(out, shape | {"descr": np.lib.format.dtype_to_descr(dtypes[name])})
     step = max(1, BLOCK_POSITIONS // seq_len)
     for first in range(0, len(rows), step):
         block = [rows[index] for index in range(first, min(first + step, len(rows)))]
@@ -51,18 +52,6 @@ def write_conversations(folder: Path, split: str, spool: SpooledDocuments, metad
         },
     )
     return len(rows)
-
-
-def chat_metadata(vocab_size: int, pad_id: int, seq_len: int, facts: ChatFacts) -> ChatMetadata:
-    """Every row is a puzzle and a group of its own, without an identifier."""
-    stored = {"ignore_label_id": IGNORE_LABEL_ID, "total_groups": 0, "total_puzzles": 0, "sets": [BOARD_SET]}
-    return ChatMetadata(**text_metadata(seq_len, vocab_size, pad_id).model_dump() | stored, chat=facts)
-
-
-def _write_header(file: Path, dtype: np.dtype, shape: tuple[int, ...]) -> None:
-    description = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-    with open(file, "wb") as out:
-        np.lib.format.write_array_header_1_0(out, description)
 
 
 def _places(rows: Rows, lengths: NDArray[np.int64]) -> NDArray[np.int32]:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from dataset.build_chat_dataset import main
-from dataset.chat import encode as chat_encoding
+from dataset.chat import chat_dataset
 from dataset.chat.reader import open_chat_data, read_chat_metadata
 from dataset.puzzles.format import open_split
 from dataset.tokenization.special_tokens import load_chat_tokenizer
@@ -169,8 +169,8 @@ def test_report_says_what_became_of_everything(tmp_path: Path, capsys: pytest.Ca
 
 
 def test_number_of_processes_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chat_encoding, "CHUNK_CHARACTERS", 4 * chat_encoding.CONVERSATION_CHARACTERS)
-    monkeypatch.setattr(chat_encoding, "ALONE_CHUNKS", 2)
+    monkeypatch.setattr(chat_dataset, "CHUNK_CHARACTERS", 4 * chat_dataset.CONVERSATION_CHARACTERS)
+    monkeypatch.setattr(chat_dataset, "ALONE_CHUNKS", 2)
     one = build(tmp_path / "one", make_chats(60), "--pack")
     two = build(tmp_path / "two", make_chats(60), "--pack", "--num-workers", "2")
     assert content(one) == content(two)
