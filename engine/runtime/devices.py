@@ -77,7 +77,7 @@ class Runtime:
 def start_runtime(device: str = "auto", compile: str | bool = "auto", seed: int = 0) -> Runtime:
     """Choose the device, join the process group when torchrun started us, seed torch, and decide about compiling."""
     rank, world_size, local_rank = _ranks_from_environment()
-    chosen = _choose_device(device, world_size, local_rank)
+    chosen = choose_device(device, world_size, local_rank)
     use_compile = _choose_compile(compile, chosen)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
@@ -128,7 +128,7 @@ def _ranks_from_environment() -> tuple[int, int, int]:
     return int(given["RANK"]), world_size, int(given["LOCAL_RANK"])
 
 
-def _choose_device(asked: str, world_size: int, local_rank: int) -> torch.device:
+def choose_device(asked: str, world_size: int = 1, local_rank: int = 0) -> torch.device:
     has_mps = torch.backends.mps.is_available()
     num_cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
     found = [f"cuda ({num_cuda})"] * (num_cuda > 0) + ["mps"] * has_mps + ["cpu"]

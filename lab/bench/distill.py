@@ -24,10 +24,9 @@ from src.distillation.run.build import build_student, student_optimizers
 from src.distillation.student.arch import student_arch
 from src.distillation.student.head import DistillHead
 from src.distillation.targets.signal import Teacher
-from src.distillation.teachers.cached import CachedTeacher
+from src.distillation.teachers.cached import CachedTeacher, RecordingTeacher
 from src.distillation.teachers.direct import DirectTeacher
 from src.distillation.teachers.packed_attention import packed_hidden
-from src.distillation.teachers.recording import RecordingTeacher
 
 DECODED_AT = (64, 2048)  # positions at which a token is timed
 TIMED_TOKENS = 16  # at each of them

@@ -12,7 +12,7 @@ import yaml
 
 from scripts.finetune_teacher import main
 from src.distillation.teachers.causal_lm import load_causal_lm
-from src.distillation.tuning.corpus import open_corpus
+from src.distillation.tuning.job import open_corpus
 from tests.distillation.teacher_samples import finetune, options, write_corpus, write_llama
 
 
@@ -113,7 +113,7 @@ def test_layer_that_is_not_there_is_refused(shared: Path, tmp_path: Path) -> Non
 def test_model_with_fewer_tokens_than_the_corpus_is_refused(shared: Path, tmp_path: Path) -> None:
     write_llama(tmp_path / "small", vocab_size=200, bos_token_id=1, eos_token_id=2, pad_token_id=0)
     config = options(shared, teacher_model=str(tmp_path / "small"), output_dir=str(tmp_path / "out"))
-    with pytest.raises(ValueError, match="200 tokens"):
+    with pytest.raises(ValueError, match="200 ids"):
         finetune(config)
 
 

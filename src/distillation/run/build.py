@@ -97,12 +97,8 @@ def student_optimizers(config: DistillConfig, head: DistillHead, controller: Pla
         aux_lr_scale=config.muon_aux_lr_scale,
         momentum=config.muon_momentum,
     )
-    return OptimizerSet(network, config.learning_rate, None, 0.0, schedule_of(config, controller))
-
-
-def schedule_of(config: DistillConfig, controller: PlateauController | None) -> RestartSchedule:
     per_step = config.gradient_accumulation_steps
-    return RestartSchedule(
+    schedule = RestartSchedule(
         warmup_steps=config.warmup_batches // per_step,
         plateau_steps=config.plateau_batches // per_step,
         cosine_steps=config.cosine_t0,
@@ -110,6 +106,7 @@ def schedule_of(config: DistillConfig, controller: PlateauController | None) -> 
         min_lr=config.min_lr,
         factor=None if controller is None else controller.factor,
     )
+    return OptimizerSet(network, config.learning_rate, None, 0.0, schedule)
 
 
 def run_data(config: DistillConfig, corpora: Corpora, head: DistillHead, runtime: Runtime) -> RunData:

@@ -22,7 +22,7 @@ from src.distillation.config import DistillConfig
 from src.distillation.corpus.corpora import Corpora, open_corpora
 from src.distillation.run import build
 from src.distillation.run.directory import make_room, point_at_latest
-from src.distillation.run.provenance import META_KEY, check_changes, facts_of, record_start
+from src.distillation.run.provenance import META_KEY, check_changes, record_start
 from src.distillation.student.arch import student_arch
 from src.distillation.task import DistillTask
 
@@ -65,7 +65,13 @@ class DistillJob(Job):
         config, runtime, checkpoint, say = self.config, start.runtime, start.checkpoint, start.say
         arch = student_arch(config)
         corpora = open_corpora(config)
-        facts = facts_of(config, corpora.fingerprint, corpora.tokenizer.sha256, None)
+        facts = {  # kept with every checkpoint
+            "config": config.model_dump(mode="json"),
+            "mode": config.mode,
+            "corpus": corpora.fingerprint,
+            "tokenizer": corpora.tokenizer.sha256,
+            "teacher": None,
+        }
         former = None if checkpoint is None else former_facts(checkpoint)
         if former is not None:
             check_changes(former, facts, config.rows_per_step)

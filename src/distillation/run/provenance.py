@@ -2,13 +2,11 @@
 
 import json
 import subprocess
-from collections.abc import Iterable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from engine.config.parse import ConfigError
-from src.distillation.config import DistillConfig
 
 PROVENANCE_FILE = "provenance.jsonl"
 META_KEY = "distill"  # in the meta.json of a checkpoint
@@ -31,27 +29,16 @@ INCIDENTAL = (
 )
 
 
-def differences(old: dict[str, Any], new: dict[str, Any], but: Iterable[str] = ()) -> dict[str, list[Any]]:
-    """Option -> [what it was, what it is], for those that differ."""
-    keys = sorted((old.keys() | new.keys()) - set(but))
+def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, list[Any]]:
+    """Option -> [what it was, what it is], for those that differ and are not incidental."""
+    keys = sorted((old.keys() | new.keys()) - set(INCIDENTAL))
     return {key: [old.get(key), new.get(key)] for key in keys if old.get(key) != new.get(key)}
 
 
-def facts_of(config: DistillConfig, corpus: str, tokenizer: str, teacher: str | None) -> dict[str, Any]:
-    """What every checkpoint keeps of its run; the fingerprints are those of the data, its tokenizer and the teacher."""
-    return {
-        "config": config.model_dump(mode="json"),
-        "mode": config.mode,
-        "corpus": corpus,
-        "tokenizer": tokenizer,
-        "teacher": teacher,
-    }
-
-
-def check_changes(old: dict[str, Any], new: dict[str, Any], rows_per_step: int) -> dict[str, list[Any]]:
-    """Option -> [what it was, what it is] between two runs' facts; refuses what a checkpoint cannot be resumed under."""
+def check_changes(old: dict[str, Any], new: dict[str, Any], rows_per_step: int) -> None:
+    """Refuse facts of a run under which the checkpoint with the old ones cannot be resumed."""
     before, after = old["config"], new["config"]
-    changes = differences(before, after, but=INCIDENTAL)
+    changes = differences(before, after)
     problems = [
         f"{key}={after[key]!r}, but the checkpoint was trained with {before.get(key)!r}. Leave it as it was, or start "
         "from scratch without --resume-from"
@@ -71,12 +58,11 @@ def check_changes(old: dict[str, Any], new: dict[str, Any], rows_per_step: int) 
         )
     if problems:
         raise ConfigError(problems)
-    return changes
 
 
 def record_start(run_dir: Path, step: int, old: dict[str, Any] | None, new: dict[str, Any], source: str | None) -> str:
     """Append the line of this start or resume; returns it in words."""
-    changes = {} if old is None else differences(old["config"], new["config"], but=INCIDENTAL)
+    changes = {} if old is None else differences(old["config"], new["config"])
     line = {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "step": step,

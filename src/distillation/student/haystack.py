@@ -5,7 +5,8 @@ haystack), among them once a key and the value that follows it (the needle), and
 that remembers can go on with the value, all of it; whatever the tokens mean plays no part.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,15 +37,29 @@ class NeedleEvaluator:
     required_outputs: set[str] = set()
 
     def __init__(
-        self, model: ActModel, tokenizer: TokenizerFacts, lengths: Sequence[int], samples: int, seed: int
+        self,
+        model: ActModel,
+        tokenizer: TokenizerFacts,
+        lengths: Sequence[int],
+        samples: int,
+        seed: int,
+        depths: Sequence[float] = (0.0, 0.25, 0.5, 0.75, 1.0),
     ) -> None:
-        self.model = model
-        self.tokenizer = tokenizer
-        # A model with a table of positions must have room for the answer too.
-        most = None if isinstance(model, RetNet) else model.config.seq_len - VALUE_TOKENS
-        self.lengths = [length if most is None else min(length, most) for length in lengths]
-        self.samples = samples
-        self.seed = seed
+        """Lengths beyond the positions that a model knows, with room for the answer, are cut to those."""
+        most = sys.maxsize if isinstance(model, RetNet) else model.config.seq_len - VALUE_TOKENS
+        self.model, self.bos_id = model, tokenizer.bos_id
+        self.lengths, self.depths = [min(length, most) for length in lengths], depths
+        self.samples, self.seed = samples, seed
+        fewest = 1 + 2 * KEY_TOKENS + VALUE_TOKENS + 1
+        if min(self.lengths) < fewest:
+            raise ValueError(f"eval_niah_lengths={self.lengths}: needle and question need {fewest} tokens at least.")
+        special = [token for token in (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id) if token is not None]
+        self.ordinary = np.setdiff1d(np.arange(tokenizer.vocab_size), special)
+        if len(self.ordinary) < FEWEST_ORDINARY:
+            raise ValueError(
+                f"A haystack needs at least {FEWEST_ORDINARY} ordinary tokens, found {len(self.ordinary)} of "
+                f"{tokenizer.vocab_size}. Set eval_niah=false."
+            )
 
     def begin_eval(self) -> None:
         """Nothing is kept between evaluations."""
@@ -53,67 +68,22 @@ class NeedleEvaluator:
         """Rows of the corpus play no part."""
 
     def result(self, save_path: str | None, rank: int, world_size: int, group: Any) -> dict[str, float]:
-        facts = self.tokenizer
-        return needle_scores(
-            self.model,
-            vocab_size=facts.vocab_size,
-            bos_id=facts.bos_id,
-            special_ids={facts.eos_id, facts.pad_id},
-            lengths=self.lengths,
-            samples=self.samples,
-            seed=self.seed,
-        )
+        """The share of needles whose whole value the model says, by `<length>/<depth>`, and their `mean`.
 
-
-def needle_scores(
-    model: ActModel,
-    *,
-    vocab_size: int,
-    bos_id: int | None,
-    special_ids: Collection[int],
-    lengths: Sequence[int],
-    depths: Sequence[float] = (0.0, 0.25, 0.5, 0.75, 1.0),
-    samples: int = 4,
-    seed: int = 0,
-) -> dict[str, float]:
-    """The share of needles whose whole value the model says, by `<length>/<depth>`, and their `mean`.
-
-    A depth of 0 is the beginning of the haystack, 1 its end, right before the question. `special_ids` are never drawn.
-    """
-    check_lengths(model, lengths)
-    ordinary = np.setdiff1d(np.arange(vocab_size), [*special_ids, *([] if bos_id is None else [bos_id])])
-    if len(ordinary) < FEWEST_ORDINARY:
-        raise ValueError(
-            f"A haystack needs at least {FEWEST_ORDINARY} ordinary tokens, but of {vocab_size} only {len(ordinary)} are."
-        )
-    if samples < 1 or not depths or not all(0 <= depth <= 1 for depth in depths):
-        raise ValueError(f"samples={samples}, depths={list(depths)}: expected at least 1, and numbers from 0 to 1.")
-    was_training = model.training
-    model.eval()
-    scores: dict[str, float] = {}
-    for length in lengths:
-        for depth in depths:
-            rng = np.random.default_rng([seed, length, round(depth * 1e6)])
-            needles = [hidden_needle(rng, ordinary, bos_id, length, depth) for _ in range(samples)]
-            said = list(answers(model, [needle.prompt for needle in needles]))
-            found = [answer == needle.value for answer, needle in zip(said, needles, strict=True)]
-            scores[f"{length}/{depth:g}"] = sum(found) / samples
-    model.train(was_training)
-    return scores | {"mean": sum(scores.values()) / len(scores)}
-
-
-def check_lengths(model: ActModel, lengths: Sequence[int]) -> None:
-    fewest = 1 + 2 * KEY_TOKENS + VALUE_TOKENS + 1
-    if not lengths or min(lengths) < fewest:
-        raise ValueError(
-            f"lengths={list(lengths)}: needle and question need {fewest} tokens at least. Give greater lengths."
-        )
-    limit = model.config.seq_len
-    if not isinstance(model, RetNet) and max(lengths) + VALUE_TOKENS > limit:
-        raise ValueError(
-            f"lengths={list(lengths)}: this model reads {limit} positions at most, {VALUE_TOKENS} of which the answer "
-            f"takes. Give lengths up to {limit - VALUE_TOKENS}."
-        )
+        A depth of 0 is the beginning of the haystack, 1 its end, right before the question.
+        """
+        was_training = self.model.training
+        self.model.eval()
+        scores: dict[str, float] = {}
+        for length in self.lengths:
+            for depth in self.depths:
+                rng = np.random.default_rng([self.seed, length, round(depth * 1e6)])
+                needles = [hidden_needle(rng, self.ordinary, self.bos_id, length, depth) for _ in range(self.samples)]
+                said = list(answers(self.model, [needle.prompt for needle in needles]))
+                found = [answer == needle.value for answer, needle in zip(said, needles, strict=True)]
+                scores[f"{length}/{depth:g}"] = sum(found) / self.samples
+        self.model.train(was_training)
+        return scores | {"mean": sum(scores.values()) / len(scores)}
 
 
 def hidden_needle(

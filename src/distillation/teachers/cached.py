@@ -1,4 +1,4 @@
-"""A teacher's answers on disk as the teacher: no model is needed, except for missing rows if it is to be asked for them."""
+"""A teacher's answers on disk: written while another teacher is asked, and read as a teacher that needs no model."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,20 +7,62 @@ from dataset.common import Batch
 from src.distillation.cache.format import (
     CACHE_FILE,
     PROGRAM,
+    Cache,
     CacheError,
-    CacheFacts,
+    ValueDType,
     cache_facts,
     check_same,
     load_cache,
 )
 from src.distillation.cache.rows import decode
-from src.distillation.cache.store import CacheReader
+from src.distillation.cache.store import CacheReader, CacheWriter
 from src.distillation.config import TeacherOptions
 from src.distillation.corpus.manifest import TokenizerFacts
 from src.distillation.corpus.packed_rows import NO_ROW
-from src.distillation.targets.signal import TeacherFacts, TeacherSignal, predicted_places
+from src.distillation.targets.signal import Teacher, TeacherFacts, TeacherSignal, predicted_places
 from src.distillation.targets.topk import blank_signal
-from src.distillation.teachers.recording import RecordingTeacher
+
+
+class RecordingTeacher:
+    """Every row is written once, however often it is asked for; a cache of the same that is there is extended.
+
+    One process at a time can write into a directory. `value_dtype` is by default that of the cache, else fp16.
+    """
+
+    def __init__(
+        self,
+        inner: Teacher,
+        folder: Path,
+        tokenizer: TokenizerFacts,
+        corpus_fingerprint: str,
+        value_dtype: ValueDType | None = None,
+        shard_rows: int | None = None,
+    ) -> None:
+        if value_dtype is None:
+            value_dtype = load_cache(folder).facts.value_dtype if (folder / CACHE_FILE).exists() else "fp16"
+        self._inner = inner
+        facts = cache_facts(inner.facts, tokenizer, corpus_fingerprint, value_dtype)
+        self._writer = CacheWriter(folder, facts, shard_rows)
+
+    @property
+    def facts(self) -> TeacherFacts:
+        return self._inner.facts
+
+    @property
+    def cache(self) -> Cache:
+        """What is on disk; the newest rows may still be waiting for their shard."""
+        return self._writer.cache
+
+    def signal(self, batch: Batch) -> TeacherSignal:
+        signal = self._inner.signal(batch)
+        self._writer.add(batch["row_id"].tolist(), signal)
+        return signal
+
+    def close(self) -> None:
+        try:
+            self._writer.close()
+        finally:
+            self._inner.close()
 
 
 class CachedTeacher:
@@ -90,15 +132,12 @@ class CachedTeacher:
         return signal
 
     def _missing(self, row_ids: list[int]) -> CacheError:
+        facts = self._cache_facts
         more = f" (and {len(row_ids) - 1} more of this batch)" if len(row_ids) > 1 else ""
+        topk = "" if facts.kind == "dense" else f" --topk {facts.k}"
+        others = "".join(f" --temperature {t:g}" for t in facts.temperatures if t != 1.0)
         return CacheError(
             f"The cache {self._folder} does not hold row {row_ids[0]}{more}. Make what is missing: {PROGRAM} "
-            f"--data-path <the corpus> --teacher-model <the teacher> --output-dir {self._folder} "
-            f"{_flags(self._cache_facts)}; or set on_missing=direct, which asks the teacher itself."
+            f"--data-path <the corpus> --teacher-model <the teacher> --output-dir {self._folder} --kind {facts.kind}{topk} "
+            f"--value-dtype {facts.value_dtype}{others}; or set on_missing=direct, which asks the teacher itself."
         )
-
-
-def _flags(facts: CacheFacts) -> str:
-    topk = "" if facts.kind == "dense" else f" --topk {facts.k}"
-    others = "".join(f" --temperature {t:g}" for t in facts.temperatures if t != 1.0)
-    return f"--kind {facts.kind}{topk} --value-dtype {facts.value_dtype}{others}"

@@ -1,13 +1,21 @@
-"""Opens causal models of Hugging Face: a local folder or a name of the Hub, with or without a LoRA adapter."""
+"""Opens causal models of Hugging Face, with or without a LoRA adapter; their files, fingerprints and limits."""
 
+import hashlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from dataset.files.disk import file_sha256
+from dataset.tokenization.tokenizer_json import JSON_FILE, open_json_tokenizer
+from src.distillation.corpus.manifest import TokenizerFacts, pieces_sha256
+
 CONFIG_FILE, ADAPTER_CONFIG_FILE = "config.json", "adapter_config.json"
+WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
+ADAPTER_WEIGHTS_FILE = "adapter_model.safetensors"
 ADAPTER_FOLDER = "adapter"  # below a folder that holds a merged model
 INSTALL = 'Install it: pip install -e ".[distill]"'
 
@@ -61,6 +69,69 @@ def import_peft() -> Any:
     except ImportError as error:
         raise ValueError(f"An adapter needs the package peft. {INSTALL}") from error
     return peft
+
+
+def model_files(name: str) -> list[Path]:
+    """The configuration and the weights of a model that has been loaded from a folder or the Hub."""
+    folder = Path(name)
+    if not folder.is_dir():  # the Hub's files lie where loading the model has put them
+        from huggingface_hub import snapshot_download
+
+        folder = Path(snapshot_download(name, local_files_only=True, allow_patterns=[CONFIG_FILE, "*.safetensors*"]))
+    if (folder / WEIGHTS_FILE).is_file() or not (folder / INDEX_FILE).is_file():
+        return [folder / CONFIG_FILE, folder / WEIGHTS_FILE]
+    index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
+    return [folder / CONFIG_FILE, *(folder / part for part in sorted(set(index["weight_map"].values())))]
+
+
+def adapter_files(path: str) -> list[Path]:
+    """The configuration and the weights of an adapter; weights of another format are refused, for they may hold code."""
+    folder = adapter_folder(path)
+    if not (folder / ADAPTER_WEIGHTS_FILE).is_file():
+        raise ValueError(
+            f"The adapter {folder} holds no {ADAPTER_WEIGHTS_FILE}. Save it again with safe_serialization=True; other "
+            "formats are not read."
+        )
+    return [folder / ADAPTER_CONFIG_FILE, folder / ADAPTER_WEIGHTS_FILE]
+
+
+def files_fingerprint(files: Sequence[Path]) -> str:
+    facts = [[file.name, file_sha256(file)] for file in files]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def weights_fingerprint(model: Any) -> str:
+    """Of a model that is in memory only."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def note_of_other_pieces(folder: Path, tokenizer: TokenizerFacts) -> str | None:
+    """What to print if the tokenizer beside a model gives ids another meaning than that of the corpus does.
+
+    It may: names of special tokens change when a model is tuned, and a corpus of a SentencePiece model cannot be
+    compared.
+    """
+    if not (folder / JSON_FILE).is_file():
+        return None
+    pieces = open_json_tokenizer(folder / JSON_FILE).pieces()[: tokenizer.vocab_size]
+    if pieces_sha256(pieces, tokenizer.bos_id, tokenizer.eos_id) == tokenizer.sha256:
+        return None
+    return (
+        f"the pieces of {folder / JSON_FILE} are not those of the corpus, which was made with {tokenizer.name}. If more "
+        "than names of special tokens differ, the teacher does not understand the corpus"
+    )
+
+
+def dtype_of(asked: str, device: torch.device) -> torch.dtype:
+    """By default half the memory where bfloat16 is computed with as fast as it can be, exact elsewhere."""
+    if asked == "auto":
+        asked = "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+    found: torch.dtype = getattr(torch, asked)
+    return found
 
 
 def _check_place(name: str) -> None:

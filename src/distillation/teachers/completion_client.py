@@ -28,19 +28,14 @@ class CompletionClient:
         self._opener = urllib.request.build_opener(*handlers)
         self._closed = threading.Event()
 
-    def get(self, path: str, limit: int) -> Any:
-        return self._ask(path, None, limit)
-
-    def post(self, path: str, content: Any, limit: int) -> Any:
-        """The answer's JSON; it may have `limit` bytes."""
-        return self._ask(path, json.dumps(content).encode(), limit)
-
     def close(self) -> None:
         """Do not retry any more."""
         self._closed.set()
 
-    def _ask(self, path: str, body: bytes | None, limit: int) -> Any:
+    def ask(self, path: str, limit: int, content: Any = None) -> Any:
+        """The answer's JSON, of at most `limit` bytes, after a GET, or a POST of `content`."""
         address, pause = f"{self.url}{path}", FIRST_PAUSE
+        body = None if content is None else json.dumps(content).encode()
         for left in range(self._max_retries, -1, -1):
             try:
                 return self._once(address, body, limit)
@@ -69,8 +64,8 @@ class CompletionClient:
             content = response.read(limit + 1)
         if len(content) > limit:
             raise ValueError(
-                f"The answer of the teacher's server {address} is longer than the {limit / 1e6:.0f} MB that it may have. "
-                "It is not a server of prompt log-probabilities, or sends more of them than it was asked for."
+                f"The answer of the teacher's server {address} is longer than {limit / 1e6:.0f} MB: it does not send the "
+                "prompt log-probabilities that it was asked for."
             )
         try:
             return json.loads(content)
@@ -89,16 +84,11 @@ class ServerError(ValueError):
     """The server understood the request and refused it."""
 
     def __init__(self, address: str, code: int, said: str) -> None:
-        super().__init__(f"The teacher's server {address} answered {code}: {said}{_remedy(code)}")
+        remedy = f" Set {API_KEY} to its key." if code in (401, 403) else ""
+        if code == 404:
+            remedy = " Check the address and the model's name; what is needed is a server such as vLLM's."
+        super().__init__(f"The teacher's server {address} answered {code}: {said}{remedy}")
         self.code, self.said = code, said
-
-
-def _remedy(code: int) -> str:
-    if code in (401, 403):
-        return f" Set {API_KEY} to its key."
-    if code == 404:
-        return " Check the address and the model's name; what is needed is a server such as vLLM's."
-    return ""
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):

@@ -10,23 +10,23 @@ import torch
 from torch import Tensor
 
 from dataset.common import Batch
+from engine.runtime.devices import choose_device
 from src.distillation.config import TeacherOptions
 from src.distillation.corpus.manifest import TokenizerFacts
 from src.distillation.targets.signal import Kind, TeacherFacts, TeacherSignal, predicted_places
 from src.distillation.targets.topk import blank_signal, named
-from src.distillation.teachers.causal_lm import load_causal_lm
-from src.distillation.teachers.files import (
+from src.distillation.teachers.causal_lm import (
     adapter_files,
+    dtype_of,
     files_fingerprint,
+    load_causal_lm,
     model_files,
     note_of_other_pieces,
     weights_fingerprint,
 )
-from src.distillation.teachers.packed_attention import check_packable, head_of, packed_hidden
+from src.distillation.teachers.packed_attention import check_packable, check_vocabulary, head_of, packed_hidden
 
 CHUNK_ELEMENTS = 2**24  # of float32: 64 MiB, some 130 positions of a vocabulary of 128,000
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class DirectTeacher:
@@ -48,7 +48,6 @@ class DirectTeacher:
         fingerprint: str | None = None,
         chunk_elements: int = CHUNK_ELEMENTS,
     ) -> None:
-        _check_vocabulary(model, vocab_size)
         self.model = model.eval().requires_grad_(False)
         self.facts = TeacherFacts.of(
             kind,
@@ -96,10 +95,11 @@ def open_direct_teacher(
     """Load a folder or a name of the Hub; an adapter is merged into it."""
     assert options.teacher_model is not None
     name, adapter_path = options.teacher_model, options.teacher_adapter_path
-    device = _device(options.teacher_device)
+    asked = options.teacher_device
+    device = choose_device(("cuda" if torch.cuda.is_available() else "cpu") if asked == "auto" else asked)
     adapter = [] if adapter_path is None else adapter_files(adapter_path)  # refused before the model is fetched
-    model = load_causal_lm(name, dtype=_dtype(options.teacher_dtype, device), adapter_path=adapter_path)
-    _check_vocabulary(model, tokenizer.vocab_size)
+    model = load_causal_lm(name, dtype=dtype_of(options.teacher_dtype, device), adapter_path=adapter_path)
+    check_vocabulary(model, tokenizer.vocab_size)
     if extra := len(head_of(model)) - tokenizer.vocab_size:
         print(
             f"note: the teacher {name} has {len(head_of(model))} ids, the corpus {tokenizer.vocab_size}; the {extra} ids "
@@ -118,37 +118,3 @@ def open_direct_teacher(
         seed=options.seed,
         fingerprint=files_fingerprint([*files, *adapter]),
     )
-
-
-def _check_vocabulary(model: Any, vocab_size: int) -> None:
-    num_ids = len(head_of(model))
-    if num_ids < vocab_size:
-        raise ValueError(
-            f"The teacher knows {num_ids} ids, but the corpus was made with a tokenizer of {vocab_size}. Use a teacher "
-            "of that tokenizer, or preprocess the corpus with the teacher's (--tokenizer)."
-        )
-
-
-def _device(asked: str) -> torch.device:
-    if asked == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(asked)
-    except RuntimeError as error:
-        raise ValueError(
-            f"teacher_device={asked!r} is unknown; expected auto, cuda, cuda:<number>, mps or cpu."
-        ) from error
-    count = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
-    if (device.index or 0) >= count.get(device.type, 0):
-        raise ValueError(
-            f"teacher_device={asked} was asked for, but this machine has {count['cuda']} GPUs for CUDA and "
-            f"{count['mps']} for MPS. Use auto or cpu."
-        )
-    return device
-
-
-def _dtype(asked: str, device: torch.device) -> torch.dtype:
-    """By default half the memory where bfloat16 is computed with as fast as it can be, exact elsewhere."""
-    if asked != "auto":
-        return DTYPES[asked]
-    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32

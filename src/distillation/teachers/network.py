@@ -66,7 +66,7 @@ class NetworkTeacher:
         }
         limit = BYTES_BESIDE + len(document.ids) * (k + 1) * BYTES_PER_ENTRY
         try:
-            answer = self._client.post("/v1/completions", question, limit)
+            answer = self._client.ask("/v1/completions", limit, question)
         except ServerError as error:
             if error.code == 400 and "logprobs" in error.said:
                 raise ValueError(
@@ -106,7 +106,7 @@ class NetworkTeacher:
 
     def _served(self, wanted: str | None) -> str:
         """The model to ask, which must be one that the server says it has."""
-        answer = self._client.get("/v1/models", BYTES_BESIDE)
+        answer = self._client.ask("/v1/models", BYTES_BESIDE)
         try:
             names = [str(model["id"]) for model in answer["data"]]
         except (KeyError, TypeError) as error:

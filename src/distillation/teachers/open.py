@@ -6,10 +6,9 @@ from pathlib import Path
 from src.distillation.config import TeacherOptions
 from src.distillation.corpus.manifest import TokenizerFacts
 from src.distillation.targets.signal import Teacher
-from src.distillation.teachers.cached import CachedTeacher
+from src.distillation.teachers.cached import CachedTeacher, RecordingTeacher
 from src.distillation.teachers.direct import open_direct_teacher
 from src.distillation.teachers.network import NetworkTeacher
-from src.distillation.teachers.recording import RecordingTeacher
 
 
 def open_teacher(

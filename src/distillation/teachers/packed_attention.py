@@ -47,6 +47,15 @@ def head_of(model: Any) -> Tensor:
     return weight
 
 
+def check_vocabulary(model: Any, vocab_size: int) -> None:
+    num_ids = len(head_of(model))
+    if num_ids < vocab_size:
+        raise ValueError(
+            f"The model knows {num_ids} ids, but the corpus was made with a tokenizer of {vocab_size}. Use a model of that "
+            "tokenizer (of an init_config: its vocab_size), or preprocess the corpus with the model's (--tokenizer)."
+        )
+
+
 def check_packable(model: Any, seq_len: int) -> None:
     """Refuse a model that `packed_hidden` and `head_of` would get wrong, before any time is spent on it."""
     config = model.config

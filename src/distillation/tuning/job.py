@@ -1,12 +1,14 @@
 """Tunes a teacher on a packed corpus: what the engine carries out, and what is written of the tuned model."""
 
+import math
 import sys
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from dataset.cursor import CursorConfig, RowDataset
 from dataset.tokenization.lookup import open_tokenizer
+from engine.build.loader import load_batches, train_items
 from engine.checkpoints.load import Checkpoint, latest_step, load_checkpoint, load_weights, step_of
 from engine.checkpoints.resume import step_directory
 from engine.checkpoints.run_directory import RunDirectory, to_yaml
@@ -15,20 +17,22 @@ from engine.runtime.devices import Runtime
 from engine.tasks.text import perplexity
 from engine.train.evaluate import Report, evaluate, flat
 from engine.train.job import Job, RunSettings, RunStart
-from engine.train.loop import Run, RunParts
+from engine.train.loop import Run, RunData, RunParts
 from engine.train.optimizers import OptimizerSet
 from engine.train.plan import Plan
 from engine.train.schedule import CosineSchedule
 from engine.train.tracking.tracker import Notices
-from src.distillation.corpus.manifest import TokenizerFacts, load_manifest, tokenizer_facts
+from src.distillation.corpus.manifest import Split, load_manifest, tokenizer_facts
+from src.distillation.corpus.packed_rows import PackedRows
 from src.distillation.run.ram_disk import corpus_in_memory
 from src.distillation.student.optimizer import student_optimizer
-from src.distillation.teachers.packed_attention import check_packable, head_of
+from src.distillation.teachers.causal_lm import dtype_of
+from src.distillation.teachers.packed_attention import check_packable, check_vocabulary
 from src.distillation.tuning.config import TeacherFtConfig
-from src.distillation.tuning.corpus import HELD_OUT, open_corpus
-from src.distillation.tuning.lora import TunedTeacher, open_teacher_to_tune, save_adapter, save_model
+from src.distillation.tuning.lora import open_teacher_to_tune, save_adapter, save_model
 from src.distillation.tuning.task import TeacherTask
 
+HELD_OUT: Split = "val"
 WORTHWHILE = 0.10  # a fall of perplexity below which the tuning was hardly worth its time
 LEARNT_WITH = [
     "teacher_model",
@@ -82,30 +86,34 @@ class TuneTeacherJob(Job):
         config, folder = self.config, Path(self.config.data_path)
         tokenizer = open_tokenizer(config.tokenizer_name)
         facts = tokenizer_facts(config.tokenizer_name, tokenizer)
-        load_manifest(folder).check_made_for(folder, facts, None)
+        manifest = load_manifest(folder)
+        manifest.check_made_for(folder, facts, None)
         if config.ram_disk:
             folder = start.stack.enter_context(corpus_in_memory(folder, runtime, cleanup=config.ram_disk_cleanup))
-        corpus = open_corpus(config, folder, facts, runtime)
+        data, num_batches = open_corpus(config, folder, runtime)
         if checkpoint is not None:
-            check_resumable(checkpoint, config, corpus.fingerprint)
-        dtype = product_type(config.dtype, runtime.device)
+            check_resumable(checkpoint, config, manifest.fingerprint)
+        dtype = dtype_of(config.dtype, runtime.device)
         teacher = open_teacher_to_tune(config, facts, dtype).to(runtime.device)
-        check_packable(teacher.causal, corpus.seq_len)
-        check_vocabulary(teacher, facts)
+        check_packable(teacher.causal, manifest.max_seq_length)
+        check_vocabulary(teacher.causal, facts.vocab_size)
         if config.gradient_checkpointing:
-            save_activations(teacher)
+            # transformers renamed the method; the former name still works, with a warning.
+            causal = teacher.causal
+            enable = getattr(causal, "activation_checkpointing_enable", None) or causal.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
         runtime.broadcast_([p for p in teacher.parameters() if p.requires_grad])
         task = TeacherTask(
             teacher, runtime, seed=config.seed, micro_batches=config.gradient_accumulation_steps, dtype=dtype
         )
-        plan = plan_of(config, min(config.max_steps or sys.maxsize, config.epochs * corpus.num_batches))
+        plan = plan_of(config, min(config.max_steps or sys.maxsize, config.epochs * num_batches))
         start.say(f"{teacher.num_trained():,} trained weights, {plan.total_steps} steps")
         return RunParts(
             task=task,
-            data=corpus.data,
+            data=data,
             plan=plan,
             checkpoint_yaml=start.directory.config_yaml,
-            meta={"corpus": corpus.fingerprint, "trained_parameters": teacher.num_trained()},
+            meta={"corpus": manifest.fingerprint, "trained_parameters": teacher.num_trained()},
             trainer=None if checkpoint is None else resumed_trainer(checkpoint),
         )
 
@@ -166,6 +174,25 @@ class TuneTeacherJob(Job):
         return f"--resume-from {run_dir}"
 
 
+def open_corpus(config: TeacherFtConfig, folder: Path, runtime: Runtime) -> tuple[RunData, int]:
+    """What is trained on and what is held out of a packed corpus, and the number of batches of an epoch."""
+    rows = config.physical_batch_size * runtime.world_size
+
+    def opened(split: Split, batch_size: int) -> RowDataset:
+        is_test = split == HELD_OUT
+        cursor = CursorConfig(batch_size, is_test, seed=config.seed, rank=runtime.rank, world_size=runtime.world_size)
+        return RowDataset(PackedRows(folder, split), cursor, split)
+
+    train, held_out = opened("train", rows * config.gradient_accumulation_steps), opened(HELD_OUT, rows)
+    num_held_out = None if config.eval_samples is None else math.ceil(config.eval_samples / rows)
+    data = RunData(
+        train_items=train_items(train, config.num_workers, runtime),
+        eval_items=lambda: islice(load_batches(held_out, config.num_workers, runtime), num_held_out),
+        eval_sets=[HELD_OUT],
+    )
+    return data, train.num_batches()
+
+
 def plan_of(config: TeacherFtConfig, total_steps: int) -> Plan:
     return Plan(
         total_steps=total_steps,
@@ -205,27 +232,3 @@ def resumed_trainer(checkpoint: Checkpoint) -> dict[str, Any]:
         best = state["best_value"]
         state |= {"base_value": base, "improved_value": base if best is None else min(base, best)}
     return checkpoint.trainer | {"state": state}
-
-
-def product_type(asked: str, device: torch.device) -> torch.dtype:
-    """What matrix products are computed in."""
-    if asked == "auto":
-        asked = "bfloat16" if device.type == "cuda" else "float32"
-    return torch.bfloat16 if asked == "bfloat16" else torch.float32
-
-
-def check_vocabulary(teacher: TunedTeacher, tokenizer: TokenizerFacts) -> None:
-    size = len(head_of(teacher.causal))
-    if size < tokenizer.vocab_size:
-        raise ValueError(
-            f"The model knows {size} tokens, but the tokenizer {tokenizer.name} of the corpus has {tokenizer.vocab_size}. "
-            "Use the model's own tokenizer and preprocess with it, or set vocab_size in init_config."
-        )
-
-
-def save_activations(teacher: TunedTeacher) -> None:
-    """Each layer keeps its input alone and is computed again for the gradient."""
-    causal = teacher.causal
-    # transformers renamed the method; the former name still works, with a warning.
-    enable = getattr(causal, "activation_checkpointing_enable", None) or causal.gradient_checkpointing_enable
-    enable({"use_reentrant": False})

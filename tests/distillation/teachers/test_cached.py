@@ -13,8 +13,8 @@ import src.distillation.cache.store
 from dataset.common import Batch
 from src.distillation.cache.format import CacheError
 from src.distillation.targets.signal import Teacher, TeacherSignal
+from src.distillation.teachers.cached import RecordingTeacher
 from src.distillation.teachers.direct import DirectTeacher
-from src.distillation.teachers.recording import RecordingTeacher
 from tests.distillation.cache_samples import (
     batch_of,
     cached,

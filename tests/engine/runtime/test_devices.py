@@ -153,7 +153,7 @@ def test_ranks_take_their_own_gpu(monkeypatch, asked, world_size, local_rank, ex
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
 
-    assert runtime_module._choose_device(asked, world_size, local_rank) == torch.device(expected)
+    assert runtime_module.choose_device(asked, world_size, local_rank) == torch.device(expected)
 
 
 def test_more_ranks_than_gpus_is_refused(monkeypatch):
@@ -161,9 +161,9 @@ def test_more_ranks_than_gpus_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
 
     with pytest.raises(ValueError, match="GPU number 2 was asked for, but there are 2"):
-        runtime_module._choose_device("auto", 3, 2)
+        runtime_module.choose_device("auto", 3, 2)
     with pytest.raises(ValueError, match="names one GPU for WORLD_SIZE=2"):
-        runtime_module._choose_device("cuda:0", 2, 1)
+        runtime_module.choose_device("cuda:0", 2, 1)
 
 
 @pytest.mark.parametrize(
