@@ -27,49 +27,33 @@ def open_corpora(config: DistillConfig, *, split: Split = "val") -> Corpora:
     """Both readers; with `split` train the training rows are evaluated."""
     folder = Path(config.train_data_path)
     manifest = load_manifest(folder)
-    tokenizer, files = _same_tokenizer(config, folder, manifest)
+    facts, files = manifest.tokenizer, []
+    if config.tokenizer_name is not None:
+        tokenizer = open_tokenizer(config.tokenizer_name)
+        facts, files = tokenizer_facts(config.tokenizer_name, tokenizer), tokenizer.files()
+    manifest.check_made_for(folder, facts, config.max_seq_length)
     found = _held_out_of(config, manifest) if split == "val" else (folder, manifest, split)
 
     def reader(place: Path, part: Split, rows: int, is_test: bool) -> RowDataset:
-        packed = PackedRows(place, part, config.max_seq_length, tokenizer, config.verify_data)
+        packed = PackedRows(place, part, config.max_seq_length, facts, config.verify_data)
         return RowDataset(packed, CursorConfig(rows, is_test, seed=config.seed), part)
 
     return Corpora(
         train=reader(folder, "train", config.rows_per_step, False),
         held_out=None if found is None else reader(found[0], found[2], config.physical_batch_size, True),
-        tokenizer=tokenizer,
+        tokenizer=facts,
         tokenizer_files=files,
         fingerprint=manifest.fingerprint,
         held_out_fingerprint=None if found is None else found[1].fingerprint,
     )
 
 
-def _same_tokenizer(config: DistillConfig, folder: Path, manifest: Manifest) -> tuple[TokenizerFacts, list[Path]]:
-    """The tokenizer of the corpus, checked against the one that is named, and the files that hold it."""
-    if config.tokenizer_name is None:
-        manifest.check_made_for(folder, None, config.max_seq_length)
-        return manifest.tokenizer, []
-    tokenizer = open_tokenizer(config.tokenizer_name)
-    facts = tokenizer_facts(config.tokenizer_name, tokenizer)
-    manifest.check_made_for(folder, facts, config.max_seq_length)
-    return facts, tokenizer.files()
-
-
 def _held_out_of(config: DistillConfig, train: Manifest) -> tuple[Path, Manifest, Split] | None:
     """Folder, manifest and split of what is evaluated: the documents that the training corpus holds out, or those of
     another corpus, all of them if that one holds none out; None where there is nothing."""
-    same = config.val_data_path is None or _real(config.val_data_path) == _real(config.train_data_path)
-    folder = Path(config.train_data_path if same else str(config.val_data_path))
-    manifest = train if same else load_manifest(folder)
-    if _rows(manifest, "val"):
-        return folder, manifest, "val"
-    return None if same else (folder, manifest, "train")
-
-
-def _rows(manifest: Manifest, split: Split) -> int:
-    facts = manifest.splits.get(split)
-    return facts.rows if facts else 0
-
-
-def _real(path: str) -> Path:
-    return Path(path).expanduser().resolve()
+    folder, other = Path(config.train_data_path), Path(config.val_data_path or config.train_data_path)
+    same = folder.expanduser().resolve() == other.expanduser().resolve()
+    manifest = train if same else load_manifest(other)
+    if "val" in manifest.splits and manifest.splits["val"].rows:
+        return other, manifest, "val"
+    return None if same else (other, manifest, "train")

@@ -1,9 +1,7 @@
 """Evaluates a student outside of its run: perplexity on a split of its corpus, needles in haystacks."""
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -26,43 +24,35 @@ from src.distillation.task import DistillTask
 OF_STUDENT = ("student", "model_variant", "student_overrides", "use_bf16")
 
 
-@dataclass(frozen=True)
-class OpenedStudent:
-    config: DistillConfig  # with the checkpoint's own facts of the student
-    corpora: Corpora
-    head: DistillHead
-    runtime: Runtime
-    source: dict[str, Any]  # checkpoint and step, None for a fresh student
+def open_student(
+    config: NeedleConfig, runtime: Runtime, split: Split = "val"
+) -> tuple[DistillConfig, Corpora, DistillHead, dict[str, Any]]:
+    """The student of the checkpoint that is named, else of the latest in output_dir, else a fresh one.
 
-
-@contextmanager
-def opened_student(config: NeedleConfig, split: Split = "val") -> Iterator[OpenedStudent]:
-    """The student of the checkpoint that is named, else of the latest in output_dir, else a fresh one; its corpora."""
-    runtime = start_runtime(config.device, False, config.seed)
-    try:
-        path = config.checkpoint or latest_in(Path(config.output_dir), runtime)
-        loaded = None if path is None else load_checkpoint(path)
-        if loaded is not None and META_KEY in loaded.meta:
-            trained = loaded.meta[META_KEY]["config"]
-            config = config.model_copy(update={key: trained[key] for key in OF_STUDENT})
-        corpora = open_corpora(config, split=split)
-        head = build.build_student(config, student_arch(config), corpora.tokenizer, runtime)
-        if loaded is None:
-            print(f"no checkpoint in {config.output_dir}: this is a fresh student, untrained", file=sys.stderr)
-            yield OpenedStudent(config, corpora, head, runtime, {"checkpoint": None, "step": None})
-        else:
-            load_weights(head, loaded.weights, source=str(loaded.path))
-            source = {"checkpoint": str(loaded.path), "step": loaded.meta.get("step")}
-            yield OpenedStudent(config, corpora, head, runtime, source)
-    finally:
-        runtime.close()
+    Returns the config with the checkpoint's own facts of the student, the corpora, the student, and the checkpoint and
+    step that it is of.
+    """
+    path = config.checkpoint or latest_in(Path(config.output_dir), runtime)
+    loaded = None if path is None else load_checkpoint(path)
+    if loaded is not None and META_KEY in loaded.meta:
+        trained = loaded.meta[META_KEY]["config"]
+        config = config.model_copy(update={key: trained[key] for key in OF_STUDENT})
+    corpora = open_corpora(config, split=split)
+    head = build.build_student(config, student_arch(config), corpora.tokenizer, runtime)
+    if loaded is None:
+        print(f"no checkpoint in {config.output_dir}: this is a fresh student, untrained", file=sys.stderr)
+        return config, corpora, head, {"checkpoint": None, "step": None}
+    load_weights(head, loaded.weights, source=str(loaded.path))
+    return config, corpora, head, {"checkpoint": str(loaded.path), "step": loaded.meta.get("step")}
 
 
 def perplexity_report(config: PerplexityConfig) -> dict[str, Any]:
     """Perplexity of the student, with a teacher also how far it is from it."""
     changes = {"gradient_accumulation_steps": 1} | ({} if config.with_teacher else {"pretrain_ce_only": True})
-    with opened_student(config.model_copy(update=changes), config.split) as student:
-        corpora = student.corpora
+    with ExitStack() as stack:
+        runtime = start_runtime(config.device, False, config.seed)
+        stack.callback(runtime.close)
+        opened, corpora, head, source = open_student(config.model_copy(update=changes), runtime, config.split)
         if corpora.held_out is None:
             raise ValueError(
                 f"{config.train_data_path} holds no documents out. Preprocess with a larger --val-fraction, name another "
@@ -74,21 +64,19 @@ def perplexity_report(config: PerplexityConfig) -> dict[str, Any]:
                 f"{config.val_data_path}. Ask the teacher itself (teacher_mode=direct cache_logits=false), or leave out "
                 "--with-teacher."
             )
-        teacher = build.teacher_of(student.config, corpora, student.runtime)
-        try:
-            task = DistillTask(student.head, student.runtime, teacher, seed=config.seed, total_steps=1)
-            most = config.rows or len(corpora.held_out.rows)
-            items = build.first_rows(corpora.held_out, most, student.config, student.runtime)
-            report = evaluate(task, items, [build.HELD_OUT], student.runtime)
-        finally:
-            if teacher is not None:
-                teacher.close()
-    return {"split": config.split, **student.source, **nested(report[build.HELD_OUT])}
+        teacher = build.teacher_of(opened, corpora, runtime)
+        if teacher is not None:
+            stack.callback(teacher.close)
+        task = DistillTask(head, runtime, teacher, seed=config.seed, total_steps=1)
+        most = config.rows or len(corpora.held_out.rows)
+        items = build.first_rows(corpora.held_out, most, opened, runtime)
+        report = evaluate(task, items, [build.HELD_OUT], runtime)
+    return {"split": config.split, **source, **nested(report[build.HELD_OUT])}
 
 
 def needle_report(config: NeedleConfig) -> dict[str, Any]:
     """The scores that a run with `eval_niah` would log."""
-    with opened_student(config.model_copy(update={"eval_niah": True})) as student:
-        (needle,) = build.needle_evaluators(student.config, student.corpora, student.head)
-        scores = needle.result(None, 0, 1, None)
-    return student.source | {"needle": scores}
+    with closing(start_runtime(config.device, False, config.seed)) as runtime:
+        opened, corpora, head, source = open_student(config.model_copy(update={"eval_niah": True}), runtime)
+        (needle,) = build.needle_evaluators(opened, corpora, head)
+        return source | {"needle": needle.result(None, 0, 1, None)}

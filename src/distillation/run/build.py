@@ -136,11 +136,6 @@ def first_rows(dataset: RowDataset, rows: int, config: DistillConfig, runtime: R
             return
 
 
-def controller_of(config: DistillConfig) -> PlateauController | None:
-    options = config.saddle_escape
-    return PlateauController(options) if options.enabled else None
-
-
 def needle_evaluators(config: DistillConfig, corpora: Corpora, head: DistillHead) -> list[NeedleEvaluator]:
     if not config.eval_niah:
         return []

@@ -2,8 +2,8 @@
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from tqdm import tqdm
 
@@ -19,12 +19,11 @@ from src.distillation.teachers.open import open_teacher
 FAILED = 2
 
 
-@dataclass(frozen=True)
-class Place:
-    """A row of the corpus: its number within a split, and the one that it has everywhere."""
+class Place(NamedTuple):
+    """A row of the corpus."""
 
     split: Split
-    index: int
+    number: int  # within the split
     row_id: int
 
 
@@ -111,7 +110,7 @@ def _batches(places: list[Place], shard_rows: int, options: CacheOptions) -> Ite
     for first in range(0, len(places), shard_rows):
         shard = places[first : first + shard_rows]
         for split in SPLITS:
-            members = [place.index for place in shard if place.split == split]
+            members = [place.number for place in shard if place.split == split]
             for start in range(0, len(members), options.batch_size):
                 if split not in readers:
                     readers[split] = PackedRows(options.data_path, split)

@@ -19,11 +19,12 @@ from engine.train.optimizers import OptimizerSet
 from engine.train.plan import Plan
 from engine.train.tracking.tracker import Notices
 from src.distillation.config import DistillConfig
-from src.distillation.corpus.corpora import Corpora, open_corpora
+from src.distillation.corpus.corpora import open_corpora
 from src.distillation.run import build
 from src.distillation.run.directory import make_room, point_at_latest
 from src.distillation.run.provenance import META_KEY, check_changes, record_start
 from src.distillation.student.arch import student_arch
+from src.distillation.student.saddle import PlateauController
 from src.distillation.task import DistillTask
 
 PROGRAM = "src.distillation.scripts.train"
@@ -96,14 +97,17 @@ class DistillJob(Job):
             total_steps=config.max_steps,
             micro_batches=config.gradient_accumulation_steps,
             knows_held_out=build.knows_held_out(config, corpora),
-            controller=build.controller_of(config),
+            controller=PlateauController(config.saddle_escape) if config.saddle_escape.enabled else None,
             checks_first_loss=checkpoint is None and not config.init_from_teacher,
             warn=say,
         )
         data = build.run_data(config, corpora, head, runtime)
         if data.eval_items is None and config.eval_interval:
             say("note: no documents are held out (--val-fraction of the preprocessing), so nothing is evaluated")
-        say(lengths_in_words(config, corpora))
+        epochs = config.max_steps / corpora.train.num_batches()
+        tokens = config.rows_per_step * config.max_seq_length
+        held_out = 0 if corpora.held_out is None else len(corpora.held_out.rows)
+        say(f"{config.max_steps} steps of up to {tokens:,} tokens, {epochs:.2f} epochs; {held_out} held-out rows")
         return RunParts(
             task=task,
             data=data,
@@ -125,7 +129,11 @@ class DistillJob(Job):
             *make_room(directory.path, None if checkpoint is None else checkpoint.path),
             *point_at_latest(directory.path),
         )
-        choose_wandb_mode(self.config.wandb_mode)
+        # W&B reads its mode from the environment; the config goes before it, and a key alone means online.
+        if self.config.wandb_mode is not None:
+            os.environ["WANDB_MODE"] = self.config.wandb_mode
+        elif "WANDB_API_KEY" in os.environ:
+            os.environ.setdefault("WANDB_MODE", "online")
 
     def begin(self, run: Run, checkpoint: Checkpoint | None, say: Notices) -> None:
         former, source = (None, None) if checkpoint is None else (former_facts(checkpoint), str(checkpoint.path))
@@ -204,18 +212,3 @@ def resumed_trainer(checkpoint: Checkpoint, facts: dict[str, Any], batches_per_e
     if former["mode"] != facts["mode"]:
         task = {}  # what the controller has seen is another loss
     return checkpoint.trainer | {"state": state, "task": task}
-
-
-def choose_wandb_mode(asked: str | None) -> None:
-    """W&B reads its mode from the environment; the config goes before it, and a key alone means online."""
-    if asked is not None:
-        os.environ["WANDB_MODE"] = asked
-    elif "WANDB_API_KEY" in os.environ:
-        os.environ.setdefault("WANDB_MODE", "online")
-
-
-def lengths_in_words(config: DistillConfig, corpora: Corpora) -> str:
-    epochs = config.max_steps / corpora.train.num_batches()
-    tokens = config.rows_per_step * config.max_seq_length
-    held_out = 0 if corpora.held_out is None else len(corpora.held_out.rows)
-    return f"{config.max_steps} steps of up to {tokens:,} tokens, {epochs:.2f} epochs; {held_out} held-out rows"

@@ -54,7 +54,7 @@ def _copied(folder: Path, root: Path) -> Path | None:
     if needed + RESERVE_BYTES > free:
         _tell(
             f"{folder} needs {needed:,} bytes and {RESERVE_BYTES:,} must stay free, but {root} has {free:,}; "
-            f"reading the disk. Other copies: {_listing(home)}"
+            f"reading the disk. Other copies: {', '.join(sorted(map(str, home.iterdir()))) or 'none'}"
         )
         return None
     _copy(folder, place, manifest)
@@ -84,10 +84,6 @@ def _copy(folder: Path, place: Path, manifest: Manifest) -> None:
         unfinished.rename(place)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-
-
-def _listing(home: Path) -> str:
-    return ", ".join(sorted(str(path) for path in home.iterdir())) or "none"
 
 
 def _tell(text: str) -> None:

@@ -87,13 +87,8 @@ class CachedTeacher:
             cache = self._recorder.cache
         else:
             cache = load_cache(self._folder)
-        self.facts = TeacherFacts.of(
-            options.teacher_kind,
-            options.teacher_topk,
-            vocab_size=tokenizer.vocab_size,
-            temperatures=cache.facts.temperatures,
-            fingerprint=cache.facts.teacher,
-        )
+        kind, known = options.teacher_kind, cache.facts
+        self.facts = TeacherFacts(tokenizer.vocab_size, kind, options.teacher_topk, known.temperatures, known.teacher)
         expected = cache_facts(self.facts, tokenizer, corpus_fingerprint, cache.facts.value_dtype)
         check_same(self._folder, cache.facts, expected)
         for temperature in temperatures:

@@ -49,13 +49,7 @@ class DirectTeacher:
         chunk_elements: int = CHUNK_ELEMENTS,
     ) -> None:
         self.model = model.eval().requires_grad_(False)
-        self.facts = TeacherFacts.of(
-            kind,
-            k,
-            vocab_size=vocab_size,
-            temperatures=temperatures,
-            fingerprint=fingerprint or weights_fingerprint(model),
-        )
+        self.facts = TeacherFacts(vocab_size, kind, k, temperatures, fingerprint or weights_fingerprint(model))
         self._seed = seed
         self._chunk = max(1, chunk_elements // vocab_size)
         self._checked_length = 0  # the longest rows that the model is known to read correctly
