@@ -35,9 +35,7 @@ class ArchConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     # Given by the data set.
-    batch_size: int | None = Field(
-        None, description="rows of a call; part of reference configs, shapes follow the batch"
-    )
+    batch_size: int | None = Field(None, description="part of reference configs; shapes follow the batch")
     seq_len: int = Field(gt=0)
     vocab_size: int = Field(gt=0)
     num_puzzle_identifiers: int = Field(1, ge=1)
@@ -60,33 +58,27 @@ class ArchConfig(BaseModel):
     )
     latent_init: Literal["learned", "embedding"] = Field(
         "learned",
-        description="start of the answer latent: a fixed random vector as in the reference, or the embedded input",
+        description="start of the answer: a fixed random vector, or the embedded input",
     )
     norm: Literal["post", "pre"] = "post"
 
     supervise: Literal["step", "cycle"] = Field(
         "step",
-        description="where the loss is taken: at the end of a supervision step, or after every H cycle with gradient",
+        description="where the loss is taken: after the step, or after every H cycle with gradient",
     )
     depth_curriculum: list[DepthStage] = Field(
-        [], description="shallower recursion early in training; after the last stage the full cycles and steps hold"
+        [], description="shallower recursion early in training, in stages; then the full one"
     )
 
     # Text.
     recursion: Literal["carry", "unrolled"] = Field(
         "carry",
-        description="one supervision step of a lasting carry per optimizer step, or all steps of a batch in one",
+        description="supervision steps of an optimizer step: one of a lasting carry, or all",
     )
-    halt_policy: Literal["learned", "sampled", "fixed"] = Field(
-        "learned", description="what decides the depth of training"
-    )
+    halt_policy: Literal["learned", "sampled", "fixed"] = Field("learned", description="what decides the depth")
     halt_mean_steps: float = Field(4.0, ge=1, description="mean depth of halt_policy=sampled")
-    detach_between_steps: bool = Field(
-        True, description="no gradient from one unrolled supervision step into the one before"
-    )
-    halt_delta: float = Field(
-        0.01, ge=0, description="a token may halt if one more step lowers its loss by no more than this"
-    )
+    detach_between_steps: bool = Field(True, description="no gradient into the supervision step before")
+    halt_delta: float = Field(0.01, ge=0, description="a step that lowers the loss by no more may be left out")
     prefix_mask: bool = Field(False, description="the prompt sees itself both ways, the answer stays causal")
 
     # Positions and attention.

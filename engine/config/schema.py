@@ -41,9 +41,7 @@ class RunConfig(Strict):
     # Length
     global_batch_size: int = Field(ge=1)
     epochs: int = Field(ge=1)
-    eval_interval: int | None = Field(
-        None, ge=1, description="epochs from one evaluation to the next; null: only at the end"
-    )
+    eval_interval: int | None = Field(None, ge=1, description="epochs between evaluations; null: only at the end")
     min_eval_interval: int = Field(0, ge=0, description="number of the first such interval that is evaluated")
     max_steps: int | None = Field(None, ge=1, description="stop after so many optimizer steps")
 
@@ -59,9 +57,7 @@ class RunConfig(Strict):
     weight_decay: float = Field(0.1, ge=0)
     gradient_accumulation_steps: int = Field(1, ge=1, description="micro-batches that one global batch is split into")
     grad_clip: float | None = Field(None, gt=0, description="largest gradient norm; null: no clipping")
-    max_bad_steps: int = Field(
-        10, ge=1, description="steps in a row with a non-finite loss or gradient before the run stops"
-    )
+    max_bad_steps: int = Field(10, ge=1, description="non-finite steps in a row that stop the run")
     ema: bool = False
     ema_rate: float = Field(0.999, ge=0, lt=1)
     freeze_weights: bool = Field(False, description="train the puzzle embedding only")
@@ -70,18 +66,14 @@ class RunConfig(Strict):
 
     # Where and how
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
-    compile: Literal["auto", True, False] = Field(
-        "auto", description="auto compiles on CUDA; DISABLE_COMPILE=1 always wins"
-    )
+    compile: Literal["auto", True, False] = Field("auto", description="auto: on CUDA; DISABLE_COMPILE=1 always wins")
     seed: int = Field(0, ge=0)
     dataloader_workers: int = Field(0, ge=0)
 
     # Run folder
     project_name: str | None = Field(None, description="null: named after the data set's folder")
     run_name: str | None = Field(None, description="null: the architecture and two words")
-    checkpoint_path: str | None = Field(
-        None, description="run directory; default checkpoints/<project_name>/<run_name>"
-    )
+    checkpoint_path: str | None = Field(None, description="null: checkpoints/<project_name>/<run_name>")
     checkpoint_every_eval: bool = True
     checkpoint_interval: int | None = Field(None, ge=1, description="also save every so many steps")
     keep_last: int | None = Field(None, ge=1, description="checkpoints to keep beside the best; null: all")
@@ -90,9 +82,7 @@ class RunConfig(Strict):
     resume: bool = Field(False, description="resume from the latest checkpoint of the run directory")
     eval_only: bool = Field(False, description="evaluate load_checkpoint and stop")
     eval_save_outputs: list[str] = []
-    log_interval: int = Field(
-        10, ge=1, description="steps from one look at the metrics to the next; every step is logged"
-    )
+    log_interval: int = Field(10, ge=1, description="steps between looks at the metrics; every step is logged")
     tracker: list[Literal["wandb", "tensorboard"]] = []
 
     def default_project_name(self) -> str:
@@ -153,9 +143,7 @@ class EvalConfig(Strict):
 
     halt_max_steps: int | None = Field(None, ge=1, description="supervision steps; null: arch.halt_max_steps")
     rollouts: int = Field(1, ge=1, description="tries at a puzzle; the one that is surest of its answer gives it")
-    noise: float = Field(
-        0.0, ge=0, allow_inf_nan=False, description="scale of the noise by which all tries but the first differ"
-    )
+    noise: float = Field(0.0, ge=0, allow_inf_nan=False, description="scale of the noise of all tries but the first")
     validation_split: float = Field(
         0.0, ge=0, lt=1, description="share of the training puzzles that is held out and decides what `best` points at"
     )
@@ -212,17 +200,13 @@ class TextDataConfig(RowsConfig):
         "auto", description="auto: what lies in data_dir, else the Hub; sample: the built-in corpus"
     )
     data_dir: str = "data/slimorca"
-    tokenizer_path: str | None = Field(
-        None, description="null: LLAMA_TOKENIZER, tokenizers/llama-32k/tokenizer.model, the Hub"
-    )
+    tokenizer_path: str | None = Field(None, description="null: LLAMA_TOKENIZER, tokenizers/llama-32k, the Hub")
     subset_size: int | None = Field(1000, ge=1, description="at most so many records of each split; null: all")
     sample_size: int = Field(20_000, ge=1, description="records of the built-in corpus")
     seq_len: int = Field(512, ge=2)
     test_ratio: float = Field(0.05, ge=0, lt=1)
     seed: int = Field(0, ge=0)
-    truncate: Literal["right", "prompt"] = Field(
-        "right", description="prompt: shorten the prompt so that the answer fits"
-    )
+    truncate: Literal["right", "prompt"] = Field("right", description="prompt: shorten it for the answer to fit")
     on_error: Literal["raise", "skip"] = Field("raise", description="skip: leave broken lines out and count them")
 
 
@@ -275,9 +259,7 @@ class ChatConfig(TextConfig):
     dataset_type: Literal["chat"]
     data_paths: list[str] = Field(min_length=1)
     seq_len: int | None = Field(
-        None,
-        ge=2,
-        description="positions of a row, given as arch.seq_len; null: those of the data, which the run folder records",
+        None, ge=2, description="positions of a row, given as arch.seq_len; null: those of the data"
     )
     packing: bool = True
     tokens_per_pass: int = Field(3072, ge=1, description="positions that go through the model at once; bounds memory")
