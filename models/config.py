@@ -104,9 +104,7 @@ class ArchConfig(BaseModel):
     def _fits_together(self) -> "ArchConfig":
         problems = []
         if self.causal and self.mlp_t:
-            problems.append(
-                "causal=true and mlp_t=true exclude each other: an MLP sees every position. Set one to false"
-            )
+            problems.append("causal=true and mlp_t=true exclude each other: an MLP sees every position. Choose one")
         if self.num_heads > self.hidden_size:
             problems.append(f"num_heads={self.num_heads} is more than hidden_size={self.hidden_size}. Use fewer heads")
         elif self.pos_encodings == "rope" and not self.mlp_t and (self.hidden_size // self.num_heads) % 2:

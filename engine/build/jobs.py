@@ -65,19 +65,19 @@ class HydraJob(Job, Generic[Config]):
         return RunParts(
             task=task,
             data=source.data,
-            plan=self.plan(source.total_steps, source.iterations, may_exceed),
+            plan=self.plan(source, may_exceed),
             checkpoint_yaml=start.directory.config_yaml,
             meta=parameter_counts(task.module),
             files=source.files,
         )
 
-    def plan(self, total_steps: int, iterations: int, may_exceed: bool) -> Plan:
+    def plan(self, source: Source, may_exceed: bool) -> Plan:
         """`may_exceed`: the number of steps is an estimate, and the run ends with its data."""
         config = self.config
         return Plan(
-            total_steps=(config.max_steps or sys.maxsize) if may_exceed else total_steps,
-            expected_steps=total_steps,
-            iterations=iterations,
+            total_steps=(config.max_steps or sys.maxsize) if may_exceed else source.total_steps,
+            expected_steps=source.total_steps,
+            iterations=source.iterations,
             first_eval_iteration=config.min_eval_interval + 1,
             save_every_eval=config.checkpoint_every_eval,
             save_every_steps=config.checkpoint_interval,

@@ -69,9 +69,7 @@ def build_optimizers(
         sparse = SparseSignSGD(table, 0.0, config.puzzle_emb_weight_decay, gather=runtime.all_gather_rows)
     if config.freeze_weights:
         if sparse is None:
-            raise ValueError(
-                "freeze_weights=true trains the puzzle embedding only, but arch.puzzle_emb_ndim is 0: nothing is left."
-            )
+            raise ValueError("freeze_weights=true needs a puzzle embedding to train. Set arch.puzzle_emb_ndim.")
         for parameter in head.parameters():
             parameter.requires_grad_(False)
         return OptimizerSet(None, 0.0, sparse, config.puzzle_emb_lr, schedule)

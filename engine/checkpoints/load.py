@@ -217,9 +217,7 @@ def _load_reference_file(path: Path) -> Checkpoint:
     foreign = [name for name, value in weights.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
     if foreign or not weights:
         found = ", ".join(f"{name!r} ({type(weights[name]).__name__})" for name in foreign[:10]) or "nothing"
-        raise ValueError(
-            f"{path} is not a state dict: expected tensors by name, found {found}. Save the model's state dict alone."
-        )
+        raise ValueError(f"{path} is not a state dict of tensors by name: found {found}. Save model.state_dict().")
     config = path.parent / REFERENCE_CONFIG_FILE
     return Checkpoint(
         path=path,

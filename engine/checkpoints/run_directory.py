@@ -1,5 +1,6 @@
-"""The directory of a run: its name, and its config on disk."""
+"""The directory of a run: its name, its config on disk, and the checkpoint that it is resumed from."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,8 +8,12 @@ from typing import Any
 
 import torch
 
+from engine.checkpoints.load import Checkpoint, latest_step, load_checkpoint, resolve_checkpoint
 from engine.config.schema import RunConfig
 from engine.runtime.devices import Runtime
+
+LATEST = "latest"
+OTHER_NAME = re.compile(r"checkpoint-(\d+)")  # what a step directory is called elsewhere
 
 
 @dataclass(frozen=True)
@@ -48,10 +53,7 @@ def start_directory(directory: RunDirectory, resume: bool) -> None:
     In a resumed run the former config stands until the checkpoint has been seen to fit.
     """
     if not resume and any(directory.path.glob("step_*")):
-        raise ValueError(
-            f"The run directory {directory.path} holds checkpoints already. Resume it with resume=true, or choose "
-            "another run_name."
-        )
+        raise ValueError(f"{directory.path} holds checkpoints already. Give resume=true, or another run_name.")
     if not resume or not (directory.path / "config.yaml").exists():
         directory.write_config()
 
@@ -59,10 +61,34 @@ def start_directory(directory: RunDirectory, resume: bool) -> None:
 def newest_run(root: Path) -> Path:
     runs = sorted((p for p in root.glob("*") if p.is_dir() and any(p.glob("step_*"))), key=lambda p: p.stat().st_mtime)
     if not runs:
-        raise ValueError(
-            f"resume=true: no run with a checkpoint in {root}. Give run_name=..., or start without resume."
-        )
+        raise ValueError(f"resume=true: no run with a checkpoint in {root}. Give run_name=..., or resume=false.")
     return runs[-1]
+
+
+def checkpoint_to_resume(asked: str | None, run_dir: Path, runtime: Runtime) -> Checkpoint | None:
+    """The checkpoint with its trainer state, the same on every rank.
+
+    `asked` is a step directory, also by the name checkpoint-<N>; a run directory, which stands for its latest step; a
+    file of a checkpoint, such as checkpoint_latest.pt; or "latest", the latest step of `run_dir`. Without it, and for
+    "latest" where nothing has been saved yet, None is returned.
+    """
+    path = latest_in(run_dir, runtime) if asked == LATEST else None if asked is None else step_directory(asked)
+    return None if path is None else load_checkpoint(path, with_trainer=True)
+
+
+def latest_in(run_dir: Path, runtime: Runtime) -> Path | None:
+    """The latest complete step of a run directory as rank 0 sees it."""
+    step = latest_step(run_dir) if runtime.is_main else None
+    name = shared_text("" if step is None else f"step_{step}", runtime)
+    return run_dir / name if name else None
+
+
+def step_directory(asked: str) -> Path:
+    path = Path(asked).expanduser()
+    if (number := OTHER_NAME.fullmatch(path.name)) and not path.exists():
+        path = path.with_name(f"step_{number[1]}")
+    step = latest_step(path) if path.is_dir() else None
+    return resolve_checkpoint(path) if step is None else path / f"step_{step}"
 
 
 def slug() -> str:

@@ -83,9 +83,7 @@ class CheckpointStore:
         reserved = {MODEL_FILE, EMA_FILE, TRAINER_FILE, CONFIG_FILE, META_FILE}
         for path in files:
             if not path.is_file() or path.name in reserved:
-                raise ValueError(
-                    f"{path} cannot go into a checkpoint: it is not a file, or is named like one of its parts."
-                )
+                raise ValueError(f"{path} cannot go into a checkpoint: it is not a file, or has the name of a part.")
         snapshot = _Snapshot(
             step=step,
             model=_host_weights(model),

@@ -12,15 +12,8 @@ from models.losses.puzzles import ACTLossHead
 from models.losses.text import TextLossHead
 
 GIVEN_BY_DATA = {"batch_size": 1, "seq_len": 1, "vocab_size": 1, "num_puzzle_identifiers": 1}
-ONLY_TEXT = (
-    "recursion",
-    "halt_policy",
-    "halt_mean_steps",
-    "halt_delta",
-    "detach_between_steps",
-    "prefix_mask",
-    "supervise",
-)
+ONLY_TEXT = ["recursion", "halt_policy", "halt_mean_steps", "halt_delta"]
+ONLY_TEXT += ["detach_between_steps", "prefix_mask", "supervise"]
 Config = TypeVar("Config", bound=RunConfig)
 GIVEN_TO_EVALUATORS = {"data_path", "eval_metadata"}
 
@@ -52,9 +45,7 @@ def class_problems(choice: Any, prefix: str, expected: type) -> list[str]:
         found = load_model_class(name, prefix)
     except ValueError as error:
         return [str(error)]
-    return (
-        [] if issubclass(found, expected) else [f"{name!r} is not an {expected.__name__}. Choose a class that is one"]
-    )
+    return [] if issubclass(found, expected) else [f"{name!r} is not an {expected.__name__}. Choose another class"]
 
 
 def evaluator_problems(choice: Any) -> list[str]:
@@ -77,20 +68,14 @@ def conversation_problems(arch: dict[str, Any]) -> list[str]:
     """What makes no sense on text: to read the answer that is to be predicted, or options that nothing would look at."""
     problems = []
     if arch.get("causal") is False:
-        problems.append(
-            "arch.causal=false: the model would read the answers that it is to predict. Set arch.causal=true"
-        )
+        problems.append("arch.causal=false: the model would read the answers. Set arch.causal=true")
     if arch.get("puzzle_emb_ndim"):
         problems.append("arch.puzzle_emb_ndim: conversations are not puzzles with identifiers. Set it to 0")
     is_carry = arch.get("recursion", "carry") == "carry"
     if not is_carry and arch.get("halt_policy", "learned") == "learned":
-        problems.append(
-            "arch.halt_policy=learned needs arch.recursion=carry. Choose sampled or fixed, or that recursion"
-        )
+        problems.append("arch.halt_policy=learned needs arch.recursion=carry. Set that, or sampled or fixed")
     if is_carry and arch.get("detach_between_steps") is False:
-        problems.append(
-            "arch.detach_between_steps=false needs arch.recursion=unrolled: a lasting carry has no gradient"
-        )
+        problems.append("arch.detach_between_steps=false: a lasting carry has no gradient. Set arch.recursion=unrolled")
     return problems
 
 

@@ -118,15 +118,7 @@ class RunConfig(Strict):
 
 
 # What an evaluation of puzzles can save: the batch, and what the model makes of it.
-PUZZLE_OUTPUTS = (
-    "inputs",
-    "labels",
-    "puzzle_identifiers",
-    "preds",
-    "logits",
-    "q_halt_logits",
-    "q_continue_logits",
-)
+PUZZLE_OUTPUTS = ("inputs", "labels", "puzzle_identifiers", "preds", "logits", "q_halt_logits", "q_continue_logits")
 # The same of text: the batch, and what the model says at the places that are to be predicted.
 TEXT_OUTPUTS = ("inputs", "labels", "positions", "documents", "is_prompt", "preds")
 
@@ -152,13 +144,11 @@ class EvalConfig(Strict):
     def _fits_together(self) -> "EvalConfig":
         if self.rollouts > 1 and not self.noise:
             raise ValueError(
-                f"rollouts={self.rollouts} without noise would be {self.rollouts} times the same. Set eval.noise, for "
-                "example to 0.3, or eval.rollouts=1"
+                f"rollouts={self.rollouts} would all be alike. Set eval.noise, for example to 0.3, or eval.rollouts=1"
             )
         if self.noise and self.rollouts == 1:
             raise ValueError(
-                f"noise={self.noise:g} needs several rollouts, because the first one has none. Set eval.rollouts, for "
-                "example to 8, or eval.noise=0"
+                f"noise={self.noise:g} needs several rollouts. Set eval.rollouts, for example to 8, or eval.noise=0"
             )
         return self
 

@@ -165,16 +165,13 @@ def calibrate_checkpoint(options: CalibrateOptions) -> None:
     """Fit thresholds on the checkpoint's held-out conversations, print them, and store them with it."""
     loaded = load_model(options.opening)
     if not loaded.path.is_dir():
-        raise ValueError(
-            f"{loaded.path} is a file, and thresholds are stored in a checkpoint's folder. Name a step folder."
-        )
+        raise ValueError(f"{loaded.path} is a file; expected a step folder, in which thresholds are stored.")
     config, num_steps = loaded.config, loaded.model.config.halt_max_steps
     if not isinstance(config, InstructConfig):
         raise ValueError(f"{loaded.path} was trained on chat: expected a checkpoint of instruction training.")
     if num_steps <= MIN_STEPS:
         raise ValueError(
-            f"{loaded.path} takes {num_steps} supervision steps a token, and {MIN_STEPS} is the minimum: there is "
-            "nothing to leave early. Train with arch.halt_max_steps above that."
+            f"{loaded.path}: arch.halt_max_steps={num_steps} leaves nothing to skip; expected more than {MIN_STEPS}."
         )
     held_out = build_text.load_text(config, progress=True).test
     print(f"calibrating on {min(len(held_out), 2 * options.conversations)} held-out conversations", file=sys.stderr)

@@ -61,17 +61,14 @@ class Decoding:
         self.num_steps = options.depth or model.config.halt_max_steps
         if options.exit.kind != "none" and self.num_steps == 1:
             raise ValueError(
-                f"--exit {options.exit.kind}: no token can leave early where it takes 1 supervision step. "
-                "Ask for more with --depth, or for no rule."
+                f"--exit {options.exit.kind} needs more than 1 supervision step. Raise --depth, or give no rule."
             )
         self.memory: KeyValueMemory | RecomputeMemory | RetentionMemory
         if options.mode == "recompute":
             self.memory = RecomputeMemory(model, len(prompts), capacity, self.num_steps)
         elif isinstance(model, RetNet):
             if self.num_steps != 1:
-                raise ValueError(
-                    f"depth={self.num_steps}: a RetNet has no supervision steps to repeat; leave depth out."
-                )
+                raise ValueError(f"depth={self.num_steps}: a RetNet takes 1 supervision step. Leave depth out.")
             self.memory = RetentionMemory(model, len(prompts))
         else:
             self.memory = KeyValueMemory(model, len(prompts), capacity, self.num_steps, compiled=options.compile)

@@ -38,9 +38,7 @@ class OpenOptions:
         if self.checkpoint is not None:
             return self.checkpoint
         if self.run_name is None:
-            raise ValueError(
-                "Name the checkpoint: --checkpoint <folder or file>, or --run-name <run> (and --project-name)."
-            )
+            raise ValueError("Name the checkpoint: --checkpoint <folder or file>, or --run-name <run>.")
         return str(Path("checkpoints") / self.project_name / self.run_name)
 
 
@@ -119,9 +117,7 @@ class DecodeOptions(Bounded):
         super().__post_init__()
         known_mode(self.mode)
         if self.exit.kind != "none" and self.mode == "recompute":
-            raise ValueError(
-                f"--exit {self.exit.kind}: mode=recompute computes every token to full depth. Use mode=exact, or no rule."
-            )
+            raise ValueError(f"--exit {self.exit.kind}: mode=recompute takes every step. Use mode=exact, or no rule.")
 
 
 @dataclass(frozen=True)

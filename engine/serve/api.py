@@ -30,16 +30,16 @@ class RequestError(ValueError):
         return {"error": {"message": str(self), "type": kind, "param": self.param, "code": None}}
 
 
-class TextPart(BaseModel):
+class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
+
+class TextPart(Strict):
     type: Literal["text"]
     text: str
 
 
-class Message(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
+class Message(Strict):
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[TextPart]
     name: str | None = None
@@ -50,15 +50,11 @@ class Message(BaseModel):
 
 
 class StreamOptions(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-
     include_usage: bool = False
 
 
-class ChatRequest(BaseModel):
+class ChatRequest(Strict):
     """POST /v1/chat/completions. What would change an answer and is not offered is refused, not ignored."""
-
-    model_config = ConfigDict(extra="forbid")
 
     messages: list[Message] = Field(min_length=1, max_length=1000)
     model: str | None = None

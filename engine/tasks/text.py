@@ -99,7 +99,7 @@ class TextTask(TokenTask):
         unknown = sorted(set(return_keys) - {*batch, "preds"})
         if unknown:
             raise ValueError(
-                f"Text evaluation returns no {', '.join(unknown)}; it returns: {', '.join(sorted({*batch, 'preds'}))}."
+                f"No such outputs: {', '.join(unknown)}. There are: {', '.join(sorted({*batch, 'preds'}))}."
             )
         self.head.eval()
         self.head.model.inner.depth = self.head.model.config.depth_at(1.0)

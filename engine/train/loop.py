@@ -260,6 +260,6 @@ def restore(run: Run, trainer: dict[str, Any], ema: dict[str, Tensor] | None) ->
     if run.average is not None:
         if ema is None:
             raise ValueError(
-                "ema=true, but the checkpoint holds no averaged weights. Resume with ema=false or start from scratch."
+                "ema=true: the checkpoint holds no averaged weights. Set ema=false, or start from scratch."
             )
         run.average.load_state_dict(ema)

@@ -6,7 +6,7 @@ from torch import nn
 
 from dataset.files.locks import exclusive_lock
 from engine.checkpoints.load import load_averaged, load_checkpoint, load_weights
-from engine.checkpoints.resume import checkpoint_to_resume
+from engine.checkpoints.run_directory import checkpoint_to_resume
 from engine.checkpoints.save import CheckpointStore
 from engine.runtime.devices import Runtime, start_runtime
 from engine.train.job import Job, RunStart

@@ -71,9 +71,7 @@ class RetNetConfig(ArchConfig):
             if getattr(self, key) != wanted
         ]
         if self.hidden_size % self.num_heads:
-            problems.append(
-                f"hidden_size={self.hidden_size} is not a multiple of num_heads={self.num_heads}. Change one of them"
-            )
-        return (
-            problems if self.H_layers else [*problems, "a RetNet consists of the H network: set H_layers to 1 or more"]
-        )
+            problems.append(f"hidden_size={self.hidden_size} is not a multiple of num_heads={self.num_heads}")
+        if not self.H_layers:
+            problems.append("a RetNet consists of the H network: set H_layers to 1 or more")
+        return problems

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.checkpoints.load import load_checkpoint, load_weights
-from engine.checkpoints.resume import latest_in
+from engine.checkpoints.run_directory import latest_in
 from engine.inference import nested
 from engine.runtime.devices import Runtime, start_runtime
 from engine.train.evaluate import evaluate

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 from engine.checkpoints.load import TRAINER_FILE
-from engine.checkpoints.resume import LATEST
+from engine.checkpoints.run_directory import LATEST
 
 LATEST_FILE = "checkpoint_latest.pt"
 FORMER_FOLDER = "former"

@@ -10,8 +10,7 @@ from dataset.cursor import CursorConfig, RowDataset
 from dataset.tokenization.lookup import open_tokenizer
 from engine.build.loader import load_batches, train_items
 from engine.checkpoints.load import Checkpoint, latest_step, load_checkpoint, load_weights, step_of
-from engine.checkpoints.resume import step_directory
-from engine.checkpoints.run_directory import RunDirectory, to_yaml
+from engine.checkpoints.run_directory import RunDirectory, step_directory, to_yaml
 from engine.config.flags import yaml_options
 from engine.runtime.devices import Runtime
 from engine.tasks.text import perplexity

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.checkpoints.resume import checkpoint_to_resume, step_directory
+from engine.checkpoints.run_directory import checkpoint_to_resume, step_directory
 from engine.checkpoints.save import CheckpointStore
 from tests.tiny import CPU
 

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from engine.checkpoints import resume
 from engine.config.check import check
-from engine.checkpoints.resume import checkpoint_to_resume
+from engine.checkpoints.run_directory import checkpoint_to_resume
 from engine.checkpoints.run_directory import RunDirectory, named_directory, newest_run, start_directory
 from engine.config.schema import PretrainConfig
 from tests.tiny import ARCH, CPU, RUN, TRM, flags, logged, pretrain, write_sudoku

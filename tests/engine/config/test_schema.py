@@ -58,7 +58,7 @@ def test_problems_of_run_and_arch_that_need_several_keys_come_together():
         "global_batch_size=8 cannot be split into gradient_accumulation_steps=3 equal parts",
         "eval_only=true needs load_checkpoint=<folder or file>",
         "eval_only=true and resume=true exclude each other: choose one",
-        "causal=true and mlp_t=true exclude each other: an MLP sees every position. Set one to false",
+        "causal=true and mlp_t=true exclude each other: an MLP sees every position. Choose one",
         "puzzle_emb_len=4 needs puzzle_emb_ndim > 0. Set puzzle_emb_len=0",
     ]
 

@@ -198,8 +198,8 @@ def test_evaluators_see_the_chosen_rollouts():
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"rollouts": 4}, "eval: rollouts=4 without noise would be 4 times the same. Set eval.noise"),
-        ({"noise": 0.3}, "eval: noise=0.3 needs several rollouts, because the first one has none. Set eval.rollouts"),
+        ({"rollouts": 4}, "eval: rollouts=4"),
+        ({"noise": 0.3}, "eval: noise=0.3"),
         ({"rollouts": 0}, "eval.rollouts: input should be greater than or equal to 1, found 0"),
         ({"noise": -1.0, "rollouts": 2}, "eval.noise: input should be greater than or equal to 0, found -1.0"),
         ({"noise": float("inf"), "rollouts": 2}, "eval.noise: input should be a finite number"),
