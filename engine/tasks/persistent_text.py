@@ -221,38 +221,29 @@ class PersistentTextTask(TextTask):
         self.pending = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The slots, the queue and the counts of all ranks."""
-        if self.slots is None:
-            return {}
-        mine = {
-            "data": self.slots.data,
-            "latents": self.slots.latents._asdict(),
-            "slots": {name: getattr(self.slots, name) for name in ("steps", "depth", "losses")},
-            "is_busy": self.slots.is_busy.to(torch.uint8),
-        }
-        gathered = {
-            key: {name: self.runtime.all_gather_rows(value) for name, value in group.items()}
-            if isinstance(group, dict)
-            else self.runtime.all_gather_rows(group)
-            for key, group in mine.items()
-        }
-        return gathered | self._gathered_queue() | {"rows_retired": self.rows_retired}
-
-    def _gathered_queue(self) -> dict[str, Any]:
-        """Queues differ in length, so each is padded to a batch of rows, which it never exceeds."""
+        """The slots, the queue and the counts of all ranks; queues differ in length, so each is padded to a batch."""
         slots = self.slots
-        assert slots is not None
-        most = len(slots.steps)
+        if slots is None:
+            return {}
+        assert self._num_queued() <= len(slots.steps)
         padded = {name: torch.zeros_like(value) for name, value in slots.data.items()}
         for name, value in self.queue.items():
             padded[name][: len(value)] = value
-        assert self._num_queued() <= most
         gather = self.runtime.all_gather_rows
+
+        def gathered(rows: Batch) -> Batch:
+            return {name: gather(value) for name, value in rows.items()}
+
         return {
-            "queue": {name: gather(value) for name, value in padded.items()},
+            "data": gathered(slots.data),
+            "latents": gathered(slots.latents._asdict()),
+            "slots": gathered({name: getattr(slots, name) for name in ("steps", "depth", "losses")}),
+            "is_busy": gather(slots.is_busy.to(torch.uint8)),
+            "queue": gathered(padded),
             "queued": gather(self._count(self._num_queued())),
             "ahead": gather(self._count(self.ahead)),
             "rows_taken": gather(self._count(self.rows_taken)),
+            "rows_retired": self.rows_retired,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

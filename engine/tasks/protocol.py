@@ -13,7 +13,10 @@ Sums = dict[str, Tensor]  # metrics as sums over rows, `count` among them; they 
 
 
 class Task(Protocol):
-    """Owns a model and everything that lasts from one step to the next, but no optimizer."""
+    """Owns a model and everything that lasts from one step to the next, but no optimizer.
+
+    Unless a task says otherwise, every item of the loader is one optimizer step, after which nothing lasts.
+    """
 
     @property
     def module(self) -> nn.Module:
@@ -21,18 +24,22 @@ class Task(Protocol):
 
     def feed(self, items: Iterable[LoaderItem]) -> Iterator[tuple[LoaderItem, int]]:
         """What each optimizer step works on, and how many items of the loader were opened for it."""
+        return ((item, 1) for item in items)
 
     def schedule_step(self, step: int) -> float:
         """Where in the learning rate schedule this optimizer step is."""
+        return step
 
     def train_step(self, item: LoaderItem, step: int) -> Sums:
         """Forward and backward of one global batch; leaves the gradients of its mean in the module."""
 
     def commit(self) -> None:
         """The optimizer has used the step."""
+        return
 
     def discard(self) -> None:
         """The step was not finite: drop what it left behind."""
+        return
 
     def eval_batch(self, batch: Batch, return_keys: Collection[str]) -> tuple[Sums, dict[str, Tensor]]:
         """Sums and wanted outputs of one batch, from a fresh start."""
@@ -43,14 +50,10 @@ class Task(Protocol):
     def eval_report(self, sums: dict[str, Any]) -> dict[str, float]:
         """The numbers to report of a set."""
 
-    def state_dict(self) -> dict[str, Any]: ...
+    def state_dict(self) -> dict[str, Any]:
+        return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
-
-
-def each_once(items: Iterable[LoaderItem]) -> Iterator[tuple[LoaderItem, int]]:
-    """One optimizer step for every item."""
-    return ((item, 1) for item in items)
 
 
 def split_rows(batch: Batch, parts: int) -> list[Batch]:

@@ -1,6 +1,6 @@
 """The task of puzzles: one supervision step of a persistent carry for every optimizer step, as in the reference."""
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -8,13 +8,13 @@ from torch import Tensor
 
 from dataset.common import Batch, LoaderItem, hash_seed
 from engine.runtime.devices import Runtime
-from engine.tasks.protocol import Sums, add_sums, each_once, split_rows
+from engine.tasks.protocol import Sums, Task, add_sums, split_rows
 from engine.tasks.rollouts import ONE_TRY, Effort, surest_rollout
 from models.act import Carry, ExplorationDraws
 from models.losses.puzzles import ACTLossHead
 
 
-class PuzzleTask:
+class PuzzleTask(Task):
     """The rows of a global batch are slots. A rank owns a range of them, and gradient accumulation cuts that range into
     micro-batches; each slot keeps its own carry, so that the split changes nothing.
     """
@@ -41,12 +41,6 @@ class PuzzleTask:
     @property
     def module(self) -> ACTLossHead:
         return self.head
-
-    def schedule_step(self, step: int) -> float:
-        return step
-
-    def feed(self, items: Iterable[LoaderItem]) -> Iterator[tuple[LoaderItem, int]]:
-        return each_once(items)
 
     def train_step(self, item: LoaderItem, step: int) -> Sums:
         _, batch, global_batch_size = item

@@ -1,7 +1,7 @@
 """The task of text: every supervision step of a batch within one optimizer step, every example once an epoch."""
 
 import math
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
@@ -9,18 +9,17 @@ from torch import Tensor
 
 from dataset.common import IGNORE_LABEL_ID, Batch, LoaderItem, hash_seed
 from engine.runtime.devices import Runtime
-from engine.tasks.protocol import Sums, add_sums, each_once, split_rows
+from engine.tasks.protocol import Sums, Task, add_sums, split_rows
 from models.losses.text import Supervision, TextLossHead, area_under_roc
 
 DEPTH_SPREAD = 0.5  # of the logarithm of a sampled depth
 LARGEST_LOSS = 700.0  # whose exponential is a float
 
 
-class TokenTask:
+class TokenTask(Task):
     """One optimizer step a batch, whose loss is a mean over all tokens (or documents) of the global batch.
 
-    That mean runs over ranks and micro-batches alike, so that splitting a batch does not change its update. Nothing
-    lasts from one step to the next.
+    That mean runs over ranks and micro-batches alike, so that splitting a batch does not change its update.
     """
 
     def __init__(self, runtime: Runtime, seed: int, micro_batches: int, reduction: str = "token") -> None:
@@ -28,12 +27,6 @@ class TokenTask:
         self.seed = seed
         self.micro_batches = micro_batches
         self.reduction = reduction
-
-    def schedule_step(self, step: int) -> float:
-        return step
-
-    def feed(self, items: Iterable[LoaderItem]) -> Iterator[tuple[LoaderItem, int]]:
-        return each_once(items)
 
     def parts(self, item: LoaderItem) -> Iterator[tuple[Batch, Supervision, Tensor]]:
         """Each micro-batch of this rank with where it is supervised, and its tokens' weights in the mean."""
@@ -50,12 +43,6 @@ class TokenTask:
         total = torch.tensor([float(sum(sizes))], device=self.runtime.device)
         self.runtime.all_reduce_sum_([total])
         return total.clamp_min(1)[0]
-
-    def commit(self) -> None:
-        """Nothing lasts from one step to the next."""
-
-    def discard(self) -> None:
-        """Nothing lasts from one step to the next."""
 
 
 class TextTask(TokenTask):
@@ -124,9 +111,6 @@ class TextTask(TokenTask):
 
     def eval_report(self, sums: dict[str, Any]) -> dict[str, float]:
         return text_report(sums)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state:
