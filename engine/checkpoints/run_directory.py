@@ -40,7 +40,11 @@ def named_directory(config: RunConfig, arch_label: str, runtime: Runtime, say: C
         path = newest_run(root)
         say(f"resume: run_name is not given, taking the newest run, {path}")
     else:
-        name = config.run_name or (f"{arch_label}-{slug()}" if runtime.is_main else "")
+        name = config.run_name or ""
+        if not name and runtime.is_main:
+            from coolname import generate_slug
+
+            name = f"{arch_label}-{generate_slug(2)}"
         path = root / shared_text(name, runtime)
     names = {"project_name": project, "run_name": path.name, "checkpoint_path": str(path)}
     config_yaml = to_yaml(config.model_copy(update=names).model_dump(mode="json"))
@@ -89,12 +93,6 @@ def step_directory(asked: str) -> Path:
         path = path.with_name(f"step_{number[1]}")
     step = latest_step(path) if path.is_dir() else None
     return resolve_checkpoint(path) if step is None else path / f"step_{step}"
-
-
-def slug() -> str:
-    from coolname import generate_slug
-
-    return str(generate_slug(2))
 
 
 def shared_text(text: str, runtime: Runtime) -> str:

@@ -1,7 +1,7 @@
 """The options of a run: names, defaults, bounds and what they mean."""
 
 import re
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -35,6 +35,8 @@ class ArchChoice(NamedWith):
 
 class RunConfig(Strict):
     """Options of every training run, whatever it trains."""
+
+    outputs: ClassVar[tuple[str, ...]] = ()  # what an evaluation can save: the batch, and what the model makes of it
 
     arch: ArchChoice
 
@@ -95,6 +97,14 @@ class RunConfig(Strict):
             raise ValueError(f"must be a plain folder name, found {value!r}")
         return value
 
+    @field_validator("eval_save_outputs")
+    @classmethod
+    def _are_outputs(cls, names: list[str]) -> list[str]:
+        unknown = [name for name in names if name not in cls.outputs]
+        if unknown:
+            raise ValueError(f"no model returns {', '.join(unknown)}. Choose from {', '.join(cls.outputs)}")
+        return names
+
     @model_validator(mode="after")
     def _fits_together(self) -> "RunConfig":
         problems = []
@@ -115,19 +125,6 @@ class RunConfig(Strict):
         if problems:
             raise ValueError("; ".join(problems))
         return self
-
-
-# What an evaluation of puzzles can save: the batch, and what the model makes of it.
-PUZZLE_OUTPUTS = ("inputs", "labels", "puzzle_identifiers", "preds", "logits", "q_halt_logits", "q_continue_logits")
-# The same of text: the batch, and what the model says at the places that are to be predicted.
-TEXT_OUTPUTS = ("inputs", "labels", "positions", "documents", "is_prompt", "preds")
-
-
-def known_outputs(names: list[str], known: tuple[str, ...]) -> list[str]:
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise ValueError(f"no model returns {', '.join(unknown)}. Choose from {', '.join(known)}")
-    return names
 
 
 class EvalConfig(Strict):
@@ -156,15 +153,12 @@ class EvalConfig(Strict):
 class PretrainConfig(RunConfig):
     """Options of `pretrain.py`."""
 
+    outputs = ("inputs", "labels", "puzzle_identifiers", "preds", "logits", "q_halt_logits", "q_continue_logits")
+
     data_paths: list[str] = Field(min_length=1)
     data_paths_test: list[str] = []
     evaluators: list[NamedWith] = []
     eval: EvalConfig = Field(default_factory=lambda: EvalConfig.model_validate({}))
-
-    @field_validator("eval_save_outputs")
-    @classmethod
-    def _are_outputs(cls, names: list[str]) -> list[str]:
-        return known_outputs(names, PUZZLE_OUTPUTS)
 
     def default_project_name(self) -> str:
         return project_name_of(self.data_paths)
@@ -210,6 +204,8 @@ class TextLossConfig(Strict):
 class TextConfig(RunConfig):
     """Options of runs on text, wherever it comes from."""
 
+    outputs = ("inputs", "labels", "positions", "documents", "is_prompt", "preds")
+
     loss: TextLossConfig = Field(default_factory=lambda: TextLossConfig.model_validate({}))
 
     @property
@@ -219,11 +215,6 @@ class TextConfig(RunConfig):
     @property
     def row_length(self) -> int:
         raise TypeError(f"{type(self).__name__} must say how many positions a row has")
-
-    @field_validator("eval_save_outputs")
-    @classmethod
-    def _are_outputs(cls, names: list[str]) -> list[str]:
-        return known_outputs(names, TEXT_OUTPUTS)
 
 
 class InstructConfig(TextConfig):

@@ -14,10 +14,10 @@ from torch import Tensor
 from dataset.common import Batch
 from engine.build import text as build_text
 from engine.build.text import HeldOut
+from engine.build.text_checkpoint import load_model
 from engine.config.schema import InstructConfig
 from engine.generate.decode import Decoding
 from engine.generate.exits import MIN_STEPS, evidence, passes, write_thresholds
-from engine.generate.loaded_model import load_model
 from engine.generate.options import CalibrateOptions, DecodeOptions, ExitKind, ExitRule
 from models.act import ActModel
 from models.kv_cache import cast_for_reading

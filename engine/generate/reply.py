@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from dataset.text.conversation import Turn
 from dataset.tokenization.protocol import StreamDecoder
+from engine.build.text_checkpoint import LoadedModel
 from engine.generate.decode import Decoding, Token
-from engine.generate.loaded_model import LoadedModel
 from engine.generate.options import ReplyOptions
 
 Finish = Literal["eos", "stop", "length", "interrupted"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dataset.files.json_file import read_json
 from dataset.text.conversation import Turn, parse_messages
-from engine.generate.loaded_model import LoadedModel
+from engine.build.text_checkpoint import LoadedModel
 from engine.generate.options import ReplyOptions
 from engine.generate.reply import Reply, reply
 

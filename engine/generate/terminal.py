@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from dataset.text.conversation import Turn
+from engine.build.text_checkpoint import LoadedModel, load_model
 from engine.config.schema import InstructConfig
 from engine.generate.decode import Token
 from engine.generate.exits import calibrated_options
-from engine.generate.loaded_model import LoadedModel, load_model
 from engine.generate.options import ChatOptions, InstructOptions, ReplyOptions
 from engine.generate.reply import Reply, fitted_prompt, reply
 from engine.generate.session import ChatSession
@@ -59,9 +59,10 @@ def answer_messages(options: InstructOptions) -> None:
     reply_options = calibrated_options(options.reply, loaded.path)
     if options.verbose:
         reply_options = replace(reply_options, decode=replace(reply_options.decode, num_top=NUM_ALTERNATIVES))
-    system = options.system_message
-    if system is None:
-        system = SLIMORCA_SYSTEM_PROMPT if is_trained_on_slimorca(loaded) else ""
+    system, config = options.system_message, loaded.config
+    if system is None:  # the built-in corpus knows no such prompt
+        is_of_slimorca = isinstance(config, InstructConfig) and config.dataset.source != "sample"
+        system = SLIMORCA_SYSTEM_PROMPT if is_of_slimorca else ""
     conversations = [[*([Turn("system", system)] if system else []), Turn("user", text)] for text in messages]
     if is_file:
         check_messages(loaded, conversations, reply_options)
@@ -114,11 +115,6 @@ def check_messages(loaded: LoadedModel, conversations: list[list[Turn]], options
             fitted_prompt(loaded, turns, options)
         except ValueError as problem:
             raise ValueError(f"Message {number} ({turns[-1].text[:40]!r}): {problem}") from None
-
-
-def is_trained_on_slimorca(loaded: LoadedModel) -> bool:
-    """Whether the model was trained on records of SlimOrca's kind; the built-in corpus knows no such prompt."""
-    return isinstance(loaded.config, InstructConfig) and loaded.config.dataset.source != "sample"
 
 
 def describe(loaded: LoadedModel, token: Token) -> str:

@@ -15,6 +15,7 @@ from engine.generate.options import ReplyOptions, SamplingOptions
 from engine.generate.reply import Reply
 
 MOST_ALTERNATIVES = 20
+LEAST_CHANCE = 1e-45  # of a token; JSON has no infinity for the logarithm of 0
 FINISH = {"eos": "stop", "stop": "stop", "length": "length", "interrupted": "stop"}
 
 
@@ -124,10 +125,6 @@ def parsed(content: bytes, model_name: str) -> ChatRequest:
     return request
 
 
-def model_list(model_name: str, created: int) -> dict[str, Any]:
-    return {"object": "list", "data": [{"id": model_name, "object": "model", "created": created, "owned_by": "local"}]}
-
-
 class ResponseFormat:
     """Writes one answer as OpenAI does, whole or in pieces."""
 
@@ -164,17 +161,12 @@ class ResponseFormat:
 
     def _token(self, token: Token) -> dict[str, Any]:
         """With `depth`, the supervision steps it took, which is ours beyond OpenAI's format."""
-        others = [self._candidate(other, log(chance)) for other, chance in token.top]
+        others = [self._candidate(other, math.log(max(chance, LEAST_CHANCE))) for other, chance in token.top]
         return self._candidate(token.id, token.logprob) | {"top_logprobs": others, "depth": token.depth}
 
     def _candidate(self, token_id: int, logprob: float) -> dict[str, Any]:
         piece = self.tokenizer.piece_bytes(token_id)
         return {"token": piece.decode(errors="replace"), "logprob": logprob, "bytes": list(piece)}
-
-
-def log(chance: float) -> float:
-    """The logarithm, bounded because JSON has no infinity."""
-    return math.log(max(chance, 1e-45))
 
 
 def usage(answer: Reply) -> dict[str, int]:

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from dataset.text.conversation import Turn
+from engine.build.text_checkpoint import LoadedModel, load_model
 from engine.generate.decode import Token
 from engine.generate.exits import calibrated_options
-from engine.generate.loaded_model import LoadedModel, load_model
 from engine.generate.options import ReplyOptions, ServeOptions
 from engine.generate.reply import reply
-from engine.serve.api import RequestError, ResponseFormat, model_list, parsed
+from engine.serve.api import RequestError, ResponseFormat, parsed
 
 PAGE = Path(__file__).parent / "page.html"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -106,7 +106,13 @@ class Handler(BaseHTTPRequestHandler):
         if self.path in ("/", "/index.html"):
             self._send(200, PAGE.read_bytes(), "text/html; charset=utf-8")
         elif self.path == "/v1/models":
-            self._send_json(200, model_list(self.server.model_name, self.server.started))
+            model = {
+                "id": self.server.model_name,
+                "object": "model",
+                "created": self.server.started,
+                "owned_by": "local",
+            }
+            self._send_json(200, {"object": "list", "data": [model]})
         elif self.path == "/health":
             self._send_json(200, {"status": "ok"})
         else:

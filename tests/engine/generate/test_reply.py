@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataset.text.conversation import Turn
+from engine.build.text_checkpoint import load_model
 from engine.generate import reply as reply_room
 from engine.generate.decode import Token
-from engine.generate.loaded_model import load_model
 from engine.generate.options import DecodeOptions, OpenOptions, ReplyOptions, SamplingOptions
 from engine.generate.reply import beginning_at_end, fitted_prompt, reply
 from tests.text_runs import text_flags, train_text, write_corpus

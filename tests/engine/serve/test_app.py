@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from engine.generate.loaded_model import load_model
+from engine.build.text_checkpoint import load_model
 from engine.generate.options import OpenOptions, ReplyOptions
 from engine.serve import app as room
 from engine.serve.app import Bounds, ChatServer

@@ -5,7 +5,7 @@ import shutil
 import pytest
 import yaml
 
-from engine.generate.loaded_model import load_model
+from engine.build.text_checkpoint import load_model
 from engine.generate.options import OpenOptions
 from tests.text_runs import text_flags, train_text, write_corpus
 from tests.tiny import flags, pretrain, write_sudoku
