@@ -5,10 +5,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
+from dataset.chat.template import ChatEncoder
 from dataset.common import PuzzleDatasetMetadata, text_metadata
-from dataset.text.conversation import Turn
+from dataset.text.template import ConversationEncoder
 from dataset.tokenization.protocol import Tokenizer
 from engine.build.chat import conversation_template
 from engine.build.text import TextSource, build_text_head, build_text_task
@@ -101,12 +101,6 @@ def _config(stored: Checkpoint, config_name: str, tokenizer_path: str | None, wo
     return config
 
 
-class Template(Protocol):
-    """How turns become the ids that an answer follows."""
-
-    def encode_prompt(self, turns: Sequence[Turn]) -> list[int]: ...
-
-
 @dataclass(frozen=True)
 class LoadedModel:
     """A model in evaluation mode, ready to decode, with what turns conversations into ids and back."""
@@ -115,7 +109,7 @@ class LoadedModel:
     config: TextConfig
     model: ActModel
     tokenizer: Tokenizer
-    template: Template
+    template: ChatEncoder | ConversationEncoder
     stop_ids: frozenset[int]
 
     @property

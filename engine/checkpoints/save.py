@@ -55,8 +55,6 @@ class CheckpointStore:
     """The step folders of one run. Only the main rank makes one, because it cleans up after killed writes."""
 
     def __init__(self, run_dir: Path, keep_last: int | None = None) -> None:
-        if keep_last is not None and keep_last < 1:
-            raise ValueError(f"keep_last={keep_last}; expected at least 1, or null to keep every checkpoint.")
         self.run_dir = run_dir
         self.keep_last = keep_last
         self.run_dir.mkdir(parents=True, exist_ok=True)

@@ -26,8 +26,6 @@ class ChatSession:
 
     def answer(self, text: str, on_text: Callable[[int, str], None]) -> tuple[Reply, int]:
         """Answer a message; returns the answer, and how many of the oldest turns were left out for it."""
-        if not text.strip():
-            raise ValueError("The message is empty: there is nothing to answer.")
         self.turns.append(Turn("user", text))
         try:
             turns, left_out = self._fitting_turns()

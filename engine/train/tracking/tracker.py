@@ -28,11 +28,6 @@ class Tracker:
         resume_before_evaluation: bool = False,
         enabled: bool = True,
     ) -> None:
-        chosen = [name for name in ([backends] if isinstance(backends, str) else backends) if name != "none"]
-        unknown = [name for name in chosen if name not in BACKENDS]
-        if unknown:
-            known = ", ".join(["none", *BACKENDS])
-            raise ValueError(f"tracker={unknown[0]!r} is unknown; expected one of {known}, or a list of them.")
         self._enabled = enabled
         self._backends: list[Backend] = []
         if not enabled:
@@ -51,7 +46,7 @@ class Tracker:
             dynamic_ncols=True,
             mininterval=0.2 if sys.stderr.isatty() else 30.0,  # a log file needs few lines
         )
-        for name in dict.fromkeys(chosen):
+        for name in dict.fromkeys(backends):
             try:
                 backend = BACKENDS[name]()
             except ImportError as problem:

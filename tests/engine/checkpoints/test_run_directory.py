@@ -8,7 +8,7 @@ from unittest import mock
 import pytest
 from omegaconf import OmegaConf
 
-from engine.checkpoints import resume
+from engine.checkpoints import run_directory as run_directory_module
 from engine.config.check import check
 from engine.checkpoints.run_directory import checkpoint_to_resume
 from engine.checkpoints.run_directory import RunDirectory, named_directory, newest_run, start_directory
@@ -97,6 +97,6 @@ def test_all_ranks_resume_from_the_checkpoint_that_the_first_one_found(tmp_path)
             letters[:6] = letters.new_tensor(list(b"step_4"))
 
     second = Second(device=CPU.device, rank=1, world_size=2, use_compile=False)
-    with mock.patch.object(resume, "load_checkpoint") as load:
+    with mock.patch.object(run_directory_module, "load_checkpoint") as load:
         checkpoint_to_resume("latest", tmp_path, second)
     load.assert_called_once_with(tmp_path / "step_4", with_trainer=True)

@@ -173,11 +173,6 @@ def test_keep_last_leaves_later_steps_of_a_rewound_run(tmp_path):
     assert store.latest_step() == 20, "what was saved last counts, not the highest number"
 
 
-def test_keep_last_zero_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="keep_last=0"):
-        CheckpointStore(tmp_path, keep_last=0)
-
-
 def test_best_waits_for_its_write_and_must_exist(store):
     save(store, 3)
     store.mark_best(3)
