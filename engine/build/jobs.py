@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from engine.build import chat as build_chat
 from engine.build import puzzles as build
 from engine.build import text as build_text
 from engine.build.puzzles import Source
@@ -149,7 +148,7 @@ class ChatJob(TextJob[ChatConfig]):
     """A run on chat data sets."""
 
     def open_source(self, runtime: Runtime) -> TextSource:
-        return build_chat.build_chat(self.config, runtime)
+        return build_text.build_chat(self.config, runtime)
 
 
 def head_of(task: Task) -> ACTLossHead | TextLossHead:
@@ -174,7 +173,7 @@ def chat_config(data: dict[str, Any]) -> ChatConfig:
         data = data | {"seq_len": seq_len}
     config = check(ChatConfig, data | {"arch": arch})
     if config.seq_len is None:
-        config = config.model_copy(update={"seq_len": build_chat.data_row_length(config.data_paths)})
+        config = config.model_copy(update={"seq_len": build_text.data_row_length(config.data_paths)})
     return config
 
 

@@ -9,16 +9,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dataset.chat.reader import chat_splits, chat_tokenizer_folder, open_chat_data
 from dataset.common import Batch, LoaderItem, PuzzleDatasetMetadata, text_metadata
 from dataset.cursor import CursorConfig, RowDataset
 from dataset.text.packing import DocumentRows, fill_batch
 from dataset.text.slimorca import InstructCorpus, SlimOrcaConfig, load_corpus, read_texts
 from dataset.text.token_store import Documents, DocumentStore
 from dataset.tokenization.protocol import Tokenizer
+from dataset.tokenization.special_tokens import load_chat_tokenizer
 from engine.build.loader import load_batches, train_items
 from engine.build.puzzles import Source, build_recursive_model, check_batch_shares
 from engine.config.registry import load_model_class
-from engine.config.schema import InstructConfig, TextConfig
+from engine.config.schema import ChatConfig, InstructConfig, TextConfig
 from engine.runtime.devices import Runtime
 from engine.tasks.persistent_text import PersistentTextTask
 from engine.tasks.text import TextTask
@@ -57,6 +59,26 @@ def build_text(config: InstructConfig, runtime: Runtime, *, train: bool = True, 
     return source_of(
         config, runtime, config.dataset.seq_len, corpus.tokenizer, train=corpus.train if train else None, test=tested
     )
+
+
+def build_chat(config: ChatConfig, runtime: Runtime) -> TextSource:
+    """Readers of the data sets at `data_paths`, mixed, and their common tokenizer."""
+    check_batch_shares(config, runtime)
+    stores = {}
+    for split in chat_splits(config.data_paths) or ["train"]:  # with no split at all, opening says what is missing
+        stores[split], found = open_chat_data(config.data_paths, split, config.seq_len)
+        if runtime.is_main:
+            cut = f", {found.chat.truncated} of them truncated, {found.chat.dropped} dropped"
+            print(f"{split}: {found.chat.documents} conversations{cut}; {found.chat.tokens} tokens", file=sys.stderr)
+    if "train" not in stores:
+        open_chat_data(config.data_paths, "train")
+    tokenizer = load_chat_tokenizer(chat_tokenizer_folder(config.data_paths))
+    return source_of(config, runtime, found.seq_len, tokenizer, train=stores["train"], test=stores.get("test"))
+
+
+def data_row_length(paths: Sequence[str]) -> int:
+    """Positions of the longest rows of these data sets."""
+    return max(open_chat_data(paths, split)[1].seq_len for split in chat_splits(paths) or ["train"])
 
 
 def source_of(

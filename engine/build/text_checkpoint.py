@@ -9,8 +9,9 @@ from pathlib import Path
 from dataset.chat.template import ChatEncoder
 from dataset.common import PuzzleDatasetMetadata, text_metadata
 from dataset.text.template import ConversationEncoder
+from dataset.tokenization.lookup import find_tokenizer, load_tokenizer
 from dataset.tokenization.protocol import Tokenizer
-from engine.build.chat import conversation_template
+from dataset.tokenization.special_tokens import load_chat_tokenizer
 from engine.build.text import TextSource, build_text_head, build_text_task
 from engine.checkpoints.load import Checkpoint, load_averaged, load_checkpoint, resolve_checkpoint
 from engine.config.check import check
@@ -142,3 +143,18 @@ def load_model(options: OpenOptions) -> LoadedModel:
     check_can_decode(model, 1)
     cast_for_reading(model)
     return LoadedModel(path, config, model, tokenizer, template, stop_ids)
+
+
+def conversation_template(
+    config: TextConfig, tokenizer_path: str | None, checkpoint: Path
+) -> tuple[Tokenizer, ChatEncoder | ConversationEncoder, frozenset[int]]:
+    """Tokenizer, template and the ids that end an answer, of a checkpoint of chat or of instruction training."""
+    if isinstance(config, ChatConfig):
+        if tokenizer_path is None:
+            raise ValueError(f"{checkpoint} carries no tokenizer. Name one with --tokenizer-path.")
+        chat_tokenizer = load_chat_tokenizer(tokenizer_path)
+        chat_encoder = ChatEncoder(chat_tokenizer)
+        return chat_tokenizer, chat_encoder, chat_encoder.stop_ids
+    assert isinstance(config, InstructConfig)
+    tokenizer = load_tokenizer(find_tokenizer(config.dataset.tokenizer_path))
+    return tokenizer, ConversationEncoder(tokenizer), frozenset([tokenizer.eos_id])
