@@ -13,10 +13,6 @@ from engine.config.compose import as_addition, store_defaults
 INTERRUPTED = 130  # exit code after Ctrl-C
 
 
-class RunError(RuntimeError):
-    """A run that could not continue, for a reason that the user can mend."""
-
-
 def launch(main: Callable[[], None]) -> None:
     """Start an entry point that Hydra decorates."""
     sys.argv[1:] = [as_addition(argument) for argument in sys.argv[1:]]
@@ -38,7 +34,7 @@ def user_errors(if_interrupted: str | None = None) -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, OSError, RunError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         raise SystemExit(f"error: {error}") from None
     except KeyboardInterrupt:
         if if_interrupted is not None:

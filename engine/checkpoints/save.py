@@ -28,13 +28,12 @@ from engine.checkpoints.load import (
     latest_step,
     strip_prefixes,
 )
-from engine.entry import RunError
 
 PLAIN_TYPES = (bool, int, float, str, type(None))  # what torch.load(weights_only=True) reads beside tensors
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
-class CheckpointError(RunError):
+class CheckpointError(OSError):
     """A checkpoint could not be written; what was on disk before is untouched."""
 
 

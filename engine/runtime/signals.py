@@ -17,14 +17,10 @@ class StopSignal:
 
     def __init__(self, announce: bool = True) -> None:
         self._announce = announce  # of several ranks only one needs to speak
-        self._requested = False
+        self.requested = False
         self._owner = 0
         self._former: dict[signal.Signals, Any] = {}
         self._terminal: list[Any] | None = None
-
-    @property
-    def requested(self) -> bool:
-        return self._requested
 
     def __enter__(self) -> "StopSignal":
         if threading.current_thread() is threading.main_thread():
@@ -47,12 +43,12 @@ class StopSignal:
             if number == signal.SIGTERM:
                 os._exit(128 + number)
             return
-        if self._requested:
+        if self.requested:
             try:
                 _restore_terminal(self._terminal)
             finally:
                 os._exit(128 + number)
-        self._requested = True
+        self.requested = True
         if self._announce:
             name = signal.Signals(number).name
             # Not print(): the signal may have come in the middle of one, and a buffered stream cannot be entered twice.
