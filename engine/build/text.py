@@ -1,7 +1,7 @@
 """The text half of composing: turns a checked config into conversations, model and task."""
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dataset.chat.reader import chat_splits, chat_tokenizer_folder, open_chat_data
-from dataset.common import Batch, LoaderItem, PuzzleDatasetMetadata, text_metadata
+from dataset.common import Batch, PuzzleDatasetMetadata, text_metadata
 from dataset.cursor import CursorConfig, RowDataset
 from dataset.text.packing import DocumentRows, fill_batch
 from dataset.text.slimorca import InstructCorpus, SlimOrcaConfig, load_corpus, read_texts
@@ -103,7 +103,7 @@ def source_of(
     return TextSource(
         metadata=metadata,
         data=RunData(
-            train_items=_no_items if trained is None else train_items(trained, workers, runtime),
+            train_items=(lambda *_: ()) if trained is None else train_items(trained, workers, runtime),
             eval_items=(lambda: load_batches(held_out, workers, runtime)) if held_out is not None else None,
             eval_sets=[held_out.set_name] if held_out is not None else [],
         ),
@@ -113,10 +113,6 @@ def source_of(
         total_rows=rows,
         iterations=config.epochs // (config.eval_interval or config.epochs),
     )
-
-
-def _no_items(iteration: int, batches_done: int) -> Iterable[LoaderItem]:
-    return ()
 
 
 def expected_depth(arch: dict[str, Any]) -> float:

@@ -41,15 +41,12 @@ class RestartSchedule:
     factor: Callable[[float], float] | None = None
 
     def at(self, step: float, base: float) -> float:
-        return self._planned(step, base) * (1.0 if self.factor is None else self.factor(step))
-
-    def _planned(self, step: float, base: float) -> float:
+        rate, place = base, step - self.warmup_steps - self.plateau_steps
         if step < self.warmup_steps:
-            return base * step / self.warmup_steps
-        place = step - self.warmup_steps - self.plateau_steps
-        if place <= 0:
-            return base
-        return self.min_lr + (base - self.min_lr) * 0.5 * (1 + math.cos(math.pi * self._progress(place)))
+            rate = base * step / self.warmup_steps
+        elif place > 0:
+            rate = self.min_lr + (base - self.min_lr) * 0.5 * (1 + math.cos(math.pi * self._progress(place)))
+        return rate if self.factor is None else rate * self.factor(step)
 
     def _progress(self, place: float) -> float:
         """How much of its cosine has passed, from 0 to below 1, so many steps after the first one began."""

@@ -94,11 +94,6 @@ class RetNetState(NamedTuple):
     layers: tuple[Tensor, ...]  # of each block (B, N, K, E), float32
     lengths: Tensor  # (B,) positions read
 
-    def rows(self, kept: Sequence[int]) -> "RetNetState":
-        """The state of these rows, in this order."""
-        index = torch.tensor(kept, device=self.lengths.device)
-        return RetNetState(tuple(layer[index] for layer in self.layers), self.lengths[index])
-
 
 class Answer(NamedTuple):
     """What the network says of every position, (B, L, D)."""
@@ -215,4 +210,5 @@ class RetentionMemory:
 
     def select_rows(self, rows: Sequence[int]) -> None:
         """Keep these rows only, in this order."""
-        self.state = self.state.rows(rows)
+        kept = torch.tensor(rows, device=self.device)
+        self.state = RetNetState(tuple(layer[kept] for layer in self.state.layers), self.state.lengths[kept])
