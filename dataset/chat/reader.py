@@ -96,17 +96,12 @@ class ChatPart:
 class ChatDocuments:
     """The documents of one or more folders."""
 
-    def __init__(self, parts: Sequence[ChatPart], num_trained_tokens: int) -> None:
+    def __init__(self, parts: Sequence[ChatPart]) -> None:
         self._parts = parts
         self._ends = np.cumsum([len(part) for part in parts])
-        self.num_trained_tokens = num_trained_tokens
 
     def __len__(self) -> int:
         return int(self._ends[-1])
-
-    @property
-    def num_tokens(self) -> int:
-        return int(self.lengths().sum()) + len(self)
 
     def lengths(self) -> NDArray[np.int64]:
         places = np.concatenate([part.places for part in self._parts])
@@ -148,7 +143,7 @@ def open_chat_data(
     facts = _together([metadata.chat for metadata in found])
     if seq_len is not None and seq_len < facts.max_document:
         opened, facts = _cut(opened, facts, seq_len)
-    documents = ChatDocuments(opened, facts.trained_tokens)
+    documents = ChatDocuments(opened)
     groups = len(documents)
     own = {"seq_len": seq_len or max(metadata.seq_len for metadata in found), "chat": facts}
     return documents, found[0].model_copy(update=own | {"total_groups": groups, "total_puzzles": groups})

@@ -1,9 +1,10 @@
-"""Files on disk: written whole or not at all, their SHA-256, and errors that say what to do."""
+"""Files on disk: written whole or not at all, locks, SHA-256, and errors that say what to do."""
 
 import errno
 import hashlib
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,3 +60,29 @@ def disk_errors(path: Path) -> Iterator[None]:
             f"Cannot write {path}: {error.strerror or error}. {full}Make room or choose another folder, and run again; "
             "what is finished is kept."
         ) from error
+
+
+@contextmanager
+def exclusive_lock(directory: Path, wait: bool = False) -> Iterator[None]:
+    """Create the directory and hold its lock within the block; `wait` for another holder, or refuse at once.
+
+    On Windows, which has no such locks, nothing is held.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise ValueError(
+            f"Another run is writing into {directory}. Wait until it has ended, or choose another directory."
+        ) from error
+    try:
+        yield
+    finally:
+        os.close(descriptor)  # releases the lock

@@ -12,14 +12,12 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
-from dataset.files.disk import check_space, disk_errors, file_sha256, write_file
-from dataset.files.locks import exclusive_lock
+from dataset.files.disk import check_space, disk_errors, exclusive_lock, file_sha256, write_file
 
 BLOCK_BYTES = 1 << 18
 HEAD_STEP_BYTES = 8 << 20  # how much more of a file is asked for when its head turns out too short
@@ -45,10 +43,6 @@ class HubFile:
     @property
     def part(self) -> Path:
         return self.target.with_name(f"{self.target.name}.{self.revision[:8]}.part")
-
-    @property
-    def is_complete(self) -> bool:
-        return self.target.exists()
 
     def fetch(self, progress: bool = True) -> Path:
         """Download what is still missing, check the whole, and give it its name."""
@@ -83,12 +77,12 @@ class HubFile:
         folder = self.target.parent
         # Several processes of one machine may start at once. Errors of the network are ValueErrors already.
         with disk_errors(self.part), exclusive_lock(folder, wait=True):
-            if not self.is_complete:
+            if not self.target.exists():
                 self._append(stop, on_bytes)
                 if stop == self.size:
                     self._check()
                     os.replace(self.part, self.target)
-            if self.is_complete:
+            if self.target.exists():
                 _description(self.target).unlink(missing_ok=True)
 
     def _append(self, stop: int, on_bytes: Callable[[int], Any]) -> None:
@@ -118,7 +112,7 @@ class HubFile:
                 failures += 1
                 if not _is_passing(error) or failures > len(RETRY_SECONDS):
                     raise ValueError(
-                        f"The download of {self.url} stopped at {_megabytes(position)} of {_megabytes(self.size)}: "
+                        f"The download of {self.url} stopped at {position / 1e6:.1f} MB of {self.size / 1e6:.1f} MB: "
                         f"{error}. Run again to continue, or put the file at {self.target} by hand."
                     ) from error
                 time.sleep(RETRY_SECONDS[failures - 1])
@@ -149,13 +143,17 @@ def hub_files(repo: str, by_hand: Path, repo_type: str = "datasets") -> tuple[st
         raise ValueError(f"{api} did not answer with a list of files ({error!r}). Check HF_ENDPOINT.") from error
 
 
-def find_hub_file(repo: str, choose: Callable[[list[str]], str], target: Path, repo_type: str = "datasets") -> HubFile:
-    """The file of `repo` that `choose` picks from the list of names, or the one whose download `target` began."""
+def find_hub_file(
+    repo: str, choose: str | Callable[[list[str]], str], target: Path, repo_type: str = "datasets"
+) -> HubFile:
+    """The file of that name, or that `choose` picks from the list of names, or the one whose download `target` began."""
     description = _description(target)
     with suppress(FileNotFoundError, NotADirectoryError):
         return HubFile(**json.loads(description.read_text()), target=target)
     revision, files = hub_files(repo, target, repo_type)
-    name = choose(list(files))
+    name = choose if isinstance(choose, str) else choose(list(files))
+    if name not in files:
+        raise ValueError(f"The repository {repo} holds no {name}, only {', '.join(sorted(files))}.")
     lfs = files[name].get("lfs") or {}
     prefix = "datasets/" if repo_type == "datasets" else ""
     found = HubFile(
@@ -169,18 +167,6 @@ def find_hub_file(repo: str, choose: Callable[[list[str]], str], target: Path, r
     with disk_errors(description):
         write_file(description, json.dumps(fields))
     return found
-
-
-def fetch_hub_file(repo: str, filename: str, target: Path, repo_type: str = "datasets") -> Path:
-    """Download one file by its name."""
-    return find_hub_file(repo, partial(only, repo, filename), target, repo_type).fetch()
-
-
-def only(repo: str, filename: str, names: list[str]) -> str:
-    """The choice of the file of this name, which must be among those of the repository."""
-    if filename not in names:
-        raise ValueError(f"The repository {repo} holds no {filename}, only {', '.join(sorted(names))}.")
-    return filename
 
 
 def _endpoint() -> str:
@@ -219,7 +205,3 @@ def _skip(response: http.client.HTTPResponse, count: int) -> None:
 
 def _description(target: Path) -> Path:
     return target.with_name(target.name + ".part.json")
-
-
-def _megabytes(count: int) -> str:
-    return f"{count / 1e6:.1f} MB"

@@ -182,10 +182,7 @@ def _on_hub(config: SlimOrcaConfig, progress: bool) -> Path | HubFile:
 
 
 def _choose_jsonl(names: list[str]) -> str:
-    found = sorted(name for name in names if name.endswith(".jsonl"))
-    if not found:
-        raise ValueError(f"The repository {HUB_REPO} holds no .jsonl file, only {', '.join(sorted(names))}.")
-    return HUB_NAME if HUB_NAME in found else found[0]
+    return HUB_NAME if HUB_NAME in names else min((name for name in names if name.endswith(".jsonl")), default=HUB_NAME)
 
 
 def _path(file: Path | HubFile) -> Path:

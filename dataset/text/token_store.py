@@ -34,12 +34,6 @@ def join_documents(documents: Sequence[EncodedConversation]) -> EncodedDocuments
 class Documents(Protocol):
     """Tokenized documents, wherever they are kept."""
 
-    @property
-    def num_tokens(self) -> int: ...
-
-    @property
-    def num_trained_tokens(self) -> int: ...
-
     def __len__(self) -> int: ...
 
     def lengths(self) -> NDArray[np.int64]:
@@ -58,14 +52,9 @@ class DocumentStore:
     tokens: torch.Tensor  # uint16 where the vocabulary allows, else int32
     trained_bits: torch.Tensor  # uint8: a bit for every token
     offsets: torch.Tensor  # int64: where each document begins, and the end
-    num_trained_tokens: int
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
-
-    @property
-    def num_tokens(self) -> int:
-        return len(self.tokens)
 
     def lengths(self) -> NDArray[np.int64]:
         return np.diff(self.offsets.numpy()) - 1
@@ -85,12 +74,10 @@ class DocumentStoreBuilder:
         self._tokens, self._bits = bytearray(), bytearray()
         self._waiting = np.zeros(0, dtype=np.bool_)  # trained flags that do not fill a byte yet
         self._lengths: list[NDArray[np.int64]] = []
-        self._num_trained = 0
 
     def extend(self, documents: EncodedDocuments) -> None:
         self._tokens += documents.ids.astype(self._dtype, copy=False).tobytes()
         flags = np.concatenate([self._waiting, documents.is_trained])
-        self._num_trained += int(documents.is_trained.sum())
         whole = len(flags) - len(flags) % 8
         self._bits += np.packbits(flags[:whole]).tobytes()
         self._waiting = flags[whole:]
@@ -104,7 +91,6 @@ class DocumentStoreBuilder:
             tokens=torch.from_numpy(np.frombuffer(self._tokens, dtype=self._dtype)),
             trained_bits=torch.from_numpy(np.frombuffer(self._bits, dtype=np.uint8)),
             offsets=torch.from_numpy(offsets),
-            num_trained_tokens=self._num_trained,
         )
 
 
@@ -114,14 +100,10 @@ class SpooledDocuments:
     def __init__(self, folder: Path) -> None:
         self._file = TemporaryFile(dir=folder)  # noqa: SIM115 - `close` removes it
         self._lengths: list[NDArray[np.int64]] = []
-        self.num_tokens = 0
-        self.num_trained_tokens = 0
 
     def extend(self, documents: EncodedDocuments) -> None:
         self._file.write((documents.ids.astype("<u4") << 1 | documents.is_trained).tobytes())
         self._lengths.append(documents.lengths)
-        self.num_tokens += len(documents.ids)
-        self.num_trained_tokens += int(documents.is_trained.sum())
 
     def close(self) -> None:
         self._file.close()

@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from dataset.files.download import fetch_hub_file
+from dataset.files.download import find_hub_file
 from dataset.tokenization.protocol import Tokenizer
 from dataset.tokenization.sentencepiece import SentencePieceTokenizer
 from dataset.tokenization.tokenizer_json import CONFIG_FILE, JSON_FILE, open_json_tokenizer
@@ -57,7 +57,7 @@ def find_tokenizer(explicit_path: str | Path | None = None, download: bool = Tru
         raise ValueError(f"No tokenizer found. {FOUR_WAYS}")
     repo, filename = HUB_TOKENIZER
     try:
-        return fetch_hub_file(repo, filename, DEFAULT_TOKENIZER, repo_type="models")
+        return find_hub_file(repo, filename, DEFAULT_TOKENIZER, repo_type="models").fetch()
     except ValueError as error:
         raise ValueError(f"No tokenizer found: {error} {FOUR_WAYS}") from error
 

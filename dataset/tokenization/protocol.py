@@ -1,4 +1,4 @@
-"""What every tokenizer offers, and what is built on it: decoding one token at a time, bytes per token."""
+"""What every tokenizer offers, and what is built on it: decoding one token at a time, checks."""
 
 import codecs
 from collections.abc import Sequence
@@ -54,11 +54,6 @@ class StreamDecoder:
 
     def finish(self) -> str:
         return self._utf8.decode(b"", final=True)
-
-
-def byte_lengths(tokenizer: Tokenizer) -> NDArray[np.int32]:
-    """How many bytes of text each token stands for; for bits per byte."""
-    return np.array([len(tokenizer.piece_bytes(index)) for index in range(tokenizer.vocab_size)], dtype=np.int32)
 
 
 def puts_space_first(tokenizer: Tokenizer) -> bool:

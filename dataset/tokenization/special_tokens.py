@@ -21,8 +21,7 @@ from dataset.tokenization.lookup import (
 )
 from dataset.tokenization.protocol import SPACE, Tokenizer, check_ids
 from dataset.tokenization.sentencepiece import SentencePieceTokenizer
-from dataset.tokenization.tokenizer_json import BYTE_COUNT, JSON_FILE, JsonTokenizer
-from dataset.tokenization.train import train_bpe
+from dataset.tokenization.tokenizer_json import BYTE_COUNT, JSON_FILE, JsonTokenizer, train_bpe
 
 SPECIAL_TOKENS = (
     "<|user|>",

@@ -1,8 +1,8 @@
-"""Tokenizers of the package `tokenizers`: a tokenizer.json, and what its configuration says of special tokens."""
+"""Tokenizers of the package `tokenizers`: tokenizer.json, what its configuration says of special tokens, training."""
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ BOS_NAMES = ("<|begin_of_text|>", "<s>", "[BOS]", "<bos>")
 EOS_NAMES = ("<|end_of_text|>", "</s>", "<|endoftext|>", "[EOS]", "<eos>")
 BYTE_COUNT = 256
 BYTE_PIECE = re.compile("<0x([0-9A-F]{2})>")
+# Letters with their accents, one digit, or a run of other signs, each with the space before it; then white space.
+WORDS = r" ?[\p{L}\p{M}]+| ?\p{N}| ?[^\s\p{L}\p{M}\p{N}]+|\s+(?!\S)|\s+"
 
 
 class JsonTokenizer:
@@ -120,6 +122,32 @@ def parse_tokenizer(content: str, source: str) -> Any:
         raise ValueError(
             f"{source} is not a {JSON_FILE} or is damaged ({len(content)} characters): {error}. Fetch it again."
         ) from error
+
+
+def train_bpe(vocab_size: int, texts: Iterable[str]) -> str:
+    """The tokenizer.json of a byte-level BPE with at most `vocab_size` pieces; the same for the same texts."""
+    import_tokenizers()
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    def checked() -> Iterable[str]:
+        for text in texts:
+            check_unicode(text)
+            yield text
+
+    tokenizer = Tokenizer(models.BPE())
+    words = pre_tokenizers.Split(Regex(WORDS), "isolated")
+    as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, as_bytes])
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(checked(), trainer)
+    content: str = tokenizer.to_str()
+    return content
 
 
 def import_tokenizers() -> Any:

@@ -4,7 +4,7 @@ from contextlib import ExitStack
 
 from torch import nn
 
-from dataset.files.locks import exclusive_lock
+from dataset.files.disk import exclusive_lock
 from engine.checkpoints.load import load_averaged, load_checkpoint, load_weights
 from engine.checkpoints.run_directory import checkpoint_to_resume
 from engine.checkpoints.save import CheckpointStore

@@ -144,7 +144,8 @@ def test_long_conversations_are_truncated_split_or_dropped(tmp_path: Path, capsy
         documents, metadata = open_chat_data([folder], "train")
         assert documents.lengths().max() <= 96
         found[long] = len(documents)
-        assert f"{documents.num_trained_tokens} of them supervised" in capsys.readouterr().out
+        trained = sum(int(documents.document(index)[1].sum()) for index in range(len(documents)))
+        assert f"{trained} of them supervised" in capsys.readouterr().out
         assert metadata.chat.truncated == (long == "truncate") and metadata.chat.dropped == (long == "drop")
     assert found["truncate"] == 2 and found["split"] > 3 and found["drop"] == 1
 
@@ -163,7 +164,8 @@ def test_report_says_what_became_of_everything(tmp_path: Path, capsys: pytest.Ca
         documents, _ = open_chat_data([folder], split)
         line = next(line for line in told.out.splitlines() if line.strip().startswith(split))
         assert f"{len(documents)} conversations in {len(array(folder, 'inputs', split))} rows" in line
-        assert f"{documents.num_tokens} tokens, {documents.num_trained_tokens} of them supervised" in line
+        ids, flags = zip(*map(documents.document, range(len(documents))), strict=True)
+        assert f"{sum(map(len, ids))} tokens, {sum(int(flag.sum()) for flag in flags)} of them supervised" in line
         assert f"0 supervised tokens lost; longest {documents.lengths().max() + 1} tokens; dropped: none" in line
     assert "format: sharegpt, as the first records" in told.err and "encoding: 100%" in told.err
 

@@ -8,7 +8,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-from dataset.tokenization.train import train_bpe
+from dataset.tokenization.tokenizer_json import train_bpe
 from tests.dataset.instruct_samples import WORDING
 
 PIECES = ("\u2581\u2581", "\u2581the", "\u2581answer", "\u2581is", "the", "answer", "is")  # in the order of merging

@@ -268,7 +268,7 @@ def test_what_cannot_be_built_is_refused(world, changes, told):
 
 
 def test_two_runs_do_not_write_into_one_folder(world):
-    from dataset.files.locks import exclusive_lock
+    from dataset.files.disk import exclusive_lock
 
     with exclusive_lock(world / "busy"):
         assert "Another run is writing into" in fails(train(world, "busy"))

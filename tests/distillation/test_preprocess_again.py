@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import src.distillation.corpus.shards
-from dataset.files.locks import exclusive_lock
+from dataset.files.disk import exclusive_lock
 from src.distillation.corpus.manifest import load_manifest
 from tests.distillation.corpus_samples import (
     contents,

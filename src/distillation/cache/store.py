@@ -9,8 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset.files.disk import disk_errors, file_sha256
-from dataset.files.locks import exclusive_lock
+from dataset.files.disk import disk_errors, exclusive_lock, file_sha256
 from src.distillation.cache.format import (
     CACHE_FILE,
     UNFINISHED,

@@ -6,7 +6,6 @@ import json
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 from dataset.files.disk import disk_errors, new_file, write_file
-from dataset.files.download import find_hub_file, hub_files, only
+from dataset.files.download import find_hub_file, hub_files
 from dataset.files.json_file import read_json
 from dataset.files.json_stream import read_values
 from dataset.files.jsonl import read_blocks
@@ -190,7 +189,7 @@ def read_records(repo: str, pattern: str, folder: Path, by_hand: Path) -> Iterat
     """
     for number, name in enumerate(_names(repo, pattern, folder, by_hand)):
         target = folder / f"{number:04d}-{Path(name).name}"
-        file = target if target.is_file() else find_hub_file(repo, partial(only, repo, name), target)
+        file = target if target.is_file() else find_hub_file(repo, name, target)
         if name.endswith(".parquet"):
             yield from _parquet_records(file if isinstance(file, Path) else file.fetch())
         else:

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from dataset.files.disk import disk_errors, file_sha256
-from dataset.files.locks import exclusive_lock
+from dataset.files.disk import disk_errors, exclusive_lock, file_sha256
 from dataset.text.encoder_pool import EncoderPool
 from dataset.tokenization.lookup import open_tokenizer
 from src.distillation.corpus.documents import (

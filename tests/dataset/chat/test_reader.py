@@ -79,8 +79,8 @@ def test_packed_or_not_the_documents_are_the_same(base: Path, tmp_path: Path) ->
 def test_metadata_is_that_of_the_documents(base: Path) -> None:
     documents, metadata = open_chat_data([base], "train")
     ids, flags = zip(*all_documents(documents), strict=True)
-    assert documents.num_tokens == sum(map(len, ids)) == metadata.chat.tokens
-    assert documents.num_trained_tokens == sum(map(sum, flags)) == metadata.chat.trained_tokens
+    assert metadata.chat.tokens == sum(map(len, ids))
+    assert metadata.chat.trained_tokens == sum(map(sum, flags))
     assert documents.lengths().tolist() == [len(document) - 1 for document in ids]
     assert metadata.seq_len == 96 and metadata.total_groups == len(documents) == metadata.chat.documents
     assert chat_splits([base]) == ["train", "test"]
@@ -160,8 +160,9 @@ def test_shorter_rows_keep_what_is_learnt_within_them(base: Path) -> None:
         last = max((i for i in range(min(31, len(ids))) if flags[i]), default=0)
         expected += [(ids[: last + 1], flags[: last + 1])] if last else []
     assert all_documents(cut) == expected
-    assert cut.num_trained_tokens == sum(sum(flags) for _, flags in expected) < whole.num_trained_tokens
-    assert after.seq_len == 30 and after.chat.max_document <= 30 and after.chat.tokens == cut.num_tokens
+    assert after.chat.trained_tokens == sum(sum(flags) for _, flags in expected) < before.chat.trained_tokens
+    assert after.seq_len == 30 and after.chat.max_document <= 30
+    assert after.chat.tokens == sum(len(ids) for ids, _ in expected)
     num_long = int((whole.lengths() > 30).sum())
     dropped = len(whole) - len(expected)
     assert after.chat.dropped - before.chat.dropped == dropped

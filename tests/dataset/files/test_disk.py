@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dataset.files.disk import check_space, disk_errors, file_sha256, new_file, write_file
+from dataset.files.disk import check_space, disk_errors, exclusive_lock, file_sha256, new_file, write_file
 
 
 def test_a_file_appears_when_it_is_whole_and_not_before(tmp_path: Path) -> None:
@@ -40,3 +40,19 @@ def test_a_full_disk_is_told_with_both_numbers(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Permission") as caught, disk_errors(tmp_path):
         raise OSError(errno.EACCES, "Permission denied")
     assert "disk is full" not in str(caught.value)
+
+
+def test_a_second_holder_is_refused_and_told_which_directory(tmp_path: Path) -> None:
+    with exclusive_lock(tmp_path / "deep" / "run"):
+        assert (tmp_path / "deep" / "run").is_dir()
+        with pytest.raises(ValueError, match="deep/run"), exclusive_lock(tmp_path / "deep" / "run"):
+            pass
+
+
+def test_the_lock_is_released_at_the_end_and_after_a_failure(tmp_path: Path) -> None:
+    with pytest.raises(KeyError), exclusive_lock(tmp_path):
+        raise KeyError
+    with exclusive_lock(tmp_path):
+        pass
+    with exclusive_lock(tmp_path):
+        pass

@@ -218,7 +218,7 @@ def test_a_record_longer_than_a_row_is_cut_or_its_prompt_is(write_corpus: Writer
 def test_the_report_counts_everything(write_corpus: Writer, load: Load) -> None:
     corpus = load(write_corpus(["broken", *make_lines(20)]), on_error="skip")
     report = corpus.report
-    assert report.total.tokens == corpus.train.num_tokens + corpus.test.num_tokens
+    assert report.total.tokens == len(corpus.train.tokens) + len(corpus.test.tokens)
     assert report.total.trained_tokens == sum(len(corpus.tokenizer.encode(text)) + 1 for text in all_answers(corpus))
     for part in (
         "SlimOrca.jsonl: 21 records read", f"{len(corpus.train)} train, {len(corpus.test)} test", "1 broken lines",
@@ -411,8 +411,8 @@ def test_a_repository_without_jsonl_is_said(hub: FakeHub, tmp_path: Path, load: 
 def test_several_processes_download_once(hub: FakeHub, tmp_path: Path) -> None:
     content = hub_file(hub, count=3000)
     code = (
-        "from pathlib import Path; from dataset.files.download import fetch_hub_file; "
-        f"fetch_hub_file('Open-Orca/SlimOrca', {HUB_NAME!r}, Path({str(tmp_path / 'SlimOrca.jsonl')!r}))"
+        "from pathlib import Path; from dataset.files.download import find_hub_file; "
+        f"find_hub_file('Open-Orca/SlimOrca', {HUB_NAME!r}, Path({str(tmp_path / 'SlimOrca.jsonl')!r})).fetch()"
     )
     processes = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE) for _ in range(3)]
     for process in processes:

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from dataset.tokenization.special_tokens import ChatTokenizer, load_chat_tokenizer
-from dataset.tokenization.tokenizer_json import JsonTokenizer, parse_tokenizer
-from dataset.tokenization.train import train_bpe
+from dataset.tokenization.tokenizer_json import JsonTokenizer, parse_tokenizer, train_bpe
 from tests.dataset.instruct_samples import WORDING
 from tests.dataset.tokenizer_samples import added_token, llama_style, make_byte_level
 
@@ -237,7 +236,7 @@ def test_what_is_wrong_with_vocabulary_and_merges_is_said(
 
 def test_training_does_not_depend_on_the_process() -> None:
     program = (
-        "from dataset.tokenization.train import train_bpe; from tests.dataset.instruct_samples import WORDING; "
+        "from dataset.tokenization.tokenizer_json import train_bpe; from tests.dataset.instruct_samples import WORDING; "
         "print(train_bpe(330, WORDING), end='')"
     )
     root = Path(__file__).parents[3]
