@@ -13,7 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run by path, Python sees only this folder
 
 from dataset.chat.formats import FORMATS
-from dataset.files.flags import add_common_flags, add_workers_flag, positive, user_errors
+from dataset.files.flags import add_common_flags, add_workers_flag, at_least, positive, user_errors
 
 MIN_LENGTH = 8  # what a question and an answer of one token each take with all that marks them
 
@@ -30,7 +30,9 @@ def parse_flags(argv: list[str] | None) -> argparse.Namespace:
         default="gpt2",
         help="a name on the Hub, a folder or file, or train:SIZE, trained on the input (default %(default)s)",
     )
-    parser.add_argument("--max-length", type=row_length, default=2048, help="positions of a row (default %(default)s)")
+    parser.add_argument(
+        "--max-length", type=at_least(MIN_LENGTH), default=2048, help="positions of a row (default %(default)s)"
+    )
     parser.add_argument(
         "--train-split", type=fraction, default=0.95, help="share of the records for training (default %(default)s)"
     )
@@ -51,15 +53,6 @@ def parse_flags(argv: list[str] | None) -> argparse.Namespace:
     add_common_flags(parser, default_seed=42)
     add_workers_flag(parser)
     return parser.parse_args(argv)
-
-
-def row_length(text: str) -> int:
-    length = int(text)
-    if length < MIN_LENGTH:
-        raise argparse.ArgumentTypeError(
-            f"{length} is too small for a question and its answer; take {MIN_LENGTH} or more"
-        )
-    return length
 
 
 def fraction(text: str) -> float:

@@ -3,24 +3,23 @@
 import argparse
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
-def positive(text: str) -> int:
-    """A flag's value that must be a whole number of at least 1."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not 1 or more")
-    return number
+def at_least(smallest: int) -> Callable[[str], int]:
+    """The type of a flag whose value must be a whole number of at least `smallest`."""
+
+    def whole_number(text: str) -> int:  # argparse names it in its error
+        number = int(text)
+        if number < smallest:
+            raise argparse.ArgumentTypeError(f"{number} is not {smallest} or more")
+        return number
+
+    return whole_number
 
 
-def not_negative(text: str) -> int:
-    """A flag's value that must be a whole number of at least 0."""
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{number} is negative")
-    return number
+positive, not_negative = at_least(1), at_least(0)
 
 
 def add_common_flags(parser: argparse.ArgumentParser, default_seed: int) -> None:

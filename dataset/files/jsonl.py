@@ -2,7 +2,6 @@
 
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -36,48 +35,37 @@ def numbered_lines(blocks: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
         yield number + 1, rest
 
 
-@dataclass(frozen=True)
-class LineSplit:
-    """The rule by which a line belongs to training or test: a hash of (seed, line number), whatever else is read."""
+def assign_splits(
+    blocks: Iterable[bytes],
+    seed: int,
+    test_ratio: float,
+    subset_size: int | None,
+    on_found: Callable[[int], Any] = lambda count: None,
+) -> NDArray[np.uint8]:
+    """The split of each line (index into SPLITS, or UNUSED), as far as has to be read to have all that is wanted.
 
-    seed: int
-    test_ratio: float
-    subset_size: int | None  # at most so many lines of each split, the first ones
-
-    @property
-    def splits(self) -> tuple[int, ...]:
-        """Those that are not empty by rule."""
-        return (0, 1) if self.test_ratio > 0 else (0,)
-
-    @property
-    def num_wanted(self) -> int | None:
-        """How many lines are used of a file that is long enough; None: all of any file."""
-        return None if self.subset_size is None else self.subset_size * len(self.splits)
-
-    def assign(self, blocks: Iterable[bytes], on_found: Callable[[int], Any] = lambda count: None) -> NDArray[np.uint8]:
-        """The split of each line (index into SPLITS, or UNUSED), as far as has to be read to have all that is wanted.
-
-        `on_found` is told how many used lines were added.
-        """
-        rooms = {split: self.subset_size for split in self.splits}
-        assigned = [np.zeros(0, dtype=np.uint8)]
-        num_lines = 0
-        for new_lines in _line_counts(blocks):
-            numbers = np.arange(num_lines, num_lines + new_lines)
-            splits = (hash_fraction(self.seed, numbers) < self.test_ratio).astype(np.uint8)
-            num_lines += new_lines
-            for split, room in rooms.items():
-                if room is not None:
-                    members = np.flatnonzero(splits == split)
-                    splits[members[room:]] = UNUSED
-                    rooms[split] = room - len(members[:room])
-            assigned.append(splits)
-            on_found(int((splits != UNUSED).sum()))
-            if not any(room is None or room > 0 for room in rooms.values()):
-                break
-        every = np.concatenate(assigned)
-        used = np.flatnonzero(every != UNUSED)
-        return every[: used[-1] + 1] if len(used) else every[:0]
+    A hash of (seed, line number) decides, whatever else is read; of each split at most the first `subset_size` lines are
+    used. `on_found` is told how many used lines were added.
+    """
+    rooms = {split: subset_size for split in range(2 if test_ratio > 0 else 1)}
+    assigned = [np.zeros(0, dtype=np.uint8)]
+    num_lines = 0
+    for new_lines in _line_counts(blocks):
+        numbers = np.arange(num_lines, num_lines + new_lines)
+        splits = (hash_fraction(seed, numbers) < test_ratio).astype(np.uint8)
+        num_lines += new_lines
+        for split, room in rooms.items():
+            if room is not None:
+                members = np.flatnonzero(splits == split)
+                splits[members[room:]] = UNUSED
+                rooms[split] = room - len(members[:room])
+        assigned.append(splits)
+        on_found(int((splits != UNUSED).sum()))
+        if not any(room is None or room > 0 for room in rooms.values()):
+            break
+    every = np.concatenate(assigned)
+    used = np.flatnonzero(every != UNUSED)
+    return every[: used[-1] + 1] if len(used) else every[:0]
 
 
 def hash_fraction(seed: int, numbers: NDArray[np.int64]) -> NDArray[np.float64]:

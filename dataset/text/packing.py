@@ -58,19 +58,18 @@ class RowPlanner:
         self._slots = np.argsort(row_of_slot, kind="stable")  # slot: rank of a document by falling length
         self._starts = np.searchsorted(row_of_slot[self._slots], np.arange(row_of_slot.max(initial=-1) + 2))
 
-    @property
-    def num_rows(self) -> int:
+    def __len__(self) -> int:
         return len(self._starts) - 1
 
     def shuffled(self, seed: int, epoch: int) -> Rows:
         rng = np.random.default_rng([seed, epoch])
         rows = self._fill(rng.permutation(len(self._lengths)))
-        return rows.reordered(rng.permutation(self.num_rows))
+        return rows.reordered(rng.permutation(len(self)))
 
     def in_order(self) -> Rows:
         """Documents in order within a row, rows by their first one; without packing simply the documents."""
         rows = self._fill(np.arange(len(self._lengths)))
-        row_of_document = np.repeat(np.arange(self.num_rows), np.diff(rows.starts))
+        row_of_document = np.repeat(np.arange(len(self)), np.diff(rows.starts))
         sorted_rows = Rows(rows.documents[np.lexsort((rows.documents, row_of_document))], rows.starts)
         return sorted_rows.reordered(np.argsort(sorted_rows.documents[rows.starts[:-1]]))
 
@@ -102,21 +101,12 @@ def best_fit(falling_lengths: NDArray[np.int64], capacity: int) -> NDArray[np.in
     return row_of_document
 
 
-class DocumentRows:
+class DocumentRows(RowPlanner):
     """Documents packed into rows of `seq_len` positions: the rows of a RowDataset."""
 
     def __init__(self, documents: Documents, seq_len: int, pad_id: int, packing: bool = True) -> None:
         self._documents, self._seq_len, self._pad_id = documents, seq_len, pad_id
-        self._planner = RowPlanner(documents.lengths(), seq_len, packing)
-
-    def __len__(self) -> int:
-        return self._planner.num_rows
-
-    def in_order(self) -> Rows:
-        return self._planner.in_order()
-
-    def shuffled(self, seed: int, epoch: int) -> Rows:
-        return self._planner.shuffled(seed, epoch)
+        super().__init__(documents.lengths(), seq_len, packing)
 
     def batch(self, rows: Sequence[NDArray[np.int64]], num_rows: int) -> Batch:
         return fill_batch(self._documents, rows, num_rows, self._seq_len, self._pad_id)

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from dataset.files.download import HubFile, find_hub_file
 from dataset.files.json_stream import parse_line
-from dataset.files.jsonl import SPLITS, UNUSED, LineSplit, numbered_lines, read_blocks
+from dataset.files.jsonl import SPLITS, UNUSED, assign_splits, numbered_lines, read_blocks
 from dataset.text.conversation import Turn, has_answer, parse_record
 from dataset.text.encoded import ChunkBuilder, EncodedChunk, SplitReport, described
 from dataset.text.encoder_pool import EncoderPool, chunked
@@ -37,6 +37,8 @@ Line = tuple[int, str, bytes]  # line number, split, text
 
 @dataclass(frozen=True)
 class SlimOrcaConfig:
+    """Which records are read and how they are encoded; whoever takes them from a user has checked them."""
+
     data_dir: str | Path = "data/slimorca"
     source: Literal["auto", "local", "hub", "sample"] = "auto"  # auto: what lies in data_dir, else the Hub
     subset_size: int | None = 1000  # at most so many records of each split; None: all
@@ -46,28 +48,6 @@ class SlimOrcaConfig:
     truncate: Literal["right", "prompt"] = "right"
     on_error: Literal["raise", "skip"] = "raise"
     sample_size: int = 20_000  # records of the built-in corpus
-
-    def __post_init__(self) -> None:
-        choices = {
-            "source": ("auto", "local", "hub", "sample"),
-            "truncate": ("right", "prompt"),
-            "on_error": ("raise", "skip"),
-        }
-        problems = [
-            f"dataset.{name}={getattr(self, name)!r}, expected one of {', '.join(allowed)}"
-            for name, allowed in choices.items()
-            if getattr(self, name) not in allowed
-        ]
-        if self.subset_size is not None and self.subset_size < 1:
-            problems.append(f"dataset.subset_size={self.subset_size}, expected null (all) or at least 1")
-        if not 0 <= self.test_ratio < 1:
-            problems.append(f"dataset.test_ratio={self.test_ratio}, expected at least 0 and below 1")
-        if self.seq_len < 2:
-            problems.append(f"dataset.seq_len={self.seq_len}, expected at least 2")
-        if self.sample_size < 1:
-            problems.append(f"dataset.sample_size={self.sample_size}, expected at least 1")
-        if problems:
-            raise ValueError("; ".join(problems) + ".")
 
 
 @dataclass
@@ -195,14 +175,17 @@ def _blocks(file: Path | HubFile) -> Iterator[bytes]:
 
 def _split_lines(file: Path | HubFile, config: SlimOrcaConfig, progress: bool) -> NDArray[np.uint8]:
     """The split of every line that is needed; a first pass over the text, so that the next bar has a true total."""
-    rule = LineSplit(config.seed, config.test_ratio, config.subset_size)
+    rule = (config.seed, config.test_ratio, config.subset_size)
     with tqdm(desc=f"reading {_path(file).name}", unit_scale=True, disable=not progress) as bar:
         if isinstance(file, Path) and config.subset_size is None:
             bar.unit, bar.total = "B", file.stat().st_size
-            splits = rule.assign(read_blocks(file, bar.update))
+            splits = assign_splits(read_blocks(file, bar.update), *rule)
         else:
-            bar.unit, bar.total = " records", rule.num_wanted
-            splits = rule.assign(_blocks(file), bar.update)
+            bar.unit, bar.total = (
+                " records",
+                config.subset_size and config.subset_size * (2 if config.test_ratio > 0 else 1),
+            )
+            splits = assign_splits(_blocks(file), *rule, bar.update)
             bar.total = bar.n  # the file may hold fewer than were asked for
     if not len(splits):
         raise ValueError(f"{_path(file)} is empty, expected one JSON object a line. Delete it to download it again.")

@@ -9,8 +9,7 @@ import torch
 
 from dataset.common import PuzzleDatasetMetadata
 from dataset.puzzles.mixing import differences, identifier_offsets
-from dataset.puzzles.reader import PuzzleDataset, PuzzleDatasetConfig
-from dataset.puzzles.validation import VALIDATION_SET
+from dataset.puzzles.reader import VALIDATION_SET, PuzzleDataset, PuzzleDatasetConfig
 from engine.build.loader import load_batches, train_items
 from engine.config.registry import load_model_class
 from engine.config.schema import ArchChoice, PretrainConfig, RunConfig

@@ -219,7 +219,7 @@ def test_what_cannot_be_built_is_refused(
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (("--max-length", "3"), "--max-length: 3 is too small for a question and its answer; take 8 or more"),
+        (("--max-length", "3"), "--max-length: 3 is not 8 or more"),
         (("--train-split", "1.5"), "--train-split: 1.5 is not between 0 and 1"),
         (("--train-split", "nan"), "--train-split: nan is not between 0 and 1"),
         (("--subsample-size", "0"), "--subsample-size: 0 is not 1 or more"),

@@ -216,7 +216,7 @@ def test_digit_outside_a_small_board_is_refused(tmp_path: Path) -> None:
         (["--clues", "5", "6"], "--clues has no meaning without --generate"),
         (["--generate", "5x5", "--count", "9"], "invalid choice: '5x5'"),
         (["--generate", "4x4", "--count", "0"], "0 is not 1 or more"),
-        (["--num-aug", "-1"], "-1 is negative"),
+        (["--num-aug", "-1"], "-1 is not 0 or more"),
     ],
 )
 def test_flags_without_effect_are_refused(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataset.puzzles.reader import PuzzleDataset
-from dataset.puzzles.validation import is_held_out
+from dataset.puzzles.reader import PuzzleDataset, is_held_out
 from tests.dataset.puzzle_samples import open_dataset, write_small_dataset
 
 # Ten groups of a puzzle and its copies, of one to three examples each; all puzzles are blank, as boards are.

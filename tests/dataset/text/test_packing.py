@@ -68,7 +68,7 @@ def test_rows_hold_every_document_once_and_whole(members: list[Document], packin
     store = make_store(members)
     planner = RowPlanner(store.lengths(), SEQ_LEN, packing)
     for rows in (planner.shuffled(seed=5, epoch=epoch), planner.in_order()):
-        assert len(rows) == planner.num_rows
+        assert len(rows) == len(planner)
         batch = fill_batch(store, [rows[i] for i in range(len(rows))], len(rows), SEQ_LEN, PAD)
         key = Counter((tuple(ids), tuple(flags)) for ids, flags in members)
         assert Counter((tuple(ids), tuple(flags)) for ids, flags in read_back(batch)) == key if len(rows) else not key
@@ -120,7 +120,7 @@ def test_no_row_overflows_and_no_two_fit_into_one(lengths: list[int]) -> None:
 def test_packing_fills_rows_well() -> None:
     lengths = np.random.default_rng(0).integers(1, 300, size=2000)
     planner = RowPlanner(lengths, 512, packing=True)
-    assert lengths.sum() / (planner.num_rows * 512) > 0.98
+    assert lengths.sum() / (len(planner) * 512) > 0.98
 
 
 def test_epochs_differ_and_repeat_by_seed() -> None:

@@ -188,3 +188,11 @@ def test_arch_options_are_everything_but_name_and_loss():
 @pytest.mark.parametrize(("path", "project"), [("data/arc-aug-1000", "Arc-aug-1000-ACT-torch"), ("x/", "X-ACT-torch")])
 def test_the_project_is_named_after_the_data(path, project):
     assert check(PretrainConfig, config(data_paths=[path])).default_project_name() == project
+
+
+def test_options_of_the_corpus_are_checked_together():
+    dataset = {"source": "web", "subset_size": 0, "test_ratio": 1.0, "truncate": "left", "seq_len": 1, "sample_size": 0}
+    with pytest.raises(ConfigError) as refused:
+        check(InstructConfig, {**RUN, "arch": {"name": TRM, **ARCH}, "dataset": dataset})
+    for name, value in dataset.items():
+        assert any(f"dataset.{name}" in problem and str(value) in problem for problem in refused.value.problems)
