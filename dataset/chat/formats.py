@@ -36,53 +36,44 @@ def recognise(records: Iterable[Record]) -> tuple[str, Iterator[Record]]:
     first = list(islice(remaining, LOOKED_AT))
     if not first:
         raise ValueError(f"There is no record in the input. Expected conversations: {FORMS}.")
-    fitting = [set(_fitting_formats(record)) for record in first]
+    fitting = [{name for name, shapes in FORMATS.items() if _shape(record) in shapes} for record in first]
     common = set.intersection(*fitting)
-    likely = [name for name in (_likely_format(record.value) for record in first) if name in common]
+    likely = [name for name in map(_likely_format, first) if name in common]
     if not likely:
-        odd = next(index for index in range(1, len(first) + 1) if not set.intersection(*fitting[:index]))
+        odd = next(record for end, record in enumerate(first, 1) if not set.intersection(*fitting[:end]))
         raise ValueError(
-            f"{first[odd - 1].place} looks like {_likely_format(first[odd - 1].value)}, and {first[0].place} like "
-            f"{_likely_format(first[0].value)}. Give --format and the files of one format only."
+            f"{odd.place} looks like {_likely_format(odd)}, and {first[0].place} like {_likely_format(first[0])}. "
+            "Give --format and the files of one format only."
         )
     # Records that could be OpenAI's do not speak against one that can only be OpenAssistant's.
     name = "openassistant" if "openassistant" in likely else likely[0]
     return name, chain(first, remaining)
 
 
-def _shape(value: Any) -> str | None:
-    """How a record is built; None if no format builds one so."""
-    if isinstance(value, list):
-        if all(isinstance(message, Mapping) for message in value) and value:
-            return "sharegpt list" if "from" in value[0] else "message list"
-        return None
-    if not isinstance(value, Mapping):
-        return None
-    if "conversations" in value:
-        return "conversations"
-    if "messages" in value:
-        return "messages"
-    if "instruction" in value and "output" in value:
-        return "instruction"
-    if isinstance(value.get("prompt"), Mapping) or "replies" in value:
-        return "tree"
-    if "message_id" in value:
-        return "tree row"
-    if "role" in value and ("content" in value or "text" in value):
-        return "message"
-    return None
+def _shape(record: Record) -> str:
+    """How a record is built."""
+    value = record.value
+    if isinstance(value, list) and value and all(isinstance(message, Mapping) for message in value):
+        return "sharegpt list" if "from" in value[0] else "message list"
+    if isinstance(value, Mapping):
+        if "conversations" in value:
+            return "conversations"
+        if "messages" in value:
+            return "messages"
+        if "instruction" in value and "output" in value:
+            return "instruction"
+        if isinstance(value.get("prompt"), Mapping) or "replies" in value:
+            return "tree"
+        if "message_id" in value:
+            return "tree row"
+        if "role" in value and ("content" in value or "text" in value):
+            return "message"
+    raise ValueError(f"{record.place}: found {_described(value)}. Expected one of these: {FORMS}.")
 
 
-def _fitting_formats(record: Record) -> list[str]:
-    shape = _shape(record.value)
-    if shape is None:
-        raise ValueError(f"{record.place}: found {_described(record.value)}. Expected one of these: {FORMS}.")
-    return [name for name, shapes in FORMATS.items() if shape in shapes]
-
-
-def _likely_format(value: Any) -> str:
+def _likely_format(record: Record) -> str:
     """The one format of those that fit which its authors most likely meant."""
-    shape = _shape(value)
+    shape, value = _shape(record), record.value
     if shape in ("messages", "message list", "message"):
         messages = value["messages"] if shape == "messages" else value if shape == "message list" else [value]
         messages = messages if isinstance(messages, list) else []
@@ -92,14 +83,13 @@ def _likely_format(value: Any) -> str:
 
 
 def _checked_shape(record: Record, format_name: str) -> str:
-    fitting = _fitting_formats(record)
-    if format_name not in fitting:
+    shape = _shape(record)
+    if shape not in FORMATS[format_name]:
+        likely = _likely_format(record)
         raise ValueError(
-            f"{record.place}: found {_described(record.value)}, which is not {format_name} but looks like "
-            f"{_likely_format(record.value)}. Use --format {_likely_format(record.value)}, or --format auto."
+            f"{record.place}: found {_described(record.value)}, which is not {format_name} but looks like {likely}. "
+            f"Use --format {likely}, or --format auto."
         )
-    shape = _shape(record.value)
-    assert shape is not None
     return shape
 
 
@@ -135,7 +125,7 @@ def _single_messages(records: Iterable[Record]) -> Iterator[Conversation]:
     """Records that are messages, with nothing to tell conversations apart: all of a file are one."""
     rows = bounded(records)
     turns = [turn for row in _each(lambda value: [parse_message(value)], rows) for turn in row.turns]
-    yield Conversation(rows[0].number, rows[0].place, turns)
+    yield Conversation(rows[0].number, turns)
 
 
 PARSERS: dict[str, Callable[[Iterable[Record]], Iterator[Conversation]]] = {

@@ -40,7 +40,6 @@ def read_records(paths: Sequence[Path], on_bytes: Callable[[int], Any] = lambda 
 @dataclass(frozen=True)
 class Conversation:
     number: int  # of its record: decides the split
-    place: str  # named in errors
     turns: list[Turn]
 
 
@@ -52,7 +51,7 @@ def conversation_of(record: Record, parse: Callable[[], list[Turn]]) -> Conversa
         name = record.value.get("id") if isinstance(record.value, Mapping) else None
         which = f" (id {name!r})" if isinstance(name, (str, int)) else ""
         raise ValueError(f"{record.place}{which}: {error}. Repair or remove the record.") from error
-    return Conversation(record.number, record.place, without_empty_system(turns))
+    return Conversation(record.number, without_empty_system(turns))
 
 
 def bounded(rows: Iterable[Record]) -> list[Record]:

@@ -20,9 +20,6 @@ FOUR_WAYS = (
 WAYS = f"Give a folder with {JSON_FILE}, such a file, a SentencePiece model (*.model), or a name of the Hub."
 
 MODEL_FILES, VOCAB_FILE, MERGES_FILE = "*.model", "vocab.json", "merges.txt"
-# The kinds of files that a tokenizer is looked for in, the first choice first.
-MODEL_FIRST = (MODEL_FILES, JSON_FILE)
-JSON_FIRST = (JSON_FILE, MODEL_FILES)
 # What is fetched of a repository for each kind, tried in this order; only the first of each must be there.
 HUB_FILES = {
     JSON_FILE: (JSON_FILE, CONFIG_FILE),
@@ -32,18 +29,18 @@ HUB_FILES = {
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 
 
-def load_tokenizer(path: str | Path, kinds: Sequence[str] = MODEL_FIRST) -> Tokenizer:
+def load_tokenizer(path: str | Path) -> Tokenizer:
     """Load a tokenizer file, or the one in a folder (such as a checkpoint)."""
-    file = tokenizer_file(Path(path), kinds, FOUR_WAYS)
+    file = tokenizer_file(Path(path), (MODEL_FILES, JSON_FILE), FOUR_WAYS)
     return open_json_tokenizer(file) if file.suffix == ".json" else SentencePieceTokenizer(file)
 
 
 def open_tokenizer(name: str) -> Tokenizer:
     """Load a file or folder; any other name is fetched from the Hub (HF_TOKEN, the cache and HF_HUB_OFFLINE count)."""
-    return load_tokenizer(named_tokenizer_file(name, JSON_FIRST, WAYS))
+    return load_tokenizer(named_tokenizer_file(name, (JSON_FILE, MODEL_FILES), WAYS))
 
 
-def find_tokenizer(explicit_path: str | Path | None = None, download: bool = True) -> Path:
+def find_tokenizer(explicit_path: str | Path | None = None) -> Path:
     """The tokenizer to use: the given one, LLAMA_TOKENIZER, the default place, or (into that place) the Hub's."""
     from_environment = os.environ.get("LLAMA_TOKENIZER")
     for source, path in (("", explicit_path), ("LLAMA_TOKENIZER names ", from_environment)):
@@ -53,8 +50,6 @@ def find_tokenizer(explicit_path: str | Path | None = None, download: bool = Tru
             return Path(path)
     if DEFAULT_TOKENIZER.exists():
         return DEFAULT_TOKENIZER
-    if not download:
-        raise ValueError(f"No tokenizer found. {FOUR_WAYS}")
     repo, filename = HUB_TOKENIZER
     try:
         return find_hub_file(repo, filename, DEFAULT_TOKENIZER, repo_type="models").fetch()

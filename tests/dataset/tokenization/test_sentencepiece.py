@@ -191,10 +191,9 @@ def test_a_named_tokenizer_that_is_missing_is_an_error(bare: Path, monkeypatch: 
         find_tokenizer()
 
 
-@pytest.mark.parametrize("download", [True, False])
-def test_without_any_tokenizer_the_error_says_all_four_ways(bare: Path, hub: FakeHub, download: bool) -> None:
+def test_without_any_tokenizer_the_error_says_all_four_ways(bare: Path, hub: FakeHub) -> None:
     with pytest.raises(ValueError) as error:
-        find_tokenizer(download=download)
+        find_tokenizer()
     for way in (
         "dataset.tokenizer_path",
         "LLAMA_TOKENIZER",
