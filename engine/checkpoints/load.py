@@ -25,10 +25,8 @@ REFERENCE_CONFIG_FILE = "all_config.yaml"  # lies beside the checkpoint files th
 EXACT_FILES = (MODEL_FILE, EMA_FILE, TRAINER_FILE)
 
 # What torch.load raises for files that were cut, changed, or never written by torch.save.
-UNREADABLE = (
-    *(RuntimeError, UnpicklingError, EOFError, OSError, ValueError, struct.error),
-    *(LookupError, TypeError, AttributeError, AssertionError),
-)
+UNREADABLE: tuple[type[Exception], ...] = (RuntimeError, UnpicklingError, EOFError, OSError, ValueError, struct.error)
+UNREADABLE += (LookupError, TypeError, AttributeError, AssertionError)
 
 # Part of a weight's name -> the config keys that decide its shape, or whether it exists; the first match counts.
 DECIDING_KEYS = {

@@ -93,9 +93,6 @@ class SparseSignSGD:
     def zero_grad(self, set_to_none: bool = True) -> None:
         self.table.lent.clear()
 
-    def gradients(self) -> list[Tensor]:
-        return [rows.grad for _, rows in self.table.lent if rows.grad is not None]
-
     def state_dict(self) -> dict[str, Any]:
         return {}  # sign-SGD remembers nothing
 
@@ -128,7 +125,8 @@ class OptimizerSet:
 
     def sparse_gradients(self) -> list[Tensor]:
         """Gradients of this rank's puzzle rows."""
-        return self.sparse.gradients() if self.sparse else []
+        lent = self.sparse.table.lent if self.sparse else []
+        return [rows.grad for _, rows in lent if rows.grad is not None]
 
     def step(self, step: float) -> float:
         """Set the learning rates of this optimizer step and make it; returns the rate of the last optimizer."""
