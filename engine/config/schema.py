@@ -9,6 +9,16 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
+    def problems(self) -> list[str]:
+        """What does not fit together; the message of an error with all of it."""
+        return []
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Strict":
+        if problems := self.problems():
+            raise ValueError("; ".join(problems))
+        return self
+
 
 class NamedWith(BaseModel):
     """A class of ours by its id (`module@Class`), and options that this class checks itself."""
@@ -105,8 +115,7 @@ class RunConfig(Strict):
             raise ValueError(f"no model returns {', '.join(unknown)}. Choose from {', '.join(cls.outputs)}")
         return names
 
-    @model_validator(mode="after")
-    def _fits_together(self) -> "RunConfig":
+    def problems(self) -> list[str]:
         problems = []
         if self.eval_interval is not None and self.epochs % self.eval_interval:
             problems.append(
@@ -122,9 +131,7 @@ class RunConfig(Strict):
             problems.append("eval_only=true needs load_checkpoint=<folder or file>")
         if self.eval_only and self.resume:
             problems.append("eval_only=true and resume=true exclude each other: choose one")
-        if problems:
-            raise ValueError("; ".join(problems))
-        return self
+        return problems
 
 
 class EvalConfig(Strict):
@@ -137,17 +144,16 @@ class EvalConfig(Strict):
         0.0, ge=0, lt=1, description="share of the training puzzles that is held out and decides what `best` points at"
     )
 
-    @model_validator(mode="after")
-    def _fits_together(self) -> "EvalConfig":
+    def problems(self) -> list[str]:
         if self.rollouts > 1 and not self.noise:
-            raise ValueError(
+            return [
                 f"rollouts={self.rollouts} would all be alike. Set eval.noise, for example to 0.3, or eval.rollouts=1"
-            )
+            ]
         if self.noise and self.rollouts == 1:
-            raise ValueError(
+            return [
                 f"noise={self.noise:g} needs several rollouts. Set eval.rollouts, for example to 8, or eval.noise=0"
-            )
-        return self
+            ]
+        return []
 
 
 class PretrainConfig(RunConfig):

@@ -5,7 +5,7 @@
 
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from engine.config.flags import also
 from engine.config.schema import Strict
@@ -67,7 +67,6 @@ class TeacherOptions(Strict):
         return tuple(sorted({1.0, asked}))
 
     def problems(self) -> list[str]:
-        """What does not fit together."""
         if self.pretrain_ce_only:
             return []
         problems = []
@@ -92,12 +91,6 @@ class TeacherOptions(Strict):
         if self.teacher_adapter_path:
             problems.append("a server applies its adapters itself: leave out teacher_adapter_path")
         return problems
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> "TeacherOptions":
-        if problems := self.problems():
-            raise ValueError("; ".join(problems))
-        return self
 
 
 class DistillConfig(TeacherOptions):
@@ -258,9 +251,7 @@ class DistillConfig(TeacherOptions):
     @classmethod
     def _is_tokenized(cls, value: bool) -> bool:
         if not value:
-            raise ValueError(
-                "only true is possible: text is tokenized beforehand, with python data/preprocess_to_parquet.py"
-            )
+            raise ValueError("only true is possible: tokenize beforehand, with python data/preprocess_to_parquet.py")
         return value
 
     def problems(self) -> list[str]:

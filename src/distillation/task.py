@@ -92,9 +92,8 @@ class DistillTask(TextTask):
         even, found = math.log(self.head.model.config.vocab_size), self._mean(sums, "ce_loss")
         if not abs(found - even) <= FIRST_LOSS_SLACK:
             self.warn(
-                f"warning: the first cross-entropy is {found:.3f}, but an even guess over "
-                f"{self.head.model.config.vocab_size} tokens has {even:.3f}. Something is wrong with the student's "
-                "initial weights, or with the ids of the data."
+                f"warning: the first cross-entropy is {found:.3f}, but an even guess has {even:.3f}. Something is wrong "
+                "with the student's initial weights, or with the ids of the data."
             )
 
     def _mean(self, sums: Sums, name: str) -> float:

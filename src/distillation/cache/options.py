@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from engine.config.schema import Strict
 from src.distillation.config import TeacherOptions
@@ -50,8 +50,7 @@ class CacheOptions(Strict):
     resume: bool = Field(True, description="continue a cache that is there; --no-resume refuses one")
     verify: bool = Field(False, description="only read every shard of the cache and check it")
 
-    @model_validator(mode="after")
-    def _fits_together(self) -> "CacheOptions":
+    def problems(self) -> list[str]:
         problems = []
         given = self.model_fields_set
         if not self.verify and not (self.teacher_model or self.teacher_url):
@@ -60,9 +59,7 @@ class CacheOptions(Strict):
             problems.append("device and dtype are for a model in this process, not for teacher_url. Leave them out")
         if not self.teacher_url and {"api_key", "timeout", "max_retries", "workers"} & given:
             problems.append("api_key, timeout, max_retries and workers need teacher_url. Leave them out")
-        if problems:
-            raise ValueError("; ".join(problems))
-        return self
+        return problems
 
     def teacher(self) -> TeacherOptions:
         """The same as a training would have them."""

@@ -36,6 +36,9 @@ class TokenizerFacts(Record):
     eos_id: int
     pad_id: int  # fills rows up; whether a place is padding says `document_lengths`, never this id
 
+    def in_words(self) -> str:
+        return f"{self.name} (SHA-256 {self.sha256[:12]}, {self.vocab_size} ids)"
+
 
 def tokenizer_facts(name: str, tokenizer: Tokenizer) -> TokenizerFacts:
     """What a manifest keeps of a tokenizer; a path is cut to its last part, which is the same on every machine."""
@@ -135,11 +138,7 @@ class Manifest(Record):
         if max_seq_length not in (None, self.max_seq_length):
             problems.append(f"rows of {self.max_seq_length} tokens, expected {max_seq_length} (max_seq_length)")
         if tokenizer is not None and tokenizer.sha256 != self.tokenizer.sha256:
-            problems.append(
-                f"ids of the tokenizer {self.tokenizer.name} (SHA-256 {self.tokenizer.sha256[:12]}, "
-                f"{self.tokenizer.vocab_size} ids), expected {tokenizer.name} (SHA-256 {tokenizer.sha256[:12]}, "
-                f"{tokenizer.vocab_size} ids)"
-            )
+            problems.append(f"ids of the tokenizer {self.tokenizer.in_words()}, expected {tokenizer.in_words()}")
         if problems:
             raise ValueError(
                 f"{where} holds {' and '.join(problems)}. Use the same tokenizer and length, preprocess into another "

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from engine.config.schema import Strict
 
@@ -46,11 +46,9 @@ class PreprocessOptions(Strict):
             raise ValueError(f"expected a size such as 64, 64M or 1G (MiB where no unit is given), found {value!r}")
         return str(value)
 
-    @model_validator(mode="after")
-    def _fits_together(self) -> "PreprocessOptions":
-        if self.skip_existing and self.force:
-            raise ValueError("skip_existing and force exclude each other. Give one of them")
-        return self
+    def problems(self) -> list[str]:
+        both = self.skip_existing and self.force
+        return ["skip_existing and force exclude each other. Give one of them"] if both else []
 
     @property
     def shard_bytes(self) -> int:

@@ -4,7 +4,6 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -50,10 +49,10 @@ class Todo:
         """About how much text the file holds."""
         return self.file.stat().st_size * (1 if self.file.suffix == ".jsonl" else USUAL_COMPRESSION)
 
-    @property
-    def folder(self) -> str:
-        """Of its shards; unlike for a.jsonl and a.jsonl.gz, and for equal names in different folders."""
-        return re.sub(r"\.jsonl(?=(\.gz|\.zst)?$)", "", self.path)
+
+def shard_folder(path: str) -> str:
+    """Of the shards of a file; unlike for a.jsonl and a.jsonl.gz, and for equal names in different folders."""
+    return re.sub(r"\.jsonl(?=(\.gz|\.zst)?$)", "", path)
 
 
 def preprocess(options: PreprocessOptions) -> str:
@@ -67,8 +66,14 @@ def preprocess(options: PreprocessOptions) -> str:
     with exclusive_lock(options.output):
         manifest = _start(options, facts)
         root = options.input if options.input.is_dir() else options.input.parent
-        todo = [item for item in _with_hashes(files, root) if not _is_done(item, manifest, options.output)]
-        _check_folders([file.relative_to(root).as_posix() for file in files])
+        todo = []
+        for file in tqdm(files, desc="checking", unit=" files"):
+            item = Todo(file, file.relative_to(root).as_posix(), file_sha256(file))
+            if not _is_done(item, manifest, options.output):
+                todo.append(item)
+        folders = Counter(shard_folder(file.relative_to(root).as_posix()) for file in files)
+        if twice := [folder for folder, count in folders.items() if count > 1]:
+            raise ValueError(f"Two input files would share the folder {twice[0]} of their shards. Rename one of them.")
         num_bytes = sum(item.file.stat().st_size for item in todo)
         num_workers = options.num_workers if sum(item.text_bytes for item in todo) >= POOL_PAYS_BYTES else 1
         remove_unnamed_shards(options.output)
@@ -100,7 +105,9 @@ def _pack_file(
     """Write all of one file, and only then say so in the manifest."""
     length, pad_id = manifest.max_seq_length, manifest.tokenizer.pad_id
     limit = rows_per_shard(options.shard_bytes, length)
-    writers = {split: ShardWriter(options.output, item.folder, item.path, split, limit, length) for split in SPLITS}
+    writers = {
+        split: ShardWriter(options.output, shard_folder(item.path), item.path, split, limit, length) for split in SPLITS
+    }
     num_documents, num_tokens, skipped, next_row_id = 0, 0, Counter[str](), manifest.next_row_id
     for documents in pool.encode(read_chunks(item.file, bar.update)):
         for split, mask in zip(SPLITS, (~documents.is_val, documents.is_val), strict=True):
@@ -151,20 +158,9 @@ def _start(options: PreprocessOptions, facts: TokenizerFacts) -> Manifest:
     return manifest
 
 
-def _with_hashes(files: list[Path], root: Path) -> Iterator[Todo]:
-    for file in tqdm(files, desc="checking", unit=" files"):
-        yield Todo(file, file.relative_to(root).as_posix(), file_sha256(file))
-
-
 def _is_done(item: Todo, manifest: Manifest, output: Path) -> bool:
     source = manifest.source(item.path)
     return source is not None and source.sha256 == item.sha256 and manifest.are_files_in(output, item.path)
-
-
-def _check_folders(paths: list[str]) -> None:
-    counts = Counter(Todo(Path(path), path, "").folder for path in paths)
-    if twice := [folder for folder, count in counts.items() if count > 1]:
-        raise ValueError(f"Two input files would share the folder {twice[0]} of their shards. Rename one of them.")
 
 
 def _summary(output: Path, manifest: Manifest, num_new: int, new_tokens: int, seconds: float) -> str:

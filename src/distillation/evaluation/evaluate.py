@@ -60,9 +60,8 @@ def perplexity_report(config: PerplexityConfig) -> dict[str, Any]:
             )
         if config.with_teacher and not build.knows_held_out(config, corpora):
             raise ValueError(
-                f"The cache {config.cache_dir} is of the corpus {config.train_data_path}, but {config.split} is read from "
-                f"{config.val_data_path}. Ask the teacher itself (teacher_mode=direct cache_logits=false), or leave out "
-                "--with-teacher."
+                f"The cache {config.cache_dir} is of {config.train_data_path}, but {config.split} is read from "
+                f"{config.val_data_path}. Set teacher_mode=direct cache_logits=false, or leave out --with-teacher."
             )
         teacher = build.teacher_of(opened, corpora, runtime)
         if teacher is not None:

@@ -41,9 +41,7 @@ def cache_corpus(options: CacheOptions) -> str:
     """Make the rows that are missing; returns the summary."""
     manifest = load_manifest(options.data_path)
     if (options.output_dir / CACHE_FILE).exists() and not options.resume:
-        raise CacheError(
-            f"{options.output_dir} holds a cache already. Choose another --output-dir, or resume it with --resume."
-        )
+        raise CacheError(f"{options.output_dir} holds a cache. Choose another --output-dir, or resume with --resume.")
     wanted = _places(manifest, options.split, options.max_sequences)
     tokenizer = manifest.tokenizer
     teacher = open_teacher(
@@ -79,8 +77,7 @@ def verify(options: CacheOptions) -> str:
     if cache.facts.corpus != manifest.fingerprint:
         raise CacheError(
             f"{options.output_dir / CACHE_FILE} holds rows of another corpus ({cache.facts.corpus[:12]}) than "
-            f"{options.data_path} ({manifest.fingerprint[:12]}). Name the corpus it was made of, or make another cache in "
-            "another folder."
+            f"{options.data_path} ({manifest.fingerprint[:12]}). Name the corpus it was made of, or make another cache."
         )
     _check_all(options.output_dir, cache)
     return _summary(options.output_dir, cache, 0, manifest)

@@ -1,14 +1,16 @@
 """A distillation as the engine carries it out: what it consists of, where it writes, and what it may be resumed from."""
 
+import errno
 import os
 import shlex
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 from engine.build.puzzles import compile_step
-from engine.checkpoints.load import Checkpoint
-from engine.checkpoints.run_directory import RunDirectory, to_yaml
+from engine.checkpoints.load import TRAINER_FILE, Checkpoint
+from engine.checkpoints.run_directory import LATEST, RunDirectory, to_yaml
 from engine.config.parse import ConfigError
 from engine.runtime.devices import Runtime, start_runtime
 from engine.train.evaluate import Report
@@ -21,12 +23,15 @@ from engine.train.tracking.tracker import Notices
 from src.distillation.config import DistillConfig
 from src.distillation.corpus.corpora import open_corpora
 from src.distillation.run import build
-from src.distillation.run.directory import make_room, point_at_latest
 from src.distillation.run.provenance import META_KEY, check_changes, record_start
 from src.distillation.student.arch import student_arch
 from src.distillation.student.saddle import PlateauController
 from src.distillation.task import DistillTask
 
+LATEST_FILE = "checkpoint_latest.pt"
+FORMER_FOLDER = "former"
+# What one run writes; provenance.jsonl is the history of the directory and stays.
+PARTS = ["step_*", "latest", "best", LATEST_FILE, "metrics*.jsonl", "train.log", "config.yaml", "wandb_id"]
 PROGRAM = "src.distillation.scripts.train"
 ONE_PASS = 10**9  # batches that checkpoints of former versions call a pass where nothing was evaluated
 
@@ -54,9 +59,7 @@ class DistillJob(Job):
     def directory(self, runtime: Runtime, say: Notices) -> RunDirectory:
         config = self.config
         if runtime.world_size > 1:
-            raise ValueError(
-                f"A distillation runs in one process, found WORLD_SIZE={runtime.world_size}. Start it without torchrun."
-            )
+            raise ValueError(f"Found WORLD_SIZE={runtime.world_size}, expected one process. Start without torchrun.")
         student_arch(config)  # refused before anything is read or written
         path = Path(config.output_dir)
         config_yaml = to_yaml(config.model_dump(mode="json"))
@@ -174,6 +177,39 @@ def dry_run(config: DistillConfig) -> dict[str, Any]:
     }
 
 
+def make_room(directory: Path, resumed: Path | None) -> list[str]:
+    """Put a former run that is not resumed aside; returns notices."""
+    continues = resumed is not None and resumed.resolve().parent == directory.resolve()
+    if continues or not any(directory.glob("step_*")):
+        return []
+    former = directory / FORMER_FOLDER
+    numbers = [int(path.name) for path in former.glob("*") if path.name.isdecimal()]
+    aside = former / str(max(numbers, default=0) + 1)
+    aside.mkdir(parents=True)
+    for pattern in PARTS:
+        for path in directory.glob(pattern):
+            shutil.move(path, aside / path.name)
+    return [f"note: {directory} held another run, which is now in {aside}. To resume it instead: --resume-from {aside}"]
+
+
+def point_at_latest(directory: Path) -> list[str]:
+    """Let `checkpoint_latest.pt` be a link that follows `latest`, which each save moves in one step.
+
+    It leads to the trainer state; whatever takes a checkpoint's path takes it for the whole checkpoint. Returns a
+    notice where there are no links.
+    """
+    link = directory / LATEST_FILE
+    if link.is_symlink():
+        return []
+    try:
+        link.symlink_to(Path(LATEST) / TRAINER_FILE)
+    except OSError as problem:
+        if problem.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        return [f"note: this file system has no symbolic links, so {link} is missing; use --resume-from {LATEST}"]
+    return []
+
+
 def plan_of(config: DistillConfig) -> Plan:
     """The corpus is repeated until all steps are taken; passes over it decide nothing."""
     return Plan(
@@ -194,9 +230,7 @@ def former_facts(checkpoint: Checkpoint) -> dict[str, Any]:
     """Those of the run that saved it."""
     found = checkpoint.meta.get(META_KEY)
     if not isinstance(found, dict):
-        raise ConfigError(
-            [f"{checkpoint.path} is not a checkpoint of a distillation, so this run cannot resume it. Name another one"]
-        )
+        raise ConfigError([f"{checkpoint.path} is not a checkpoint of a distillation. Name another one"])
     return found
 
 

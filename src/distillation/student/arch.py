@@ -46,8 +46,7 @@ def student_arch(config: DistillConfig) -> dict[str, Any]:
 def _of_file(name: str) -> dict[str, Any]:
     known = sorted(file.stem for file in (CONFIG_DIR / "arch").glob("*.yaml"))
     if name not in known:
-        raise ConfigError(
-            [f"student={name!r} is none of {RETNET}, {', '.join(known)}{nearest(name, [RETNET, *known])}"]
-        )
+        hint = nearest(name, [RETNET, *known])
+        raise ConfigError([f"student={name!r} is none of {RETNET}, {', '.join(known)}{hint}"])
     arch: dict[str, Any] = composed("cfg_pretrain_instruct", [f"arch={name}"])["arch"]
     return arch

@@ -56,10 +56,8 @@ class NeedleEvaluator:
         special = [token for token in (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id) if token is not None]
         self.ordinary = np.setdiff1d(np.arange(tokenizer.vocab_size), special)
         if len(self.ordinary) < FEWEST_ORDINARY:
-            raise ValueError(
-                f"A haystack needs at least {FEWEST_ORDINARY} ordinary tokens, found {len(self.ordinary)} of "
-                f"{tokenizer.vocab_size}. Set eval_niah=false."
-            )
+            found = f"found {len(self.ordinary)} of {tokenizer.vocab_size}"
+            raise ValueError(f"A haystack needs {FEWEST_ORDINARY} ordinary tokens, {found}. Set eval_niah=false.")
 
     def begin_eval(self) -> None:
         """Nothing is kept between evaluations."""

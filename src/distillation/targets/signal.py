@@ -30,10 +30,7 @@ class TeacherFacts:
         if self.kind == "dense":
             object.__setattr__(self, "k", self.vocab_size)
         if self.kind == "topk" and self.k > self.vocab_size:
-            raise ValueError(
-                f"teacher_topk={self.k} is more than the {self.vocab_size} ids there are. Lower it, or use "
-                "teacher_kind=dense."
-            )
+            raise ValueError(f"teacher_topk={self.k}: expected at most {self.vocab_size}, or teacher_kind=dense.")
 
     def column(self, wanted: float) -> int:
         """Which of `log_norms` is of this temperature; another one's cannot be computed from a part of a distribution."""

@@ -88,10 +88,7 @@ def adapter_files(path: str) -> list[Path]:
     """The configuration and the weights of an adapter; weights of another format are refused, for they may hold code."""
     folder = adapter_folder(path)
     if not (folder / ADAPTER_WEIGHTS_FILE).is_file():
-        raise ValueError(
-            f"The adapter {folder} holds no {ADAPTER_WEIGHTS_FILE}. Save it again with safe_serialization=True; other "
-            "formats are not read."
-        )
+        raise ValueError(f"{folder} holds no {ADAPTER_WEIGHTS_FILE}. Save the adapter with safe_serialization=True.")
     return [folder / ADAPTER_CONFIG_FILE, folder / ADAPTER_WEIGHTS_FILE]
 
 
@@ -141,15 +138,12 @@ def _check_place(name: str) -> None:
         return
     if (folder / CONFIG_FILE).is_file():
         raise ValueError(
-            f"{folder} holds a whole model and an adapter beside it, which would be applied to it once more. If the "
-            f"weights are merged already, move {ADAPTER_CONFIG_FILE} and adapter_model.safetensors to "
-            f"{folder / ADAPTER_FOLDER}."
+            f"{folder} holds a model and beside it an adapter, which would be applied once more. If it is merged already, "
+            f"move {ADAPTER_CONFIG_FILE} and {ADAPTER_WEIGHTS_FILE} to {folder / ADAPTER_FOLDER}."
         )
     base = json.loads((folder / ADAPTER_CONFIG_FILE).read_text(encoding="utf-8")).get("base_model_name_or_path")
-    raise ValueError(
-        f"{folder} holds an adapter but no model. Name the base model as teacher_model ({base}) and this folder as "
-        "teacher_adapter_path."
-    )
+    remedy = f"Set teacher_model to its base model ({base}) and teacher_adapter_path to this folder"
+    raise ValueError(f"{folder} holds an adapter but no model. {remedy}.")
 
 
 def _with_adapter(model: Any, adapter_path: str) -> Any:

@@ -75,9 +75,7 @@ def check_packable(model: Any, seq_len: int) -> None:
         )
     limit = getattr(config, "max_position_embeddings", None)
     if limit is not None and limit < seq_len:
-        raise ValueError(
-            f"{name} knows {limit} positions, but rows have {seq_len}. Preprocess with --max-seq-length {limit} or less."
-        )
+        raise ValueError(f"{name} knows {limit} positions, but rows have {seq_len}: preprocess into shorter rows.")
     _check_head(model, name)
 
 

@@ -2,7 +2,7 @@
 
 from typing import ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from engine.config.flags import also
 from engine.config.schema import Strict
@@ -84,8 +84,7 @@ class TeacherFtConfig(Strict):
             raise ValueError("lm_head cannot have an adapter, because the loss reads its plain weights. Leave it out")
         return names
 
-    @model_validator(mode="after")
-    def _fits_together(self) -> "TeacherFtConfig":
+    def problems(self) -> list[str]:
         problems = []
         if self.init_config is not None and self.method != "full":
             problems.append("init_config starts with random weights, which an adapter cannot teach: set method: full")
@@ -101,9 +100,7 @@ class TeacherFtConfig(Strict):
             problems.append("method full has no adapter: with save_merged: false nothing would be written")
         if self.ram_disk_cleanup and not self.ram_disk:
             problems.append("ram_disk_cleanup removes the copy that ram_disk makes: set ram_disk, or leave it out")
-        if problems:
-            raise ValueError("; ".join(problems))
-        return self
+        return problems
 
     @property
     def tokenizer_name(self) -> str:

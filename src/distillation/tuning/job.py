@@ -75,10 +75,8 @@ class TuneTeacherJob(Job):
         path, asked = directory.path, self.config.resume_from
         continues = asked is not None and step_directory(asked).resolve().parent == path.resolve()
         if not continues and (step := latest_step(path)) is not None:
-            raise ValueError(
-                f"{path} holds checkpoints already, the last one of step {step}. Resume it with --resume-from {path}, "
-                "or choose another --output-dir."
-            )
+            remedy = f"Resume it with --resume-from {path}, or choose another --output-dir"
+            raise ValueError(f"{path} holds checkpoints, the last one of step {step}. {remedy}.")
 
     def compose(self, start: RunStart) -> RunParts:
         runtime, checkpoint = start.runtime, start.checkpoint
@@ -216,10 +214,8 @@ def check_resumable(checkpoint: Checkpoint, config: TeacherFtConfig, corpus_fing
     if checkpoint.meta.get("corpus") != corpus_fingerprint:
         changed.append(f"the corpus is not the one it was trained on ({config.data_path})")
     if changed:
-        raise ValueError(
-            f"{checkpoint.path} cannot be resumed: {'; '.join(changed)}. Set them back, or start from scratch in another "
-            "--output-dir."
-        )
+        remedy = "Set them back, or choose another --output-dir"
+        raise ValueError(f"{checkpoint.path} cannot be resumed: {'; '.join(changed)}. {remedy}.")
 
 
 def resumed_trainer(checkpoint: Checkpoint) -> dict[str, Any]:

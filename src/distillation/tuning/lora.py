@@ -83,10 +83,8 @@ def with_lora(model: Any, config: TeacherFtConfig) -> Any:
     missing = [target for target in config.target_modules if not any(_names(name, target) for name in linear)]
     if missing:
         known = sorted({name.rpartition(".")[2] for name in linear} - {"lm_head"})
-        raise ValueError(
-            f"target_modules: {model.config.name_or_path} has no linear layer called {', '.join(missing)}. It has "
-            f"{', '.join(known)}."
-        )
+        there = f"{model.config.name_or_path} has {', '.join(known)}"
+        raise ValueError(f"target_modules: there is no linear layer {', '.join(missing)}. {there}.")
     settings = peft.LoraConfig(
         task_type="CAUSAL_LM",
         r=config.lora_rank,
