@@ -53,7 +53,8 @@ class Task(Protocol):
     def state_dict(self) -> dict[str, Any]:
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        return
 
 
 def split_rows(batch: Batch, parts: int) -> list[Batch]:

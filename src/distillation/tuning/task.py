@@ -85,9 +85,3 @@ class TeacherTask(TokenTask):
             "accuracy": sums["accuracy"] / tokens,
             "tokens": sums["tokens"],
         }
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing lasts from one step to the next."""
