@@ -294,7 +294,7 @@ def test_a_cache_is_not_asked_about_the_rows_of_another_corpus(world, tmp_path):
     preprocess_folder(tmp_path, "--val-fraction", "0.2")
     elsewhere = {"val_data_path": tmp_path / "packed", "cache_logits": True, "cache_dir": tmp_path / "cache"}
     told = fails(perplexity(world, "nothing-yet", "--with-teacher", **elsewhere))
-    assert "is of the corpus" in told and "leave out --with-teacher" in told
+    assert "teacher_mode=direct" in told and "--with-teacher" in told
     assert not (tmp_path / "cache").exists()
 
 

@@ -176,4 +176,4 @@ def test_labels_never_touch(heights):
     assert all(upper - lower >= 0.1 - 1e-9 for lower, upper in zip(placed, placed[1:], strict=False))
     assert all(place <= 1 + 1e-9 for place in placed)
     if all(upper - lower >= 0.1 for lower, upper in zip(heights, heights[1:], strict=False)):
-        assert placed == heights
+        assert placed == pytest.approx(heights)
