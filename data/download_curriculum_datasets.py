@@ -1,4 +1,4 @@
-"""Download the curriculum for distillation, or a category of it. Ctrl-C safe; run again to go on.
+"""Download the curriculum for distillation, or a category of it. Ctrl-C safe; run it again to resume.
 
 python data/download_curriculum_datasets.py --dry-run
 python data/download_curriculum_datasets.py --category code

@@ -1,4 +1,4 @@
-"""Download the first corpus of mathematics and code: MetaMath, CodeSearchNet, APPS, MBPP. Ctrl-C safe; run again to go on.
+"""Download the first corpus of mathematics and code: MetaMath, CodeSearchNet, APPS, MBPP. Ctrl-C safe; run it again to resume.
 
 python data/download_missing_datasets.py
 """

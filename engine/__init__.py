@@ -1,1 +1,1 @@
-"""The one training engine: trains, evaluates, resumes and generates whatever is a task."""
+"""The one training engine: training, evaluation, resuming and generation for every kind of run."""

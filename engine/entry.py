@@ -1,4 +1,4 @@
-"""What every entry point needs: its start, its result on stdout, and an end in words when the user can mend the fault."""
+"""What every entry point needs: its start, its result on stdout, and user errors as messages instead of tracebacks."""
 
 import json
 import math
@@ -28,7 +28,7 @@ def launch(main: Callable[[], None]) -> None:
 
 @contextmanager
 def user_errors(if_interrupted: str | None = None) -> Iterator[None]:
-    """Faults that a user can mend end the program in their own words and with exit code 1, Ctrl-C with 130.
+    """User errors end the program with their message and exit code 1, Ctrl-C ends it with 130.
 
     `if_interrupted` says what Ctrl-C leaves and how to resume.
     """

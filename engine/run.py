@@ -1,4 +1,4 @@
-"""The face of the engine: an entry point hands over what is to be run, and this carries it out."""
+"""Runs or evaluates a Job: what entry points call."""
 
 import time
 from contextlib import ExitStack
@@ -38,7 +38,7 @@ def train(job: Job) -> dict[str, Any] | None:
 
 
 def evaluate(job: Job) -> Report | None:
-    """Score the held-out data with the weights of a checkpoint; nothing is written but what evaluators save."""
+    """Score the held-out data with the weights of a checkpoint; only evaluators and `eval_save_outputs` write files."""
     settings = job.settings
     assert settings.start_from is not None, "the config has been checked"
     with ExitStack() as stack:

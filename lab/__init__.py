@@ -1,1 +1,1 @@
-"""Measuring and looking: speed, studies, yardsticks, pictures. Stands on the engine; nothing stands on it."""
+"""Measuring and drawing: speed, studies, baselines, pictures. Uses the engine; imported by scripts only."""

@@ -129,7 +129,7 @@ class ArchConfig(BaseModel):
             problems.append("prefix_mask=true needs causal=true: it only opens the prompt of a causal model")
         problems += self.own_problems()
         if problems:
-            raise ValueError("; ".join(problems))
+            raise ValueError("\n".join(problems))
         return self
 
     def own_problems(self) -> list[str]:

@@ -38,8 +38,10 @@ def add_workers_flag(parser: argparse.ArgumentParser) -> None:
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """What is wrong with flags, input or disk ends the program as one message."""
+    """What is wrong with flags, input or disk ends the program as one message, Ctrl-C with exit code 130."""
     try:
         yield
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)

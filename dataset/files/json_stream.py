@@ -145,7 +145,7 @@ class _TextWindow:
         at = self._at if at is None else at
         place = self._bytes_before + len(self._text[:at].encode("utf-8"))
         return ValueError(
-            f"{self._source}, byte {place}: {what}. There stands {self._text[at : at + 60]!r}. {FORMS} Repair the file, "
+            f"{self._source}, byte {place}: {what}. Found {self._text[at : at + 60]!r}. {FORMS} Repair the file, "
             "or fetch it again."
         )
 

@@ -1,1 +1,1 @@
-"""The only rooms that name concrete datasets, models, tasks and optimizers."""
+"""The only modules that name concrete datasets, models, tasks and optimizers."""

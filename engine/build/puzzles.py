@@ -1,4 +1,4 @@
-"""The room that knows concrete names: turns a checked config into data, model, task and optimizers."""
+"""Turns a checked config into data, model, task and optimizers."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The writing side of checkpoints: each save is whole on disk or absent, and is written behind the training's back."""
+"""The writing side of checkpoints: each save is whole on disk or absent, and is written in a background thread."""
 
 import errno
 import json
@@ -123,7 +123,7 @@ class CheckpointStore:
         self._remove_old(snapshot.step)
 
     def _put_in_place(self, temporary: Path, final: Path) -> None:
-        """Rename the finished folder; a step that is saved again gives way only then, and can be put back."""
+        """Rename the finished folder; a step that is saved again is replaced only then, and can be put back."""
         old = self.run_dir / f".{final.name}.old-{os.getpid()}"
         if final.exists():
             final.rename(old)

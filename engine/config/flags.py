@@ -1,6 +1,6 @@
 """A command line made from a pydantic model: a flag for every option, and YAML files that hold the same options.
 
-A flag counts only if it is given; then it stands above the file, which stands above the model's defaults.
+A flag counts only if it is given; then it overrides the file, which overrides the model's defaults.
 """
 
 import argparse

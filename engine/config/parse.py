@@ -27,7 +27,7 @@ def parse(config_class: type[Config], data: dict[str, Any], prefix: str = "") ->
 
 
 def problems_of(error: ValidationError, config_class: type[BaseModel], prefix: str = "") -> list[str]:
-    """Pydantic's findings as sentences; an unknown key is told the nearest known one."""
+    """Pydantic's findings as sentences; an unknown key gets a suggestion."""
     sentences = []
     for found in error.errors(include_url=False):
         path = prefix + ".".join(str(part) for part in found["loc"])
@@ -39,7 +39,7 @@ def problems_of(error: ValidationError, config_class: type[BaseModel], prefix: s
             sentences.append(f"{path}: is required, but was not given")
         elif found["type"] == "value_error":
             about = f"{path}: " if found["loc"] else ""
-            sentences += [about + sentence for sentence in str(found["ctx"]["error"]).split("; ")]
+            sentences += [about + sentence for sentence in str(found["ctx"]["error"]).splitlines()]
         else:
             message = found["msg"][0].lower() + found["msg"][1:]
             sentences.append(f"{path}: {message}, found {found['input']!r}")

@@ -16,7 +16,7 @@ class Strict(BaseModel):
     @model_validator(mode="after")
     def _fits_together(self) -> "Strict":
         if problems := self.problems():
-            raise ValueError("; ".join(problems))
+            raise ValueError("\n".join(problems))
         return self
 
 

@@ -44,7 +44,8 @@ class RunStart:
 
 
 class Job(ABC):
-    """A kind of run with its checked config. The engine calls the methods in the order in which they stand here."""
+    """A kind of run with its checked config. Its methods are called in this order,
+    `resume_command` when a signal stopped the run."""
 
     @property
     @abstractmethod

@@ -177,7 +177,7 @@ def measure_base(run: Run) -> None:
     """Evaluate before the first step; what comes later is to be better."""
     state, name = run.state, run.plan.best_metric
     report = evaluate_now(run)
-    state.base_value = state.improved_value = judged_value(run, report)
+    state.base_value = state.improved_value = best_metric_of(run, report)
     run.tracker.log({f"base/{set_name}/{name}": metrics[name] for set_name, metrics in report.items()}, state.step)
     run.tracker.print(f"before the first step: {name} {state.base_value}")
 
@@ -202,7 +202,7 @@ def evaluate_now(run: Run) -> Report:
 def is_best_so_far(run: Run, report: Report) -> bool:
     """Whether this evaluation beats all before it; remembers its value if so, and how long none improved enough."""
     plan, state = run.plan, run.state
-    value = judged_value(run, report)
+    value = best_metric_of(run, report)
     if value is None:
         known = sorted({metric for metrics in report.values() for metric in metrics})
         run.tracker.print(
@@ -220,7 +220,7 @@ def is_best_so_far(run: Run, report: Report) -> bool:
     return True
 
 
-def judged_value(run: Run, report: Report) -> float | None:
+def best_metric_of(run: Run, report: Report) -> float | None:
     """The mean of the best metric over the sets that decide; None if no set has it."""
     name, deciding = run.plan.best_metric, run.data.best_sets or run.data.eval_sets
     values = [metrics[name] for set_name, metrics in report.items() if set_name in deciding and name in metrics]

@@ -63,6 +63,7 @@ def open_run(job: Job, stack: ExitStack) -> tuple[Run, Notices]:
     )
     if checkpoint is not None and trainer is not None:
         restore(run, trainer, checkpoint.ema)
+        run.trainer = None  # its tensors are in the optimizers now
         say(f"resumed from {checkpoint.path}")
     if runtime.is_main:
         directory.write_config()

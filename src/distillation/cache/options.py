@@ -1,7 +1,7 @@
 """The options of `scripts/cache_teacher_logits.py`."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -36,7 +36,9 @@ class CacheOptions(Strict):
     )
     topk: int = Field(64, ge=1, description="how many ids of a position")
     seed: int = Field(42, ge=0, description="of kind sampled")
-    temperature: list[float] = Field([], description="that training may ask for beside 1")
+    temperature: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
+        [], description="that training may ask for beside 1"
+    )
     value_dtype: Literal["fp16", "u8"] = Field("fp16", description="u8 takes less room, at ten times the (small) error")
 
     batch_size: int = Field(8, ge=1, description="rows that are asked about at once")
@@ -59,6 +61,11 @@ class CacheOptions(Strict):
             problems.append("device and dtype are for a model in this process, not for teacher_url. Leave them out")
         if not self.teacher_url and {"api_key", "timeout", "max_retries", "workers"} & given:
             problems.append("api_key, timeout, max_retries and workers need teacher_url. Leave them out")
+        if self.teacher_url and (self.kind != "topk" or self.adapter_path or {*self.temperature} - {1.0}):
+            problems.append(
+                f"a server names the likeliest ids at temperature 1 and applies adapters itself, found kind={self.kind}, "
+                f"temperature={self.temperature}, adapter_path={self.adapter_path}. Leave them out"
+            )
         return problems
 
     def teacher(self) -> TeacherOptions:

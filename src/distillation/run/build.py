@@ -1,4 +1,4 @@
-"""Composes a distillation: corpus, student, teacher, optimizer and the engine's loop; nothing else names their classes."""
+"""Builds the parts of a distillation: corpora, student, teacher and optimizers."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -117,13 +117,13 @@ def run_data(config: DistillConfig, corpora: Corpora, head: DistillHead, runtime
             return ()
         return first_rows(held_out, config.eval_perplexity_samples, config, runtime)
 
-    judges = needle_evaluators(config, corpora, head)
-    is_judged = config.eval_interval > 0 and bool(judges or (config.eval_perplexity and held_out is not None))
+    evaluators = needle_evaluators(config, corpora, head)
+    is_evaluated = config.eval_interval > 0 and bool(evaluators or (config.eval_perplexity and held_out is not None))
     return RunData(
         train_items=train_items(corpora.train, config.num_workers, runtime, own_generator=True),
-        eval_items=eval_items if is_judged else None,
+        eval_items=eval_items if is_evaluated else None,
         eval_sets=[HELD_OUT],
-        evaluators=judges,
+        evaluators=evaluators,
     )
 
 

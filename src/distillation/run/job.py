@@ -5,6 +5,7 @@ import os
 import shlex
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ class DistillJob(Job):
             if config.init_from_teacher:
                 say(*build.take_over(config, head.model))
             if "model_variant" in config.model_fields_set and config.student != "retnet":
-                say(f"note: model_variant={config.model_variant} is a size of student=retnet and says nothing here")
+                say(f"note: model_variant={config.model_variant} is a size of student=retnet and has no effect here")
         if runtime.use_compile:
             compile_step(head)
         task = DistillTask(
@@ -146,14 +147,18 @@ class DistillJob(Job):
         return {"output_dir": str(run.run_dir), "step": run.state.step, **(report or {})}
 
     def resume_command(self, run_dir: Path) -> str:
-        """The command that was typed, and what it takes to resume."""
-        words, kept = iter(sys.argv[1:]), []
-        for word in words:
-            if word in ("--resume-from", "--resume"):
-                next(words, None)
-            elif not word.startswith(("--resume-from=", "--resume=")):
-                kept.append(word)
-        return shlex.join(["python", "-m", PROGRAM, *kept, "--resume-from", "latest"])
+        return resuming(["-m", PROGRAM], "latest")
+
+
+def resuming(program: Sequence[str], resume_from: str) -> str:
+    """The command that was typed, with what it takes to resume."""
+    words, kept = iter(sys.argv[1:]), []
+    for word in words:
+        if word in ("--resume-from", "--resume"):
+            next(words, None)
+        elif not word.startswith(("--resume-from=", "--resume=")):
+            kept.append(word)
+    return shlex.join(["python", *program, *kept, "--resume-from", resume_from])
 
 
 def dry_run(config: DistillConfig) -> dict[str, Any]:

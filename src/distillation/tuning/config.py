@@ -1,4 +1,4 @@
-"""What the tuning of a teacher is told: typed options, every unknown one refused with the nearest known name."""
+"""The options of tuning a teacher."""
 
 from typing import ClassVar, Literal
 

@@ -23,6 +23,7 @@ from engine.train.schedule import CosineSchedule
 from engine.train.tracking.tracker import Notices
 from src.distillation.corpus.manifest import Split, load_manifest, tokenizer_facts
 from src.distillation.corpus.packed_rows import PackedRows
+from src.distillation.run.job import resuming
 from src.distillation.run.ram_disk import corpus_in_memory
 from src.distillation.student.optimizer import student_optimizer
 from src.distillation.teachers.causal_lm import dtype_of
@@ -168,7 +169,7 @@ class TuneTeacherJob(Job):
         }
 
     def resume_command(self, run_dir: Path) -> str:
-        return f"--resume-from {run_dir}"
+        return resuming(["scripts/finetune_teacher.py"], str(run_dir))
 
 
 def open_corpus(config: TeacherFtConfig, folder: Path, runtime: Runtime) -> tuple[RunData, int]:
