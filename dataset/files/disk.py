@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -66,8 +66,10 @@ def disk_errors(path: Path) -> Iterator[None]:
 def exclusive_lock(directory: Path, wait: bool = False) -> Iterator[None]:
     """Create the directory and hold its lock within the block; `wait` for another holder, or refuse at once.
 
-    On Windows, which has no such locks, nothing is held.
+    A directory that was not there before and is still empty afterwards is removed. On Windows, which has no such locks,
+    nothing is held.
     """
+    is_new = not directory.exists()
     directory.mkdir(parents=True, exist_ok=True)
     if sys.platform == "win32":
         yield
@@ -85,4 +87,7 @@ def exclusive_lock(directory: Path, wait: bool = False) -> Iterator[None]:
     try:
         yield
     finally:
+        if is_new:
+            with suppress(OSError):
+                directory.rmdir()
         os.close(descriptor)  # releases the lock

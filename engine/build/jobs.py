@@ -3,6 +3,7 @@
 import os
 import shlex
 import sys
+from abc import abstractmethod
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -114,8 +115,9 @@ class PuzzleJob(HydraJob[PretrainConfig]):
 class TextJob(HydraJob[TextConfigT]):
     """A run on conversations; what is special of a corpus is how it is opened."""
 
+    @abstractmethod
     def open_source(self, runtime: Runtime) -> TextSource:
-        raise TypeError(f"{type(self).__name__} must say where its conversations come from")
+        """The conversations."""
 
     def about_held_out(self) -> str:
         """Why there may be no held-out conversations."""

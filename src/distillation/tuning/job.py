@@ -10,7 +10,7 @@ from dataset.cursor import CursorConfig, RowDataset
 from dataset.tokenization.lookup import open_tokenizer
 from engine.build.loader import load_batches, train_items
 from engine.checkpoints.load import Checkpoint, latest_step, load_checkpoint, load_weights, step_of
-from engine.checkpoints.run_directory import RunDirectory, step_directory, to_yaml
+from engine.checkpoints.run_directory import LATEST, RunDirectory, step_directory, to_yaml
 from engine.config.flags import yaml_options
 from engine.runtime.devices import Runtime
 from engine.tasks.text import perplexity
@@ -74,7 +74,7 @@ class TuneTeacherJob(Job):
     def claim(self, directory: RunDirectory, runtime: Runtime) -> None:
         """Refuse to write where another run has left its checkpoints."""
         path, asked = directory.path, self.config.resume_from
-        continues = asked is not None and step_directory(asked).resolve().parent == path.resolve()
+        continues = asked == LATEST or asked is not None and step_directory(asked).resolve().parent == path.resolve()
         if not continues and (step := latest_step(path)) is not None:
             remedy = f"Resume it with --resume-from {path}, or choose another --output-dir"
             raise ValueError(f"{path} holds checkpoints, the last one of step {step}. {remedy}.")
