@@ -30,7 +30,7 @@ def test_training_reaches_the_recursion_in_few_frames(tmp_path: Path, monkeypatc
 
     ours = [frame for frame in stack if ROOT in Path(frame.filename).parents]
     not_product = {"tests", "site-packages"}  # an environment may lie in the repository
-    frames = [frame for frame in ours if not not_product & {*Path(frame.filename).parts}]
+    frames = [frame for frame in ours if not not_product & {*Path(frame.filename).relative_to(ROOT).parts}]
     way = [f"{Path(frame.filename).relative_to(ROOT)}:{frame.name}" for frame in frames]
     way.append("models/recursive_reasoning/trm.py:recurse")
     told = "\n".join(way)
