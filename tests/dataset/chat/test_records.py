@@ -82,7 +82,7 @@ def test_array_survives_any_cut_of_its_bytes(found: list[Any], size: int) -> Non
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ('[{"a": 1}, {"a": oops}]', "byte 17: Expecting value. There stands 'oops}]'"),
+        ('[{"a": 1}, {"a": oops}]', "byte 17: Expecting value.*'oops}]'"),
         ('[{"é": 1} {"a": 2}]', "byte 11: expected ','"),
         ('[{"a": 1}, {"a": ', "byte 17: Expecting value, the file is cut off"),
         ('[{"a": 1}, {"a": "bc', "Unterminated string.*the file is cut off"),
