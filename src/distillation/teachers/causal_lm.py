@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,12 @@ CONFIG_FILE, ADAPTER_CONFIG_FILE = "config.json", "adapter_config.json"
 WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 ADAPTER_WEIGHTS_FILE = "adapter_model.safetensors"
 ADAPTER_FOLDER = "adapter"  # below a folder that holds a merged model
+MERGED_ADAPTERS = "merged_adapters"  # in the config.json of a model: SHA-256 of the adapters in its weights
 INSTALL = 'Install it: pip install -e ".[distill]"'
 
 
 def load_causal_lm(name: str, *, dtype: torch.dtype, adapter_path: str | None = None) -> Any:
-    """The model with weights of `dtype`, ready to evaluate; an adapter is merged into it."""
+    """The model with weights of `dtype`, ready to evaluate; an adapter is merged into it unless its weights hold it."""
     transformers = import_transformers()
     _check_place(name)
     # The keyword was renamed within the range of versions that we accept.
@@ -36,8 +38,32 @@ def load_causal_lm(name: str, *, dtype: torch.dtype, adapter_path: str | None = 
             "and model.safetensors, or a name of the Hub; if the model is gated, accept its licence and set HF_TOKEN."
         ) from error
     if adapter_path is not None:
-        model = _with_adapter(model, adapter_path)
+        if holds_adapter(name, adapter_path):
+            print(
+                f"note: the weights of {name} hold the adapter of {adapter_path} already, so it is applied once, not "
+                "twice. One of teacher_model and teacher_adapter_path is enough",
+                file=sys.stderr,
+            )
+        else:
+            model = _with_adapter(model, adapter_path)
     return model.eval()
+
+
+def holds_adapter(name: str, adapter_path: str) -> bool:
+    """Whether the weights of a model that has been loaded hold this adapter already.
+
+    Its configuration says so, or the same adapter lies below it, as in what tuning a teacher writes.
+    """
+    folder = model_files(name)[0].parent
+    weights = adapter_sha256(adapter_path)
+    if weights in json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")).get(MERGED_ADAPTERS, []):
+        return True
+    below = folder / ADAPTER_FOLDER
+    return (below / ADAPTER_CONFIG_FILE).is_file() and adapter_sha256(str(below)) == weights
+
+
+def adapter_sha256(path: str) -> str:
+    return file_sha256(adapter_files(path)[1])
 
 
 def adapter_folder(path: str) -> Path:

@@ -19,6 +19,7 @@ from src.distillation.teachers.causal_lm import (
     adapter_files,
     dtype_of,
     files_fingerprint,
+    holds_adapter,
     load_causal_lm,
     model_files,
     note_of_other_pieces,
@@ -86,7 +87,7 @@ class DirectTeacher:
 def open_direct_teacher(
     options: TeacherOptions, tokenizer: TokenizerFacts, temperatures: tuple[float, ...] = (1.0,)
 ) -> DirectTeacher:
-    """Load a folder or a name of the Hub; an adapter is merged into it."""
+    """Load a folder or a name of the Hub; an adapter is merged into it unless its weights hold it."""
     assert options.teacher_model is not None
     name, adapter_path = options.teacher_model, options.teacher_adapter_path
     asked = options.teacher_device
@@ -101,6 +102,8 @@ def open_direct_teacher(
             file=sys.stderr,
         )
     files = model_files(name)
+    if adapter_path is not None and holds_adapter(name, adapter_path):
+        adapter = []  # the same teacher as without it
     if note := note_of_other_pieces(files[0].parent, tokenizer):
         print(f"note: {note}", file=sys.stderr)
     return DirectTeacher(

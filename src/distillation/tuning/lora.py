@@ -15,6 +15,8 @@ from src.distillation.corpus.manifest import TokenizerFacts
 from src.distillation.teachers.causal_lm import (
     ADAPTER_FOLDER,
     CONFIG_FILE,
+    MERGED_ADAPTERS,
+    adapter_sha256,
     import_peft,
     import_transformers,
     load_causal_lm,
@@ -108,6 +110,9 @@ def save_adapter(teacher: TunedTeacher, output_dir: Path) -> Path:
     folder = output_dir / ADAPTER_FOLDER
     with _written_whole(folder) as unfinished:
         teacher.model.save_pretrained(str(unfinished), safe_serialization=True, save_embedding_layers=False)
+    # A model that the adapter is merged into says so, so that nobody applies it to that a second time.
+    merged = [*getattr(teacher.causal.config, MERGED_ADAPTERS, []), adapter_sha256(str(folder))]
+    setattr(teacher.causal.config, MERGED_ADAPTERS, merged)
     return folder
 
 

@@ -1,6 +1,7 @@
 """Tuning a teacher: it learns, the files that come of it say the same as the model, and what is configured is done."""
 
 import json
+import shutil
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,10 @@ from safetensors.torch import load_file
 
 from engine.checkpoints.load import load_checkpoint
 from engine.train.opening import open_run
+from src.distillation.config import TeacherOptions
+from src.distillation.corpus.manifest import load_manifest
 from src.distillation.teachers.causal_lm import adapter_folder, load_causal_lm
+from src.distillation.teachers.direct import open_direct_teacher
 from src.distillation.tuning.job import TuneTeacherJob
 from tests.distillation.teacher_samples import SIZES, finetune, options, write_corpus, write_llama
 
@@ -72,6 +76,41 @@ def test_merged_model_and_adapter_say_the_same(shared: Path, tuned: tuple[Path, 
     assert (merged - unmerged).abs().max() < 1e-5
     assert (through_path - merged).abs().max() < 1e-5
     assert (merged - before).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("place", ["the same folder", "the folder below", "a copy of both", "an older merged model"])
+def test_adapter_is_not_merged_a_second_time(
+    shared: Path, tuned: tuple[Path, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str
+) -> None:
+    model, adapter = tuned[0], tuned[0]
+    if place == "the folder below":
+        adapter = model / "adapter"
+    elif place == "a copy of both":  # nothing but the model's configuration tells of it
+        adapter = Path(shutil.copytree(model / "adapter", tmp_path / "adapter"))
+        model = Path(shutil.copytree(model, tmp_path / "model", ignore=shutil.ignore_patterns("adapter", "step_*")))
+    elif place == "an older merged model":
+        model = adapter = Path(shutil.copytree(model, tmp_path / "model"))
+        facts = json.loads((model / "config.json").read_text())
+        del facts["merged_adapters"]
+        (model / "config.json").write_text(json.dumps(facts))
+    asked = TeacherOptions(teacher_model=str(model), teacher_adapter_path=str(adapter), teacher_topk=4)
+    corpus = load_manifest(shared / "packed")
+    twice = open_direct_teacher(asked, corpus.tokenizer)
+    assert "applied once" in capsys.readouterr().err
+    once = open_direct_teacher(asked.model_copy(update={"teacher_adapter_path": None}), corpus.tokenizer)
+    assert torch.equal(logits(twice.model), logits(once.model))
+    assert twice.facts.fingerprint == once.facts.fingerprint
+
+
+def test_another_adapter_is_merged_into_a_merged_model(
+    shared: Path, tuned: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    (folder, _), again = tuned, tmp_path / "again"
+    finetune(options(shared, teacher_model=str(folder), output_dir=str(again), max_steps=1))
+    both = load_causal_lm(str(folder), dtype=torch.float32, adapter_path=str(again / "adapter"))
+    merged = load_causal_lm(str(again), dtype=torch.float32)
+    assert torch.allclose(logits(both), logits(merged), atol=1e-5)
+    assert len(merged.config.merged_adapters) == 2
 
 
 def test_folder_is_a_model_to_everybody(tuned: tuple[Path, dict[str, Any]]) -> None:
