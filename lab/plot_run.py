@@ -15,13 +15,16 @@ if TYPE_CHECKING:
 
 TRAIN = "train"  # every other set is held out
 PANELS = {
-    "lm_loss": "Loss",
-    "accuracy": "Token accuracy",
+    "token_loss": "Loss per token",
+    "lm_loss": "Loss, mean over examples",
+    "token_accuracy": "Token accuracy",
+    "accuracy": "Accuracy, mean over examples",
     "exact_accuracy": "Exact accuracy",
     "steps": "ACT steps",
     "lr": "Learning rate",
 }
 OF_FINISHED_ROWS = ("accuracy", "exact_accuracy", "steps")  # means over `count` rows, of which a step may have none
+OF_DISTILLATION = {"ce": "token_loss", "accuracy": "token_accuracy"}  # means over tokens, as its training names them
 
 GRID = "#eceef1"
 COLORS = (RED, "#2a7f9e", "#e0a030", "#6a9a4b", "#7b5ea7", "#b5577f", "#4f6d7a", "#8c6d46")
@@ -84,6 +87,8 @@ def read_run(run_dir: Path) -> Run:
             raise ValueError(f"{path}, line {number} is not a JSON object: {problem}. Delete that line.") from problem
         for key, value in line.items():
             set_name, _, metric = key.rpartition("/")
+            if f"{set_name}/ce" in line:
+                metric = OF_DISTILLATION.get(metric, metric)
             if not set_name or "/" in set_name or metric not in PANELS:
                 continue
             weight = line.get(f"{set_name}/count", 1.0) if metric in OF_FINISHED_ROWS else 1.0
@@ -188,7 +193,7 @@ def style_axes(axes: "Axes", metric: str, values: Sequence[float]) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: readable(metric, value, digits=0)))
     if metric.endswith("accuracy"):
         axes.set_ylim(-0.02, 1.04)
-    elif metric == "lm_loss" and values and min(values) > 0 and max(values) > 20 * min(values):
+    elif metric.endswith("loss") and values and min(values) > 0 and max(values) > 20 * min(values):
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_minor_locator(NullLocator())

@@ -16,6 +16,7 @@ from scripts import plot_run
 matplotlib = pytest.importorskip("matplotlib")
 
 DOOR = Path(plot_run.__file__)
+MEAN_LOSS = "Loss, mean over examples"
 
 
 def write_run(run_dir: Path, num_steps: int = 12, **more) -> Path:
@@ -52,14 +53,32 @@ def test_default_picture_lands_in_the_run_folder(tmp_path, capsys):
 def test_panels_show_the_numbers_of_the_file(tmp_path):
     found = panels(curves.draw([curves.read_run(write_run(tmp_path / "first"))]))
 
-    assert list(found) == ["Loss", "Exact accuracy", "ACT steps", "Learning rate", "Key"]
-    train, held_out = found["Loss"].lines
+    assert list(found) == [MEAN_LOSS, "Exact accuracy", "ACT steps", "Learning rate", "Key"]
+    train, held_out = found[MEAN_LOSS].lines
     assert list(train.get_xdata()) == list(range(1, 13))
     assert list(train.get_ydata()) == [2 / step for step in range(1, 13)]
     assert list(held_out.get_xdata()) == [4, 8, 12] and held_out.get_ydata()[-1] == 3 / 12
-    assert [text.get_text() for text in found["Loss"].texts] == ["train  0.167", "all  0.25"]
+    assert [text.get_text() for text in found[MEAN_LOSS].texts] == ["train  0.167", "all  0.25"]
     assert [text.get_text() for text in found["Exact accuracy"].texts] == ["train  100.0%"]
     assert key_of(found) == {"train": train.get_color(), "all": held_out.get_color()}
+
+
+def test_means_over_tokens_and_over_examples_are_told_apart(tmp_path):
+    text = {"train/token_loss": 4.5, "train/token_accuracy": 0.4, "train/accuracy": 0.7}
+    text_run = write_run(tmp_path / "text", **text)
+    distilled = {"step": 1, "train/ce": 3.0, "train/kd": 1.0, "train/accuracy": 0.25}
+    (tmp_path / "distilled").mkdir()
+    (tmp_path / "distilled" / "metrics.jsonl").write_text(json.dumps(distilled) + "\n")
+
+    shown = panels(curves.draw([curves.read_run(text_run)]))
+    assert shown["Loss per token"].lines[0].get_ydata()[-1] == 4.5
+    assert shown[MEAN_LOSS].lines[0].get_ydata()[-1] == 2 / 12
+    assert shown["Token accuracy"].lines[0].get_ydata()[-1] == 0.4
+    assert shown["Accuracy, mean over examples"].lines[0].get_ydata()[-1] == 0.7
+
+    shown = panels(curves.draw([curves.read_run(tmp_path / "distilled")]))
+    assert list(shown) == ["Loss per token", "Token accuracy", "Key"], "a distillation has no means over examples"
+    assert shown["Token accuracy"].lines[0].get_ydata()[0] == 0.25
 
 
 def test_many_noisy_steps_are_averaged_but_stay_visible(tmp_path):
@@ -69,7 +88,7 @@ def test_many_noisy_steps_are_averaged_but_stay_visible(tmp_path):
     lines = [json.dumps({"step": step, "train/lm_loss": loss}) for step, loss in enumerate(losses)]
     (run_dir / "metrics.jsonl").write_text("\n".join(lines) + "\n")
 
-    noise, average = panels(curves.draw([curves.read_run(run_dir)]))["Loss"].lines
+    noise, average = panels(curves.draw([curves.read_run(run_dir)]))[MEAN_LOSS].lines
 
     assert list(noise.get_ydata()) == losses
     assert max(abs(value - 1) for value in average.get_ydata()[100:]) < 0.05
@@ -86,8 +105,8 @@ def test_steps_without_finished_rows_do_not_count(tmp_path):
 
     found = panels(curves.draw([curves.read_run(run_dir)]))
 
-    assert len(found["Loss"].lines[0].get_xdata()) == 200
-    noise, average = found["Token accuracy"].lines
+    assert len(found[MEAN_LOSS].lines[0].get_xdata()) == 200
+    noise, average = found["Accuracy, mean over examples"].lines
     assert sorted(set(noise.get_ydata())) == [0.5, 1.0]
     assert average.get_ydata()[-2:].mean() == pytest.approx(0.6, abs=0.05), "the mean over rows, not over steps"
 
@@ -96,8 +115,8 @@ def test_several_runs_share_the_axes_in_different_colours(tmp_path, capsys):
     run_dirs = [write_run(tmp_path / name) for name in ("first", "second")]
 
     found = panels(curves.draw([curves.read_run(run_dir) for run_dir in run_dirs]))
-    assert len(found["Loss"].lines) == 4
-    assert len({line.get_color() for line in found["Loss"].lines}) == 2
+    assert len(found[MEAN_LOSS].lines) == 4
+    assert len({line.get_color() for line in found[MEAN_LOSS].lines}) == 2
     assert key_of(found).keys() == {"first", "second", "all", "train"}
 
     plot_run.main([*map(str, run_dirs), "--output", str(tmp_path / "new" / "both.png")])
@@ -111,7 +130,7 @@ def test_nonfinite_values_are_gaps(tmp_path):
     with (run_dir / "metrics.jsonl").open("a") as file:
         file.write('{"step": 13, "train/lm_loss": null, "nonfinite": {"train/lm_loss": "nan"}}\n')
 
-    axes = panels(curves.draw([curves.read_run(run_dir)]))["Loss"]
+    axes = panels(curves.draw([curves.read_run(run_dir)]))[MEAN_LOSS]
     assert math.isnan(axes.lines[0].get_ydata()[-1])
     assert axes.texts[0].get_text() == "train  0.167", "the last finite value is the one to name"
 

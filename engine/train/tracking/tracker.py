@@ -8,6 +8,7 @@ from engine.train.tracking.backends import BACKENDS, Backend, TrackedRun
 from engine.train.tracking.metrics_file import MetricsFile
 
 BAR_METRICS = {
+    "train/token_loss": "token_loss",
     "train/lm_loss": "loss",
     "train/ce": "ce",
     "train/kd": "kd",
@@ -64,9 +65,11 @@ class Tracker:
         self._metrics.write(metrics, step)
         for backend in list(self._backends):
             self._try(backend, backend.log, metrics, step)
-        shown = [f"{label} {metrics[key]:.4g}" for key, label in BAR_METRICS.items() if key in metrics]
+        shown = {key: f"{label} {metrics[key]:.4g}" for key, label in BAR_METRICS.items() if key in metrics}
+        if "train/token_loss" in shown:  # text: lm_loss, a mean over conversations, is ruled by the short ones
+            shown.pop("train/lm_loss", None)
         if shown:
-            self._bar.set_postfix_str(", ".join(shown), refresh=False)
+            self._bar.set_postfix_str(", ".join(shown.values()), refresh=False)
 
     def advance(self, step: int) -> None:
         if self._enabled:

@@ -152,6 +152,16 @@ def test_bar_and_messages_go_to_stderr(tmp_path, capfd):
     assert "6/10" in printed.err and "loss 0.125, exact 0.5" in printed.err
 
 
+def test_bar_of_text_shows_the_loss_per_token(tmp_path, capfd):
+    tracker = open_tracker(tmp_path)
+    tracker.log({"train/lm_loss": 0.125, "train/token_loss": 4.5}, step=1)
+    tracker.advance(1)
+    tracker.close()
+
+    shown = capfd.readouterr().err
+    assert "token_loss 4.5" in shown and "0.125" not in shown
+
+
 def test_missing_package_is_a_warning(tmp_path, capfd, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
