@@ -20,7 +20,6 @@ from engine.runtime.devices import Runtime, start_runtime
 from engine.tasks.protocol import Task
 from engine.tasks.text import sampled_depth
 from engine.train.opening import parameter_counts
-from lab.bench.measure import count_flops
 from models.config import DepthStage
 from models.losses.text import TextLossHead
 
@@ -135,7 +134,8 @@ def mean_flops_of_step(config: InstructConfig, source: build_text.TextSource, ru
     cycles = (options.H_cycles, options.L_cycles)
     for end, H_cycles, L_cycles in [*((s.until, s.H_cycles, s.L_cycles) for s in stages), (1.0, *cycles)]:
         options.H_cycles, options.L_cycles = H_cycles or cycles[0], L_cycles or cycles[1]
-        total += (end - begin) * count_flops(lambda: task.train_step(item, 1)) * mean_depth
+        task.start_step(1)
+        total += (end - begin) * task.flops(item) * mean_depth
         begin = end
     return total
 

@@ -4,6 +4,7 @@ An architecture file adds its latents and its recursion. B batch, S tokens, P pu
 D hidden, V vocabulary.
 """
 
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable
 from itertools import repeat
 from typing import Any, ClassVar
@@ -50,6 +51,19 @@ class NetworkCalls:
         """The recursion has a new answer; it may be supervised."""
         if self.made > self.first_with_grad:
             self.answers.append(answer)
+
+
+class CountedCalls(NetworkCalls):
+    """Stands in for the calls of a supervision step: computes nothing and counts the passes of each network."""
+
+    def __init__(self, total: int, with_grad: int) -> None:
+        super().__init__(AttentionContext(None, AttentionMask()), total, with_grad)
+        self.passes: Counter[nn.Module] = Counter()
+
+    def __call__(self, level: Level, state: Tensor) -> Tensor:
+        self.passes[level] += 3 if self.made >= self.first_with_grad else 1
+        self.made += 1
+        return state
 
 
 class RecursiveCore(nn.Module):
@@ -111,6 +125,14 @@ class RecursiveCore(nn.Module):
     def calls_in_last_cycle(self) -> int:
         """How many of them carry gradient in the reference."""
         return self.depth.L_cycles + 1
+
+    def passes_of_step(self) -> tuple[Counter[nn.Module], int]:
+        """What a training step costs at the present depth: passes of each network, one with gradient counting three
+        times, and answers that are supervised."""
+        call = CountedCalls(self.calls_per_step(), self.calls_with_grad())
+        nothing = torch.zeros(1, 1, 1)
+        self.recurse(self.Latents(*(nothing for _ in self.Latents._fields)), nothing, call)
+        return call.passes, len(call.answers) if self.config.supervise == "cycle" else 1
 
     # What all share.
     def calls_with_grad(self) -> int:

@@ -50,6 +50,15 @@ class Task(Protocol):
     def eval_report(self, sums: dict[str, Any]) -> dict[str, float]:
         """The numbers to report of a set."""
 
+    @property
+    def product_dtype(self) -> torch.dtype:
+        """What matrix products are computed in."""
+        return torch.float32
+
+    def flops(self, item: LoaderItem) -> float:
+        """Operations of this rank's matrix products in the step that was just made of the item; 0: not known."""
+        return 0.0
+
     def state_dict(self) -> dict[str, Any]:
         return {}
 

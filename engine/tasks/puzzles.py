@@ -11,6 +11,7 @@ from engine.runtime.devices import Runtime
 from engine.tasks.protocol import Sums, Task, add_sums, split_rows
 from engine.tasks.rollouts import ONE_TRY, Effort, surest_rollout
 from models.act import Carry, ExplorationDraws
+from models.flops import training_flops
 from models.losses.puzzles import ACTLossHead
 
 
@@ -57,6 +58,13 @@ class PuzzleTask(Task):
             self.pending.append(carry)
             add_sums(totals, sums)
         return totals
+
+    @property
+    def product_dtype(self) -> torch.dtype:
+        return self.head.model.inner.dtype
+
+    def flops(self, item: LoaderItem) -> float:
+        return training_flops(self.head.model.inner, len(item[1]["inputs"]), item[1]["inputs"].numel())
 
     def _seed_draws(self, step: int, index: int, rows: int) -> None:
         """Exploration depends on the step and the slot alone, not on ranks or micro-batches."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from dataset.common import IGNORE_LABEL_ID, Batch, LoaderItem, hash_seed
 from engine.runtime.devices import Runtime
 from engine.tasks.protocol import Sums, Task, add_sums, split_rows
+from models.flops import training_flops
 from models.losses.text import Supervision, TextLossHead, area_under_roc
 
 DEPTH_SPREAD = 0.5  # of the logarithm of a sampled depth
@@ -62,6 +63,7 @@ class TextTask(TokenTask):
         super().__init__(runtime, seed, micro_batches, reduction)
         self.head = head
         self.total_steps = total_steps
+        self.num_steps = 1  # supervision steps of the last optimizer step
         self.piece_bytes = piece_bytes  # (V,) bytes of text that each token stands for
 
     @property
@@ -80,7 +82,17 @@ class TextTask(TokenTask):
         config, core = self.head.model.config, self.head.model.inner
         self.head.train()
         core.depth = config.depth_at(step / self.total_steps)
-        return sampled_depth(config, core.depth.max_steps, hash_seed(self.seed, step))
+        self.num_steps = sampled_depth(config, core.depth.max_steps, hash_seed(self.seed, step))
+        return self.num_steps
+
+    @property
+    def product_dtype(self) -> torch.dtype:
+        return self.head.model.inner.dtype
+
+    def flops(self, item: LoaderItem) -> float:
+        is_supervised = item[1]["labels"] != IGNORE_LABEL_ID
+        rows, tokens = int(is_supervised.any(dim=1).sum()), int(is_supervised.sum())
+        return training_flops(self.head.model.inner, rows, tokens, self.num_steps)
 
     def eval_batch(self, batch: Batch, return_keys: Collection[str]) -> tuple[Sums, dict[str, Tensor]]:
         unknown = sorted(set(return_keys) - {*batch, "preds"})

@@ -18,6 +18,7 @@ from engine.tasks.protocol import Sums, Task, fetched
 from engine.train.evaluate import Evaluator, Report, evaluate, flat
 from engine.train.optimizers import OptimizerSet
 from engine.train.plan import Plan, TrainState, is_due
+from engine.train.speed import Speedometer
 from engine.train.tracking.tracker import Tracker
 from models.ema import WeightAverage
 
@@ -58,6 +59,10 @@ class Run(RunParts):
     average: WeightAverage | None = None
     state: TrainState = field(default_factory=TrainState)
     unlogged: list[tuple[int, int, Sums, dict[str, float]]] = field(default_factory=list)
+    speed: Speedometer = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.speed = Speedometer(self.runtime)
 
 
 def fit(run: Run, stop: StopSignal) -> Report | None:
@@ -99,6 +104,8 @@ def evaluate_and_save(run: Run, is_eval_due: bool, is_save_due: bool) -> Report 
         is_best = is_best_so_far(run, report)
     if is_save_due or is_best:
         save(run, is_best)
+    if report is not None or is_save_due:
+        run.speed.restart()
     return report
 
 
@@ -127,6 +134,7 @@ def train_step(run: Run, item: LoaderItem) -> None:
         facts["skipped_steps"] = state.bad_steps
     optimizers.zero_grad()
 
+    run.speed.add(item[1], task.flops(item), task.product_dtype)
     run.unlogged.append((state.step, item[2], sums, facts))
     run.tracker.advance(state.step)
     if is_due(state.step, run.plan.log_interval) or state.bad_steps_in_row:
@@ -151,10 +159,12 @@ def gradient_norm(run: Run, dense: list[Tensor], sums: Sums) -> tuple[float, boo
 
 
 def flush_log(run: Run) -> None:
-    """Fetch the sums of the last steps in one go and log every step."""
+    """Fetch the sums of the last steps in one go and log every step, the last one with their speed."""
+    speed = run.speed.read()
     for step, global_batch_size, sums, facts in run.unlogged:
         report = run.task.train_report(fetched(sums, run.runtime), global_batch_size)
-        run.tracker.log({f"train/{name}": value for name, value in (report | facts).items()}, step)
+        values = {f"train/{name}": value for name, value in (report | facts).items()}
+        run.tracker.log(values | (speed if step == run.state.step else {}), step)
     run.unlogged.clear()
 
 

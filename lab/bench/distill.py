@@ -13,7 +13,7 @@ from dataset.common import IGNORE_LABEL_ID, Batch
 from engine.generate.decode import Decoding
 from engine.generate.options import DecodeOptions
 from engine.runtime.devices import Runtime, start_runtime
-from lab.bench.measure import timed
+from engine.train.speed import timed
 from models.kv_cache import cast_for_reading
 from models.layers import weights_cast_once
 from models.losses.text import Supervision

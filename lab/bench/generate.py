@@ -12,7 +12,7 @@ from engine.config.schema import InstructConfig
 from engine.generate.decode import Decoding
 from engine.generate.options import DecodeOptions, Mode
 from engine.runtime.devices import Runtime, start_runtime
-from lab.bench.measure import timed
+from engine.train.speed import timed
 from models.act import ActModel
 from models.kv_cache import KeyValueMemory, cast_for_reading
 

@@ -2,24 +2,20 @@
 
 import resource
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from engine.build.puzzles import compile_step
 from engine.runtime.devices import Runtime
+from engine.train.speed import product_seconds, timed
 from models.losses.puzzles import ACTLossHead
 from models.losses.text import TextLossHead
 
-ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-ATTENTION_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default)
 
 
@@ -51,32 +47,14 @@ class ProductLog(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def count_flops(step: Callable[[], Any]) -> int:
-    """Floating point operations of the products and attentions of one step."""
-    counter = FlopCounterMode(
-        display=False,
-        custom_mapping={ATTENTION: _attention_flops, ATTENTION_BACKWARD: _attention_backward_flops},
-    )
-    with counter:
-        step()
-    return int(counter.get_total_flops())
-
-
-def _attention_flops(q: Any, k: Any, v: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
-    return int(sdpa_flop_count(q, k, v))
-
-
-def _attention_backward_flops(grad: Any, q: Any, k: Any, v: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
-    return int(sdpa_backward_flop_count(grad, q, k, v))
-
-
 def measure_step(
-    step: Callable[[], Any], head: ACTLossHead | TextLossHead, runtime: Runtime, rounds: int
+    step: Callable[[], Any], flops: float, head: ACTLossHead | TextLossHead, runtime: Runtime, rounds: int
 ) -> tuple[float, dict[str, Any]]:
-    """Seconds of a training step, and what is reported of it beside its bare matrix products; the fastest round counts."""
-    print("counting the step's operations", file=sys.stderr)
+    """Seconds of a training step of so many operations, and what is reported of it beside its bare matrix products; the
+    fastest round counts."""
+    print("noting the step's matrix products", file=sys.stderr)
     with ProductLog() as log:
-        flops = count_flops(step)
+        step()
     if runtime.use_compile:
         print("compiling", file=sys.stderr)
         compile_step(head)
@@ -110,23 +88,9 @@ def product_rate(products: Counter[Product], runtime: Runtime) -> float:
             torch.empty_strided(shape, stride, dtype=product.dtype, device=runtime.device).normal_()
             for shape, stride in (product.left, product.right)
         )
-        torch.matmul(left, right)  # warms up
-        times: list[float] = []
-        with timed(times, runtime):
-            torch.matmul(left, right)
-        seconds += count * times[0]
+        seconds += count * product_seconds(left, right, runtime)
         flops += count * product.flops
     return flops / seconds
-
-
-@contextmanager
-def timed(times: list[float], runtime: Runtime) -> Iterator[None]:
-    """Add to `times` the seconds until the device has done all that is started inside."""
-    runtime.synchronize()
-    started = time.perf_counter()
-    yield
-    runtime.synchronize()
-    times.append(time.perf_counter() - started)
 
 
 def peak_memory(runtime: Runtime) -> int:

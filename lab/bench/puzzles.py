@@ -11,6 +11,7 @@ from engine.build import puzzles as build
 from engine.config.schema import PretrainConfig
 from engine.runtime.devices import start_runtime
 from lab.bench.measure import measure_step
+from models.flops import training_flops
 
 
 def bench_puzzles(config: PretrainConfig, positions: int, vocab_size: int, steps: int) -> dict[str, Any]:
@@ -39,7 +40,8 @@ def bench_puzzles(config: PretrainConfig, positions: int, vocab_size: int, steps
             head.model.puzzle_emb.lent.clear()
         return loss
 
-    seconds, measured = measure_step(step, head, runtime, steps)
+    flops = training_flops(head.model.inner, rows, rows * seq_len)
+    seconds, measured = measure_step(step, flops, head, runtime, steps)
     return {
         "arch": config.arch.name,
         "device": str(runtime.device),

@@ -15,6 +15,7 @@ from engine.build import puzzles as build
 from engine.build import text as build_text
 from engine.config.schema import InstructConfig
 from engine.runtime.devices import Runtime, start_runtime
+from engine.train.speed import num_tokens
 from lab.bench.measure import measure_step, peak_memory
 
 # Lengths like those of an instruction corpus: half of the records below 145 tokens, a mean of 250, answers of 45.
@@ -43,14 +44,15 @@ def _measure(config: InstructConfig, runtime: Runtime, vocab_size: int, depth: i
     task = build_text.text_task_of(config, head, runtime, total_steps=1, total_rows=1, piece_bytes=None)
     optimizers = build.build_optimizers(config, head, runtime, total_steps=1)
     item = next(iter(reader))
-    real_tokens = int((item[1]["documents"] >= 0).sum())
+    real_tokens = num_tokens(item[1])
 
     def step() -> None:
         task.train_step(item, 1)
         optimizers.step(1)
         optimizers.zero_grad()
 
-    seconds, measured = measure_step(step, head, runtime, steps)
+    task.start_step(1)
+    seconds, measured = measure_step(step, task.flops(item), head, runtime, steps)
     return {
         "arch": config.arch.name,
         "device": str(runtime.device),

@@ -5,6 +5,7 @@ K size of a query or key, E of a value.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -40,10 +41,16 @@ class Retention(nn.Module):
 
     def __init__(self, config: RetNetConfig) -> None:
         super().__init__()
-        self.num_heads = config.num_heads
+        self.num_heads, self.chunk_size = config.num_heads, config.chunk_size
         self.widths = [2 * config.hidden_size] + 2 * [config.value_expansion * config.hidden_size]
         self.qkvg_proj = CastedLinear(config.hidden_size, sum(self.widths))
         self.o_proj = CastedLinear(self.widths[-1], config.hidden_size)
+
+    def products_of_position(self, length: int) -> int:
+        """Multiplications of retention itself for each of L positions, beside those of the projections."""
+        size, keys, values = min(self.chunk_size, length), self.widths[0] // 2, self.widths[1]
+        over_chunks = 2 * keys // self.num_heads * values if length > size else 0
+        return size * (keys + values) + over_chunks
 
     def forward(self, x: Tensor, rope: Rope, retain: Retain) -> Tensor:  # (B, L, D)
         qk, v, gate = self.qkvg_proj(x).split(self.widths, dim=-1)
@@ -149,6 +156,9 @@ class RetNetCore(RecursiveCore):
     def step(self, z: Answer, x: Tensor, context: Any) -> tuple[Answer, list[Tensor]]:
         answer = self.retention_level(x, context.rope, [context.mask.retain] * self.config.H_layers)
         return Answer(answer), [answer]
+
+    def passes_of_step(self) -> tuple[Counter[nn.Module], int]:
+        return Counter({self.retention_level: 3}), 1
 
     def read(self, ids: Tensor, new_lengths: Sequence[int], state: RetNetState) -> tuple[Tensor, RetNetState]:
         """Continue from a state with ids (B, L), of which `new_lengths` (1 to L) are real: answers (B, L, D), new state."""

@@ -12,6 +12,7 @@ from engine.checkpoints.run_directory import RunDirectory
 WANDB_ID_FILE = "wandb_id"
 LOG_FILE = "train.log"
 SHOWN = ["loss", "ce", "kd", "agreement", "accuracy", "lr", "grad_norm", "skipped_steps"]  # of a training step
+SHOWN += ["perf/tokens_per_second", "perf/matmul_share"]
 
 
 @dataclass(frozen=True)
@@ -108,19 +109,14 @@ class TextLog:
 
     def start(self, run: TrackedRun) -> None:
         self._log_interval, self._last_step = run.log_interval, run.total_steps
-        self._since, self._tokens = time.monotonic(), 0.0
         self._file = open(run.directory.path / LOG_FILE, "a", encoding="utf-8")  # noqa: SIM115 - closed by `close`
 
     def log(self, metrics: dict[str, float | int], step: int) -> None:
-        self._tokens += metrics.get("train/tokens", 0)
         values = {name.removeprefix("train/"): value for name, value in metrics.items()}
         if "train/lr" not in metrics and "train/skipped_steps" not in metrics:
             self.note(f"evaluation at step {step}: {_shown(values, values)}")
         elif step % self._log_interval == 0 or step == self._last_step or "train/skipped_steps" in metrics:
-            seconds = time.monotonic() - self._since
-            speed = f", {self._tokens / seconds:,.0f} tokens/s" if seconds > 0 else ""
-            self.note(f"step {step}: {_shown(values, SHOWN)}{speed}")
-            self._since, self._tokens = time.monotonic(), 0.0
+            self.note(f"step {step}: {_shown(values, SHOWN)}")
 
     def note(self, text: str) -> None:
         self._file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")

@@ -14,7 +14,13 @@ BAR_METRICS = {
     "train/kd": "kd",
     "train/exact_accuracy": "exact",
     "train/lr": "lr",
+    "perf/tokens_per_second": "tokens/s",
+    "perf/matmul_share": "of matmul",
 }
+
+
+def readable(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10_000 else f"{value:.4g}"
 
 
 class Tracker:
@@ -65,7 +71,7 @@ class Tracker:
         self._metrics.write(metrics, step)
         for backend in list(self._backends):
             self._try(backend, backend.log, metrics, step)
-        shown = {key: f"{label} {metrics[key]:.4g}" for key, label in BAR_METRICS.items() if key in metrics}
+        shown = {key: f"{label} {readable(metrics[key])}" for key, label in BAR_METRICS.items() if key in metrics}
         if "train/token_loss" in shown:  # text: lm_loss, a mean over conversations, is ruled by the short ones
             shown.pop("train/lm_loss", None)
         if shown:
