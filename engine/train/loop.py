@@ -254,7 +254,9 @@ def save(run: Run, is_best: bool = False) -> None:
         ema=run.average.state_dict() if run.average is not None else None,
         trainer=trainer,
         config_yaml=run.checkpoint_yaml,
-        meta=run.meta | {"best_metric": run.plan.best_metric, "best_value": run.state.best_value},
+        meta=run.meta
+        | {"best_metric": run.plan.best_metric, "best_value": run.state.best_value}
+        | {"planned_steps": run.plan.expected_steps},
         files=run.files,
     )
     if is_best:

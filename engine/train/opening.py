@@ -8,6 +8,7 @@ from dataset.files.disk import exclusive_lock
 from engine.checkpoints.load import load_averaged, load_checkpoint, load_weights
 from engine.checkpoints.run_directory import checkpoint_to_resume
 from engine.checkpoints.save import CheckpointStore
+from engine.runtime.code import code_version
 from engine.runtime.devices import Runtime, start_runtime
 from engine.train.job import Job, RunStart
 from engine.train.loop import Run, restore
@@ -33,6 +34,7 @@ def open_run(job: Job, stack: ExitStack) -> tuple[Run, Notices]:
 
     parts = job.compose(RunStart(runtime, directory, checkpoint, say, stack))
     module, plan = parts.task.module, parts.plan
+    parts.meta |= code_version()
     if checkpoint is not None:
         load_weights(module, checkpoint.weights, source=str(checkpoint.path))
     elif settings.start_from:
