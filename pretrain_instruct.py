@@ -12,11 +12,13 @@ from engine.entry import launch, show, user_errors
 
 @hydra.main(config_path="config", config_name="cfg_pretrain_instruct", version_base=None)
 def main(config: DictConfig) -> None:
-    from engine.build.jobs import instruct_job  # late, so that --help needs no torch
+    from engine.build.dry_run import dry_run  # late, so that --help needs no torch
+    from engine.build.jobs import instruct_job
     from engine.run import train
 
     with user_errors():
-        show(train(instruct_job(config)))
+        job = instruct_job(config)
+        show(dry_run(job) if job.config.dry_run else train(job))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ class CursorConfig:
     global_batch_size: int  # rows of a batch over all ranks
     is_test: bool = False  # one pass over the rows in order, instead of shuffled iterations
     epochs_per_iter: int = 1
+    epochs: int | None = None  # after which training ends, so that the last iteration may be shorter
     seed: int = 0
     rank: int = 0
     world_size: int = 1
@@ -23,6 +24,15 @@ class CursorConfig:
         check_ranks(self.global_batch_size, self.rank, self.world_size)
         if self.epochs_per_iter < 1:
             raise ValueError(f"epochs_per_iter={self.epochs_per_iter}; it must be at least 1.")
+
+    def epochs_of(self, iteration: int) -> range:
+        return epochs_of(iteration, self.epochs_per_iter, self.epochs)
+
+
+def epochs_of(iteration: int, epochs_per_iter: int, epochs: int | None) -> range:
+    """The epochs of an iteration, counted from 0; iterations count from 1. One that `epochs` ends within is shorter."""
+    first, stop = (iteration - 1) * epochs_per_iter, iteration * epochs_per_iter
+    return range(first, epochs if epochs is not None and first < epochs else stop)[:epochs_per_iter]
 
 
 def check_ranks(global_batch_size: int, rank: int, world_size: int, option: str = "world_size") -> None:
@@ -118,14 +128,13 @@ class RowDataset(ResumableDataset):
         return -(-len(self.rows) // self.config.global_batch_size)
 
     def num_batches(self, iteration: int = 1) -> int:
-        """How many batches an iteration (all have the same number) or a test pass yields."""
-        return self.batches_per_epoch * (1 if self.config.is_test else self.config.epochs_per_iter)
+        return self.batches_per_epoch * (1 if self.config.is_test else len(self.config.epochs_of(iteration)))
 
     def start_from(self, iteration: int, batches_done: int) -> None:
-        if batches_done > self.num_batches():
+        if batches_done > self.num_batches(iteration):
             raise ValueError(
-                f"start_from({iteration}, {batches_done}): an iteration has {self.num_batches()} batches. The data set "
-                "or the batch size are not those of the run that is resumed."
+                f"start_from({iteration}, {batches_done}): this iteration has {self.num_batches(iteration)} batches. The "
+                "data set or the batch size are not those of the run that is resumed."
             )
         super().start_from(iteration, batches_done)
 
@@ -134,10 +143,9 @@ class RowDataset(ResumableDataset):
 
     def _train_items(self, iteration: int, skip: int) -> Iterator[LoaderItem]:
         per_epoch, position = self.batches_per_epoch, 0
-        for index in range(self.config.epochs_per_iter):
+        for index, epoch in enumerate(self.config.epochs_of(iteration)):
             left_out = min(max(skip - index * per_epoch, 0), per_epoch)
             if left_out < per_epoch:
-                epoch = (iteration - 1) * self.config.epochs_per_iter + index
                 order = self.rows.shuffled(self.config.seed, epoch)
                 yield from self._items(order, range(left_out, per_epoch), position)
                 position += per_epoch - left_out

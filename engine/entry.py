@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from engine.config.compose import as_addition, store_defaults
+from engine.config.compose import as_additions, store_defaults
 
 INTERRUPTED = 130  # exit code after Ctrl-C
 
 
 def launch(main: Callable[[], None]) -> None:
     """Start an entry point that Hydra decorates."""
-    sys.argv[1:] = [as_addition(argument) for argument in sys.argv[1:]]
+    sys.argv[1:] = as_additions(["dry_run=true" if word == "--dry-run" else word for word in sys.argv[1:]])
     store_defaults()
     main()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:

@@ -22,7 +22,7 @@ def infer(options: InferenceOptions) -> None:
     runtime = start_runtime(config.device, config.compile, config.seed)
     try:
         source = build_text(config, runtime, train=False, held_out=split)
-        items = source.data.eval_items
+        items, num_batches = source.data.eval_items, source.data.num_eval_batches
         if items is None:
             raise ValueError(
                 f"The split {split!r} is empty: no example fell into it with dataset.subset_size="
@@ -35,6 +35,7 @@ def infer(options: InferenceOptions) -> None:
             islice(items(), options.max_batches),
             source.data.eval_sets,
             runtime,
+            num_batches=num_batches if options.max_batches is None else min(num_batches or 0, options.max_batches),
             save_outputs=config.eval_save_outputs,
             output_dir=folder,
             label=path.name,

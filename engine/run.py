@@ -9,8 +9,9 @@ from engine.runtime.signals import StopSignal
 from engine.train.evaluate import Report
 from engine.train.evaluate import evaluate as evaluate_items
 from engine.train.job import Job, RunStart
-from engine.train.loop import fit
+from engine.train.loop import Run, fit
 from engine.train.opening import open_run, start_from
+from engine.train.tracking.metrics_file import last_evaluation
 from engine.train.tracking.tracker import Notices
 
 
@@ -23,18 +24,33 @@ def train(job: Job) -> dict[str, Any] | None:
         return evaluate(job)
     with ExitStack() as stack:
         run, say = open_run(job, stack)
-        first, started = run.state.step, time.monotonic()
+        first, started, was_over = run.state.step, time.monotonic(), run.plan.is_over(run.state)
         with StopSignal(announce=run.runtime.is_main) as stop:
             report = fit(run, stop)
             if run.store is not None:
                 run.store.wait()
         if run.plan.is_over(run.state):
+            run.tracker.complete()
+        if was_over:
+            say(*about_finished(run), f"to train on raise {job.settings.lengths} in: {job.resume_command(run.run_dir)}")
+        elif run.plan.is_over(run.state):
             seconds = time.monotonic() - started
             say(f"done: {run.state.step - first} steps in {seconds:.0f} s, see {run.run_dir}")
         else:
             say(f"stopped after step {run.state.step}; resume with: {job.resume_command(run.run_dir)}")
         result = job.finish(run, report, say)
         return result if run.runtime.is_main else None
+
+
+def about_finished(run: Run) -> list[str]:
+    """What to say of a run that had nothing left to do."""
+    state, best = run.state, (run.run_dir / "best").resolve()
+    lines = [f"this run was finished before: it ended at step {state.step}, see {run.run_dir}"]
+    if state.best_value is not None:
+        lines.append(f"best {run.plan.best_metric} {state.best_value:.5g}, kept in {best.name}")
+    last = last_evaluation(run.run_dir)
+    numbers = [f"{key} {value:.5g}" for key, value in last.items() if key.count("/") == 1 and value is not None]
+    return [*lines, f"last evaluation, of step {last['step']}: {', '.join(numbers)}"] if last else lines
 
 
 def evaluate(job: Job) -> Report | None:
@@ -60,6 +76,7 @@ def evaluate(job: Job) -> Report | None:
             data.eval_items(),
             data.eval_sets,
             runtime,
+            num_batches=data.num_eval_batches,
             evaluators=data.evaluators,
             save_outputs=outputs,
             output_dir=directory.path if outputs or data.evaluators else None,

@@ -12,7 +12,7 @@ GRAD_CYCLES_PATTERN = r"^(all|last_cycle|\d+->(\d+|all))$"
 class DepthStage(BaseModel):
     """Part of a run with its own depth."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     until: float = Field(gt=0, lt=1, description="fraction of the run at which the stage ends")
     H_cycles: int | None = Field(None, ge=1)
@@ -32,7 +32,7 @@ class Depth(NamedTuple):
 class ArchConfig(BaseModel):
     """Reference names and defaults; `config/arch/*.yaml` sets them."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     # Given by the data set.
     batch_size: int | None = Field(None, description="part of reference configs; shapes follow the batch")

@@ -54,6 +54,26 @@ def test_the_run_has_the_names_of_the_guide(data, tmp_path, monkeypatch):
     assert re.fullmatch(r"trm_chat-[a-z]+-[a-z]+", run.name) and (run / "latest" / "model.safetensors").exists()
 
 
+def test_defaults_fit_few_conversations_and_few_epochs(data, tmp_path):
+    """As typed by somebody who gives the data and the number of epochs alone."""
+    given = [
+        word for word in chat_flags(data, tmp_path / "run", epochs=4) if not word.startswith(("lr", "eval_i", "glo"))
+    ]
+    ended = pretrain([*given, "global_batch_size=64"])
+    assert ended.code == 0, ended.err
+    assert re.search("global_batch_size=64.* 42$", ended.err, re.MULTILINE)
+    config = (tmp_path / "run" / "config.yaml").read_text()
+    assert "global_batch_size: 42" in config and "lr_warmup_steps: 0" in config
+    assert config == (tmp_path / "run" / "latest" / "config.yaml").read_text()
+    assert "lr_warmup_steps=1000" in ended.err and json.loads(ended.out)["test"]["count"] > 0
+
+
+def test_a_warm_up_that_was_given_is_kept(data, tmp_path):
+    words = [word for word in chat_flags(data, tmp_path / "run", max_steps=3) if not word.startswith("lr_w")]
+    ended = pretrain([*words, "lr_warmup_steps=7"])
+    assert ended.code == 0 and "warning: lr_warmup_steps=7" in ended.err
+
+
 def test_accumulation_changes_no_update(data, tmp_path):
     for name, parts in (("whole", 1), ("halves", 2), ("quarters", 4)):
         trained(data, tmp_path / name, max_steps=3, gradient_accumulation_steps=parts, packing=False)

@@ -69,11 +69,11 @@ def small(command: str, place: Path) -> list[str]:
     return words
 
 
-def run(words: list[str], place: Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
+def run(words: list[str], place: Path, stdin: str = "", timeout: float = 200) -> subprocess.CompletedProcess[str]:
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHON": sys.executable}
     env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
     return subprocess.run(
-        words, cwd=place, env=env, input=stdin, capture_output=True, text=True, timeout=200, check=False
+        words, cwd=place, env=env, input=stdin, capture_output=True, text=True, timeout=timeout, check=False
     )
 
 
@@ -110,3 +110,29 @@ def test_every_command_of_the_guide_works(place):
         "serve.py",
     ):
         assert any(word in command for command in ran), word
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_the_model_of_the_example_repeats_the_replies_it_was_taught(place):
+    """The commands as they stand, with the size and the length that they have by default."""
+    commands = [c for c in documented_commands([GUIDE]) if re.search("example-chat-dataset|prepare_example", c, re.I)]
+    assert len(commands) == 3, commands
+    for command in commands[:2]:
+        words = shlex.split(command.replace("./prepare", "examples/prepare"))
+        done = run([sys.executable if word == "python" else word for word in words], place, timeout=3000)
+        assert done.returncode == 0, done.stderr[-3000:]
+    words = shlex.split(commands[2])
+    (checkpoint,) = place.glob(words[words.index("--checkpoint") + 1])
+    ask = [sys.executable, "generate.py", "--checkpoint", str(checkpoint), "--temperature", "0.7", "--interactive"]
+    num_repeated = 0
+    for record in json.loads((place / "examples" / "chat_conversations.json").read_text()):
+        turns = record["conversations"]
+        said = [
+            f"/system {turn['value']}" if turn["from"] == "system" else turn["value"]
+            for turn in turns
+            if turn["from"] != "gpt"
+        ]
+        answered = run([*ask, "--seed", "0"], place, stdin="\n".join([*said, "/quit\n"])).stdout
+        num_repeated += all(turn["value"] in answered for turn in turns if turn["from"] == "gpt")
+    assert num_repeated == 4  # the fifth conversation is held out

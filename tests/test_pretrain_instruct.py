@@ -84,10 +84,18 @@ def test_disable_compile_keeps_compiling_off(value, data, tmp_path, monkeypatch)
     assert ended.code == 0 and "compile off" in ended.err
 
 
-def test_a_batch_larger_than_the_corpus_says_both_numbers(data, tmp_path):
-    message = refused(text_flags(data, tmp_path / "run", global_batch_size=48))
-    assert "No train batches available: 42 examples, global_batch_size=48." in message
-    assert "Lower the batch size or raise dataset.subset_size." in message
+def test_a_batch_larger_than_the_corpus_shrinks_to_it_and_says_so(data, tmp_path):
+    ended = train_text(text_flags(data, tmp_path / "run", global_batch_size=48, max_steps=1))
+    assert ended.code == 0 and re.search("global_batch_size=48.* 42$", ended.err, re.MULTILINE)
+    message = refused(text_flags(data, tmp_path / "more", global_batch_size=48, gradient_accumulation_steps=48))
+    assert "No train batches available: 42 examples" in message and "dataset.subset_size" in message
+
+
+def test_an_evaluation_needs_no_training_batch(data, tmp_path):
+    assert train_text(text_flags(data, tmp_path / "run", max_steps=1)).code == 0
+    changes = {"load_checkpoint": str(tmp_path / "run"), "eval_only": True, "gradient_accumulation_steps": 48}
+    ended = train_text(text_flags(data, tmp_path / "no", global_batch_size=48, **changes))
+    assert ended.code == 0 and "test" in json.loads(ended.out) and "global_batch_size" not in ended.err
 
 
 def spoiled(data, folder, content=None):

@@ -62,15 +62,29 @@ def disk_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
+def make_directory(directory: Path) -> list[Path]:
+    """Create the directory and its parents; returns those that were not there, the innermost first."""
+    new = [path for path in (directory, *directory.parents) if not path.exists()]
+    with disk_errors(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+    return new
+
+
+def remove_if_empty(directories: list[Path]) -> None:
+    """What `make_directory` has created, if nothing came of it."""
+    with suppress(OSError):
+        for path in directories:
+            path.rmdir()
+
+
 @contextmanager
 def exclusive_lock(directory: Path, wait: bool = False) -> Iterator[None]:
     """Create the directory and hold its lock within the block; `wait` for another holder, or refuse at once.
 
-    A directory that was not there before and is still empty afterwards is removed. On Windows, which has no such locks,
-    nothing is held.
+    Directories that were not there before and are empty afterwards, parents too, are removed. On Windows, which has no
+    such locks, nothing is held.
     """
-    is_new = not directory.exists()
-    directory.mkdir(parents=True, exist_ok=True)
+    new = make_directory(directory)
     if sys.platform == "win32":
         yield
         return
@@ -87,7 +101,5 @@ def exclusive_lock(directory: Path, wait: bool = False) -> Iterator[None]:
     try:
         yield
     finally:
-        if is_new:
-            with suppress(OSError):
-                directory.rmdir()
+        remove_if_empty(new)
         os.close(descriptor)  # releases the lock

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from dataset.common import PuzzleDatasetMetadata
+from dataset.files.disk import make_directory, remove_if_empty
 from dataset.puzzles.format import BLANK_NAME, PuzzleSet
 
 IDENTIFIERS_FILE = "identifiers.json"
@@ -31,7 +32,7 @@ def dataset_folder(output_dir: str | Path, overwrite: bool = False) -> Iterator[
     """
     target = Path(output_dir).resolve()  # through a symbolic link, so that the renaming stays on one disk
     _check_replaceable(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    new = make_directory(target.parent)
     token = secrets.token_hex(4)
     partial = target.parent / f".{target.name}.{token}.partial"
     partial.mkdir()
@@ -40,6 +41,7 @@ def dataset_folder(output_dir: str | Path, overwrite: bool = False) -> Iterator[
         _put_in_place(partial, target, target.parent / f".{target.name}.{token}.replaced", overwrite)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        remove_if_empty(new)
 
 
 def create_array(folder: Path, split: str, set_name: str, field: str, shape: tuple[int, ...]) -> np.ndarray:

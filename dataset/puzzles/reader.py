@@ -12,7 +12,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from dataset.common import IGNORE_LABEL_ID, Batch, LoaderItem, PuzzleDatasetMetadata
-from dataset.cursor import ResumableDataset, check_ranks, is_for_this_worker
+from dataset.cursor import ResumableDataset, check_ranks, epochs_of, is_for_this_worker
 from dataset.puzzles.format import PuzzleSet, PuzzleSplit, open_split
 from dataset.puzzles.mixing import identifier_offsets, merged_metadata
 
@@ -26,6 +26,7 @@ class PuzzleDatasetConfig(BaseModel):
     global_batch_size: int = Field(ge=1)
     test_set_mode: bool  # rows in order, nothing dropped, the last batch padded
     epochs_per_iter: int = Field(default=1, ge=1)  # training: how many times one iteration visits every group
+    epochs: int | None = Field(default=None, ge=1)  # of all iterations; the last one may be shorter
     seed: int = Field(default=0, ge=0)
     rank: int = Field(default=0, ge=0)
     num_replicas: int = Field(default=1, ge=1)
@@ -201,7 +202,8 @@ class PuzzleDataset(ResumableDataset):
         config, (_, puzzles) = self.config, self._sets()[set_index]
         seed = config.seed + self._stream(iteration, set_index)
         groups = self._groups[set_index]
-        return plan_iteration(puzzles, groups, seed, config.epochs_per_iter, config.global_batch_size)
+        epochs = len(epochs_of(iteration, config.epochs_per_iter, config.epochs))
+        return plan_iteration(puzzles, groups, seed, epochs, config.global_batch_size)
 
     def _groups_to_read(self) -> list[np.ndarray]:
         """Of each set all groups, or those on this reader's side of the validation split, which alone are counted."""
@@ -242,7 +244,8 @@ class PuzzleDataset(ResumableDataset):
         return splits
 
     def _check_enough(self, splits: list[PuzzleSplit]) -> None:
-        epochs, size = self.config.epochs_per_iter, self.config.global_batch_size
+        size = self.config.global_batch_size
+        epochs = len(epochs_of(1, self.config.epochs_per_iter, self.config.epochs))
         named = [(split.folder, *item) for split in splits for item in split.sets.items()]
         for index, (folder, name, puzzles) in enumerate(named):
             largest = np.maximum.reduceat(np.diff(puzzles.puzzle_indices), puzzles.group_indices[:-1])
@@ -251,8 +254,8 @@ class PuzzleDataset(ResumableDataset):
             if available < size:
                 raise ValueError(
                     f"No train batches available: {available} examples, global_batch_size={size} (set '{name}' in "
-                    f"{folder}, {epochs} epoch(s) per iteration). Lower the batch size or raise the number of examples "
-                    "or of epochs per iteration."
+                    f"{folder}, {epochs} epoch(s) between evaluations). Lower the batch size, raise epochs or "
+                    "eval_interval, or build more puzzles."
                 )
 
     def __getstate__(self) -> dict[str, Any]:

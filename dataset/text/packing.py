@@ -116,7 +116,7 @@ class DocumentRows(RowPlanner):
         if not is_test and len(self._documents) < global_batch_size:
             raise ValueError(
                 f"No train batches available: {len(self._documents)} examples, global_batch_size={global_batch_size}. "
-                "Lower the batch size or raise dataset.subset_size."
+                "Lower the batch size or add examples."
             )
 
 

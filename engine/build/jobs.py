@@ -4,6 +4,7 @@ import os
 import shlex
 import sys
 from abc import abstractmethod
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -14,6 +15,7 @@ from engine.build.text import TextSource
 from engine.checkpoints.run_directory import RunDirectory, named_directory, start_directory
 from engine.config.check import check
 from engine.config.compose import resolved
+from engine.config.parse import nearest
 from engine.config.schema import ChatConfig, InstructConfig, PretrainConfig, RunConfig, TextConfig
 from engine.runtime.devices import Runtime
 from engine.tasks.protocol import Task
@@ -33,9 +35,11 @@ TextConfigT = TypeVar("TextConfigT", bound=TextConfig)
 class HydraJob(Job, Generic[Config]):
     """What puzzles and text have in common: the run directory, the plan and the optimizers."""
 
-    def __init__(self, config: Config, arch_label: str = "model") -> None:
-        self.config = config
+    def __init__(self, config: Config, arch_label: str = "model", given: Collection[str] | None = None) -> None:
+        self.config = config  # from `compose` on with what was fitted to the data
         self.arch_label = arch_label  # begins the name of a run that was given none
+        self.given = given  # options that somebody chose, of which none is changed; None: all of them
+        self.opened: Source | None = None  # the data, from `compose` on
 
     @property
     def settings(self) -> RunSettings:
@@ -51,6 +55,7 @@ class HydraJob(Job, Generic[Config]):
             keep_last=config.keep_last,
             trackers=config.tracker,
             eval_only=config.eval_only,
+            lengths=f"epochs={config.epochs}" + (f" and max_steps={config.max_steps}" if config.max_steps else ""),
         )
 
     def directory(self, runtime: Runtime, say: Notices) -> RunDirectory:
@@ -60,6 +65,12 @@ class HydraJob(Job, Generic[Config]):
         start_directory(directory, self.config.resume)
 
     def parts(self, start: RunStart, task: Task, source: Source, *, may_exceed: bool = False) -> RunParts:
+        self.opened = source
+        if not self.config.eval_only:
+            self.fit_length(source.total_steps, start.say)
+            start.directory.keep(self.config)
+        if source.data.eval_items is not None:
+            check_best_metric(self.config.best_metric, task)
         if start.runtime.use_compile:
             build.compile_step(head_of(task))
         return RunParts(
@@ -70,6 +81,22 @@ class HydraJob(Job, Generic[Config]):
             meta=parameter_counts(task.module),
             files=source.files,
         )
+
+    def fit_length(self, total_steps: int, say: Notices) -> None:
+        """Cut a warm-up that nobody chose to a tenth of the run; say what else of the length is not as it seems."""
+        config, longest = self.config, total_steps // 10
+        if config.max_steps is not None and total_steps < config.max_steps:
+            say(
+                f"note: max_steps={config.max_steps} is never reached: epochs={config.epochs} are {total_steps} steps. "
+                "To train for longer raise epochs"
+            )
+        if config.lr_warmup_steps > longest:
+            found = f"lr_warmup_steps={config.lr_warmup_steps} is more than a tenth of the run's {total_steps} steps"
+            if self.given is None or "lr_warmup_steps" in self.given:
+                say(f"warning: {found}")
+            else:
+                say(f"note: the default {found}; warming up for {longest} steps")
+                self.config = config.model_copy(update={"lr_warmup_steps": longest})
 
     def plan(self, source: Source, may_exceed: bool) -> Plan:
         """`may_exceed`: the number of steps is an estimate, and the run ends with its data."""
@@ -128,6 +155,10 @@ class TextJob(HydraJob[TextConfigT]):
 
     def compose(self, start: RunStart) -> RunParts:
         source = self.open_source(start.runtime)
+        asked, fitting = self.config.global_batch_size, source.global_batch_size
+        if fitting < asked:
+            start.say(f"note: too few training examples for global_batch_size={asked}; taking {fitting}")
+            self.config = self.config.model_copy(update={"global_batch_size": fitting})
         if source.data.eval_items is None:
             start.say(f"no held-out conversations ({self.about_held_out()}), so nothing is evaluated")
         head = build_text.build_text_head(self.config, source.metadata, start.runtime)
@@ -139,7 +170,7 @@ class InstructJob(TextJob[InstructConfig]):
     """A run on the instruction corpus."""
 
     def open_source(self, runtime: Runtime) -> TextSource:
-        return build_text.build_text(self.config, runtime)
+        return build_text.build_text(self.config, runtime, train=not self.config.eval_only)
 
     def about_held_out(self) -> str:
         data = self.config.dataset
@@ -150,7 +181,7 @@ class ChatJob(TextJob[ChatConfig]):
     """A run on chat data sets."""
 
     def open_source(self, runtime: Runtime) -> TextSource:
-        return build_text.build_chat(self.config, runtime)
+        return build_text.build_chat(self.config, runtime, train=not self.config.eval_only)
 
 
 def head_of(task: Task) -> ACTLossHead | TextLossHead:
@@ -159,12 +190,24 @@ def head_of(task: Task) -> ACTLossHead | TextLossHead:
     return head
 
 
+def check_best_metric(name: str, task: Task) -> None:
+    """Refuse a name that no evaluation of the run will have."""
+    known = task.eval_metrics()
+    if name not in known:
+        plain = [metric for metric in known if "/" not in metric]
+        others = " and those of each step, such as depth_1/token_loss" if len(plain) < len(known) else ""
+        raise ValueError(
+            f"best_metric={name}: the held-out metrics of this run are {', '.join(plain)}{others}"
+            f"{nearest(name, known) or '.'}"
+        )
+
+
 def puzzle_or_chat_job(hydra_config: Any) -> PuzzleJob | ChatJob:
     """What `pretrain.py` was asked for."""
-    data, arch_label = resolved(hydra_config)
+    data, arch_label, given = resolved(hydra_config)
     if data.get("dataset_type") != "chat":
-        return PuzzleJob(check(PretrainConfig, data), arch_label)
-    return ChatJob(chat_config(data), arch_label)
+        return PuzzleJob(check(PretrainConfig, data), arch_label, given)
+    return ChatJob(chat_config(data), arch_label, given)
 
 
 def chat_config(data: dict[str, Any]) -> ChatConfig:
@@ -181,5 +224,5 @@ def chat_config(data: dict[str, Any]) -> ChatConfig:
 
 def instruct_job(hydra_config: Any) -> InstructJob:
     """What `pretrain_instruct.py` was asked for."""
-    data, arch_label = resolved(hydra_config)
-    return InstructJob(check(InstructConfig, data), arch_label)
+    data, arch_label, given = resolved(hydra_config)
+    return InstructJob(check(InstructConfig, data), arch_label, given)

@@ -90,6 +90,9 @@ class Source:
     data: RunData
     total_steps: int
     iterations: int
+    steps_per_epoch: float
+    train_rows: int  # of an epoch
+    train_tokens: int  # of an epoch
     files: Sequence[Path] = ()  # to be kept with every checkpoint
 
 
@@ -97,12 +100,11 @@ def build_puzzles(config: PretrainConfig, runtime: Runtime) -> Source:
     """Open the data sets; held out are the `test` splits of the training folders, if any, unless others are named, and
     the puzzles of a validation split, which then choose the best checkpoint alone."""
     check_batch_shares(config, runtime)
-    epochs_per_iteration = config.eval_interval or config.epochs
     share = config.eval.validation_split
-    train = open_puzzles(config, runtime, "train", config.data_paths, epochs_per_iteration)
+    train = open_puzzles(config, runtime, "train", config.data_paths, in_order=config.eval_only)
     held_out = config.data_paths_test or [path for path in config.data_paths if (Path(path) / "test").is_dir()]
-    test = open_puzzles(config, runtime, "test", held_out, 1) if held_out else None
-    validation = open_puzzles(config, runtime, "train", config.data_paths, 1, is_validation=True) if share else None
+    test = open_puzzles(config, runtime, "test", held_out, in_order=True) if held_out else None
+    validation = open_puzzles(config, runtime, "train", config.data_paths, in_order=True) if share else None
     held = [reader for reader in (test, validation) if reader is not None]
     test_sets = [] if test is None else test.metadata.sets
     best_sets = [] if validation is None else [VALIDATION_SET]
@@ -114,7 +116,8 @@ def build_puzzles(config: PretrainConfig, runtime: Runtime) -> Source:
             f"eval.validation_split={share:g} holds out. Set it to 0, or give that set another name."
         )
     metadata = train.metadata
-    estimate = config.epochs * metadata.total_groups * metadata.mean_puzzle_examples / config.global_batch_size
+    rows = metadata.total_groups * metadata.mean_puzzle_examples
+    estimate = config.epochs * rows / config.global_batch_size
     total_steps = min(int(estimate), config.max_steps or int(estimate))
 
     workers = config.dataloader_workers
@@ -123,12 +126,16 @@ def build_puzzles(config: PretrainConfig, runtime: Runtime) -> Source:
         data=RunData(
             train_items=train_items(train, workers, runtime),
             eval_items=(lambda: chain.from_iterable(load_batches(r, workers, runtime) for r in held)) if held else None,
+            num_eval_batches=sum(reader.num_batches() for reader in held),
             eval_sets=[*test_sets, *best_sets],
             best_sets=best_sets,
             evaluators=() if test is None else build_evaluators(config, held_out, test.metadata),
         ),
         total_steps=max(total_steps, 1),
-        iterations=config.epochs // epochs_per_iteration,
+        iterations=config.iterations,
+        steps_per_epoch=rows / config.global_batch_size,
+        train_rows=round(rows),
+        train_tokens=round(rows * metadata.seq_len),
     )
 
 
@@ -158,21 +165,17 @@ def check_fit(
 
 
 def open_puzzles(
-    config: PretrainConfig,
-    runtime: Runtime,
-    split: str,
-    paths: list[str],
-    epochs_per_iteration: int,
-    is_validation: bool = False,
+    config: PretrainConfig, runtime: Runtime, split: str, paths: list[str], *, in_order: bool
 ) -> PuzzleDataset:
-    """A reader of a split; of the training split either what is trained on or, in test order, what is held out."""
+    """A reader of a split; of the training split either what is trained on or, in order, what is held out."""
     return PuzzleDataset(
         PuzzleDatasetConfig(
             dataset_paths=paths,
             identifier_paths=identifier_paths(config, paths),
             global_batch_size=config.global_batch_size,
-            test_set_mode=split == "test" or is_validation,
-            epochs_per_iter=epochs_per_iteration,
+            test_set_mode=in_order,
+            epochs_per_iter=config.epochs_per_iteration,
+            epochs=config.epochs,
             seed=config.seed,
             rank=runtime.rank,
             num_replicas=runtime.world_size,

@@ -34,6 +34,7 @@ class TextSource(Source):
 
     tokenizer: Tokenizer
     total_rows: int
+    global_batch_size: int  # that asked for, or as many examples as there are
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def build_text(config: InstructConfig, runtime: Runtime, *, train: bool = True, 
     )
 
 
-def build_chat(config: ChatConfig, runtime: Runtime) -> TextSource:
+def build_chat(config: ChatConfig, runtime: Runtime, *, train: bool = True) -> TextSource:
     """Readers of the data sets at `data_paths`, mixed, and their common tokenizer."""
     check_batch_shares(config, runtime)
     stores = {}
@@ -70,10 +71,11 @@ def build_chat(config: ChatConfig, runtime: Runtime) -> TextSource:
         if runtime.is_main:
             cut = f", {found.chat.truncated} of them truncated, {found.chat.dropped} dropped"
             print(f"{split}: {found.chat.documents} conversations{cut}; {found.chat.tokens} tokens", file=sys.stderr)
-    if "train" not in stores:
+    if train and "train" not in stores:
         open_chat_data(config.data_paths, "train")
     tokenizer = load_chat_tokenizer(chat_tokenizer_folder(config.data_paths))
-    return source_of(config, runtime, found.seq_len, tokenizer, train=stores["train"], test=stores.get("test"))
+    trained = stores["train"] if train else None
+    return source_of(config, runtime, found.seq_len, tokenizer, train=trained, test=stores.get("test"))
 
 
 def data_row_length(paths: Sequence[str]) -> int:
@@ -92,6 +94,8 @@ def source_of(
 ) -> TextSource:
     """Readers of the documents to train on and of those to evaluate, and how long a run takes."""
     metadata = text_metadata(seq_len, tokenizer.vocab_size, tokenizer.pad_id)
+    if train is not None:
+        config = config.model_copy(update={"global_batch_size": fitting_batch_size(config, runtime, len(train))})
     trained = text_reader(config, metadata, train, runtime, is_test=False) if train is not None else None
     held_out = text_reader(config, metadata, test, runtime, is_test=True) if test else None
     rows = config.epochs * len(trained.rows) if trained is not None else 1
@@ -105,14 +109,30 @@ def source_of(
         data=RunData(
             train_items=(lambda *_: ()) if trained is None else train_items(trained, workers, runtime),
             eval_items=(lambda: load_batches(held_out, workers, runtime)) if held_out is not None else None,
+            num_eval_batches=held_out.num_batches() if held_out is not None else None,
             eval_sets=[held_out.set_name] if held_out is not None else [],
         ),
         files=tokenizer.files(),
         tokenizer=tokenizer,
         total_steps=min(steps, config.max_steps or steps),
         total_rows=rows,
-        iterations=config.epochs // (config.eval_interval or config.epochs),
+        iterations=config.iterations,
+        steps_per_epoch=steps / config.epochs,
+        train_rows=rows // config.epochs,
+        train_tokens=0 if train is None else int(train.lengths().sum()),
+        global_batch_size=config.global_batch_size,
     )
+
+
+def fitting_batch_size(config: TextConfig, runtime: Runtime, num_examples: int) -> int:
+    """The batch size asked for; if there are fewer examples, the largest one that can be shared equally."""
+    shares = runtime.world_size * config.gradient_accumulation_steps
+    if num_examples < shares:
+        raise ValueError(
+            f"No train batches available: {num_examples} examples cannot be shared by {runtime.world_size} ranks x "
+            f"gradient_accumulation_steps={config.gradient_accumulation_steps}. Use fewer, or {config.more_examples}."
+        )
+    return min(config.global_batch_size, num_examples // shares * shares)
 
 
 def expected_depth(arch: dict[str, Any]) -> float:
@@ -143,7 +163,8 @@ def text_reader(
         CursorConfig(
             global_batch_size=config.global_batch_size,
             is_test=is_test,
-            epochs_per_iter=config.eval_interval or config.epochs,
+            epochs_per_iter=config.epochs_per_iteration,
+            epochs=config.epochs,
             seed=config.seed,
             rank=runtime.rank,
             world_size=runtime.world_size,

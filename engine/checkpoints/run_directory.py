@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from engine.checkpoints.load import Checkpoint, latest_step, load_checkpoint, resolve_checkpoint
+from engine.checkpoints.load import CONFIG_FILE, Checkpoint, latest_step, load_checkpoint, resolve_checkpoint
 from engine.config.schema import RunConfig
 from engine.runtime.devices import Runtime
 
@@ -16,18 +16,28 @@ LATEST = "latest"
 OTHER_NAME = re.compile(r"checkpoint-(\d+)")  # what a step directory is called elsewhere
 
 
-@dataclass(frozen=True)
+@dataclass
 class RunDirectory:
     """Where a run writes, its names for tracking services, and the config that is kept there."""
 
     path: Path
     project: str
     name: str
-    config_yaml: str
+    config_yaml: str = ""
+
+    def keep(self, config: RunConfig) -> None:
+        """Let this be the config, with the names that were decided."""
+        names = {"project_name": self.project, "run_name": self.name, "checkpoint_path": str(self.path)}
+        self.config_yaml = to_yaml(config.model_copy(update=names).model_dump(mode="json"))
 
     def write_config(self) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
-        (self.path / "config.yaml").write_text(self.config_yaml, encoding="utf-8")
+        (self.path / CONFIG_FILE).write_text(self.config_yaml, encoding="utf-8")
+
+    def remove_unused_config(self) -> None:
+        """Remove the config of a run that was refused before it wrote anything else."""
+        if [path.name for path in self.path.iterdir()] == [CONFIG_FILE]:
+            (self.path / CONFIG_FILE).unlink()
 
 
 def named_directory(config: RunConfig, arch_label: str, runtime: Runtime, say: Callable[[str], None]) -> RunDirectory:
@@ -46,9 +56,9 @@ def named_directory(config: RunConfig, arch_label: str, runtime: Runtime, say: C
 
             name = f"{arch_label}-{generate_slug(2)}"
         path = root / shared_text(name, runtime)
-    names = {"project_name": project, "run_name": path.name, "checkpoint_path": str(path)}
-    config_yaml = to_yaml(config.model_copy(update=names).model_dump(mode="json"))
-    return RunDirectory(path, project, path.name, config_yaml)
+    directory = RunDirectory(path, project, path.name)
+    directory.keep(config)
+    return directory
 
 
 def start_directory(directory: RunDirectory, resume: bool) -> None:
@@ -56,10 +66,14 @@ def start_directory(directory: RunDirectory, resume: bool) -> None:
 
     In a resumed run the former config stands until the checkpoint has been seen to fit.
     """
+    check_unused(directory, resume)
+    if not resume or not (directory.path / CONFIG_FILE).exists():
+        directory.write_config()
+
+
+def check_unused(directory: RunDirectory, resume: bool) -> None:
     if not resume and any(directory.path.glob("step_*")):
         raise ValueError(f"{directory.path} holds checkpoints already. Give resume=true, or another run_name.")
-    if not resume or not (directory.path / "config.yaml").exists():
-        directory.write_config()
 
 
 def newest_run(root: Path) -> Path:

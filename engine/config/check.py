@@ -3,6 +3,7 @@
 import inspect
 from typing import Any, TypeVar
 
+from engine.config.compose import UNKNOWN_CHOICES, choices
 from engine.config.parse import ConfigError, nearest, parse
 from engine.config.registry import load_model_class
 from engine.config.schema import RunConfig, TextConfig
@@ -20,7 +21,9 @@ GIVEN_TO_EVALUATORS = {"data_path", "eval_metadata"}
 
 def check(config_class: type[Config], data: dict[str, Any]) -> Config:
     """The typed config; otherwise ONE error with every problem of the run's options and of the architecture's."""
-    config, problems = parse(config_class, data)
+    unknown = data.get(UNKNOWN_CHOICES, {})
+    config, problems = parse(config_class, {key: value for key, value in data.items() if key != UNKNOWN_CHOICES})
+    problems += [choice_problem(group, name) for group, name in unknown.items()]
     arch = data.get("arch")
     if isinstance(arch, dict):
         problems += arch_problems({key: value for key, value in arch.items() if key != "loss"})
@@ -34,6 +37,12 @@ def check(config_class: type[Config], data: dict[str, Any]) -> Config:
     if problems or config is None:
         raise ConfigError(problems)
     return config
+
+
+def choice_problem(group: str, name: str) -> str:
+    """That there is no such architecture or recipe."""
+    known = choices(group)
+    return f"{group}={name}: expected one of {', '.join(known)}{nearest(name, known)}"
 
 
 def class_problems(choice: Any, prefix: str, expected: type) -> list[str]:

@@ -1,6 +1,7 @@
 """Hydra's part: a config and its overrides as plain values."""
 
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ CONFIGS: dict[str, type[RunConfig]] = {
     "cfg_pretrain_instruct": InstructConfig,
     "cfg_chat": ChatConfig,
 }
+UNKNOWN_CHOICES = "unknown_choices"  # the key of values that `as_additions` could not pass on
 CONFIG_DIR = Path(__file__).resolve().parents[2] / "config"
 
 
@@ -24,7 +26,7 @@ def composed(config_name: str, overrides: Sequence[str]) -> dict[str, Any]:
 
     store_defaults()
     with initialize_config_dir(str(CONFIG_DIR), version_base=None):
-        data = OmegaConf.to_container(compose(config_name, [as_addition(o) for o in overrides]), resolve=True)
+        data = OmegaConf.to_container(compose(config_name, as_additions(overrides)), resolve=True)
     assert isinstance(data, dict)
     return {str(key): value for key, value in data.items()}
 
@@ -40,8 +42,9 @@ def store_defaults() -> None:
         ConfigStore.instance().store(name=f"{config_name}_defaults", node=node)
 
 
-def resolved(hydra_config: Any) -> tuple[dict[str, Any], str]:
-    """The values that a `hydra.main` function was given, and the name of the chosen architecture."""
+def resolved(hydra_config: Any) -> tuple[dict[str, Any], str, set[str]]:
+    """The values that a `hydra.main` function was given, the name of the chosen architecture, and the options that were
+    chosen by the command line or a recipe, rather than left at their default."""
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -51,14 +54,37 @@ def resolved(hydra_config: Any) -> tuple[dict[str, Any], str]:
     except OmegaConfBaseException as error:
         raise ConfigError([str(error).replace("\n", " ")]) from None
     assert isinstance(data, dict)
-    return {str(key): value for key, value in data.items()}, HydraConfig.get().runtime.choices.get("arch", "model")
+    hydra = HydraConfig.get()
+    given = {override.lstrip("+").partition("=")[0] for override in hydra.overrides.task}
+    if recipe := hydra.runtime.choices.get("recipe"):
+        given |= {str(key) for key in OmegaConf.load(CONFIG_DIR / "recipe" / f"{recipe}.yaml")}
+    return {str(key): value for key, value in data.items()}, hydra.runtime.choices.get("arch", "model"), given
 
 
-def as_addition(argument: str) -> str:
-    """`key=value` as `++key=value`, which Hydra accepts for keys that the YAML declares and for others alike, so that
-    our own check can name the nearest known key; choices such as `arch=trm` stay."""
-    key, equals, _ = argument.lstrip("+").partition("=")
-    is_choice = (CONFIG_DIR / key.partition("@")[0]).is_dir()
-    if not equals or argument.startswith(("-", "~")) or is_choice or key.startswith("hydra"):
-        return argument
-    return "++" + argument.lstrip("+")
+def as_additions(arguments: Sequence[str]) -> list[str]:
+    """Every `key=value` as `++key=value`, which Hydra accepts for keys that the YAML declares and for others alike, so
+    that our own check can name the nearest known key; choices such as `arch=trm` stay.
+
+    In place of a choice that does not exist stand the nearest one and a note for the check, which so finds what else is
+    wrong too.
+    """
+    changed = []
+    for argument in arguments:
+        key, equals, value = argument.lstrip("+").partition("=")
+        group = key.partition("@")[0]
+        if not equals or argument.startswith(("-", "~")) or key.startswith("hydra"):
+            changed.append(argument)
+        elif not (CONFIG_DIR / group).is_dir():
+            changed.append("++" + argument.lstrip("+"))
+        elif value == "null" or value in (known := choices(group)):
+            changed.append(argument)
+        else:
+            changed += [f"{key}={name}" for name in get_close_matches(value, known, n=1)]
+            value = value.strip("'").replace("'", "")  # as Hydra quotes it
+            changed.append(f"++{UNKNOWN_CHOICES}.{group}='{value}'")
+    return changed
+
+
+def choices(group: str) -> list[str]:
+    """What can be chosen, as in `arch=trm`."""
+    return sorted(file.stem for file in (CONFIG_DIR / group).glob("*.yaml"))

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 
 class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     def problems(self) -> list[str]:
         """What does not fit together; the message of an error with all of it."""
@@ -53,7 +53,9 @@ class RunConfig(Strict):
     # Length
     global_batch_size: int = Field(ge=1)
     epochs: int = Field(ge=1)
-    eval_interval: int | None = Field(None, ge=1, description="epochs between evaluations; null: only at the end")
+    eval_interval: int | None = Field(
+        None, ge=1, description="epochs between evaluations; the end is evaluated too, with null only that"
+    )
     min_eval_interval: int = Field(0, ge=0, description="number of the first such interval that is evaluated")
     max_steps: int | None = Field(None, ge=1, description="stop after so many optimizer steps")
 
@@ -93,6 +95,7 @@ class RunConfig(Strict):
     load_checkpoint: str | None = Field(None, description="weights to start from")
     resume: bool = Field(False, description="resume from the latest checkpoint of the run directory")
     eval_only: bool = Field(False, description="evaluate load_checkpoint and stop")
+    dry_run: bool = Field(False, description="say what the run would do, and write nothing; also --dry-run")
     eval_save_outputs: list[str] = []
     log_interval: int = Field(10, ge=1, description="steps between looks at the metrics; every step is logged")
     tracker: list[Literal["wandb", "tensorboard"]] = []
@@ -115,13 +118,17 @@ class RunConfig(Strict):
             raise ValueError(f"no model returns {', '.join(unknown)}. Choose from {', '.join(cls.outputs)}")
         return names
 
+    @property
+    def epochs_per_iteration(self) -> int:
+        """Epochs between two evaluations."""
+        return min(self.eval_interval or self.epochs, self.epochs)
+
+    @property
+    def iterations(self) -> int:
+        return -(-self.epochs // self.epochs_per_iteration)
+
     def problems(self) -> list[str]:
         problems = []
-        if self.eval_interval is not None and self.epochs % self.eval_interval:
-            problems.append(
-                f"eval_interval={self.eval_interval} does not divide epochs={self.epochs}. "
-                f"Take epochs={self.epochs // self.eval_interval * self.eval_interval or self.eval_interval} or another interval"
-            )
         if self.global_batch_size % self.gradient_accumulation_steps:
             problems.append(
                 f"global_batch_size={self.global_batch_size} cannot be split into "
@@ -139,7 +146,7 @@ class EvalConfig(Strict):
 
     halt_max_steps: int | None = Field(None, ge=1, description="supervision steps; null: arch.halt_max_steps")
     rollouts: int = Field(1, ge=1, description="tries at a puzzle; the one that is surest of its answer gives it")
-    noise: float = Field(0.0, ge=0, allow_inf_nan=False, description="scale of the noise of all tries but the first")
+    noise: float = Field(0.0, ge=0, description="scale of the noise of all tries but the first")
     validation_split: float = Field(
         0.0, ge=0, lt=1, description="share of the training puzzles that is held out and decides what `best` points at"
     )
@@ -222,6 +229,10 @@ class TextConfig(RunConfig):
     def row_length(self) -> int:
         raise TypeError(f"{type(self).__name__} must say how many positions a row has")
 
+    @property
+    def more_examples(self) -> str:
+        raise TypeError(f"{type(self).__name__} must say how to get more examples")
+
 
 class InstructConfig(TextConfig):
     """Options of `pretrain_instruct.py`."""
@@ -235,6 +246,10 @@ class InstructConfig(TextConfig):
     @property
     def row_length(self) -> int:
         return self.dataset.seq_len
+
+    @property
+    def more_examples(self) -> str:
+        return "take a larger corpus" if self.dataset.subset_size is None else "raise dataset.subset_size"
 
     def default_project_name(self) -> str:
         return "SlimOrca-ACT"
@@ -260,6 +275,10 @@ class ChatConfig(TextConfig):
         if self.seq_len is None:
             raise ValueError("The config does not say how many positions a row has. Give seq_len=<number>.")
         return self.seq_len
+
+    @property
+    def more_examples(self) -> str:
+        return "build a data set of more conversations for data_paths"
 
     def default_project_name(self) -> str:
         return project_name_of(self.data_paths)

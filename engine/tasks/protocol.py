@@ -50,6 +50,10 @@ class Task(Protocol):
     def eval_report(self, sums: dict[str, Any]) -> dict[str, float]:
         """The numbers to report of a set."""
 
+    def eval_metrics(self) -> Collection[str]:
+        """The names of those numbers, known ahead; none if they are not."""
+        return ()
+
     @property
     def product_dtype(self) -> torch.dtype:
         """What matrix products are computed in."""

@@ -106,6 +106,10 @@ class PuzzleTask(Task):
         count = max(sums["count"], 1)
         return {name: value / count for name, value in sorted(sums.items()) if name != "count"}
 
+    def eval_metrics(self) -> Collection[str]:
+        of_rollouts = ["pass_any", "pass_plain"] if self.effort.rollouts > 1 else []
+        return ["accuracy", "exact_accuracy", "lm_loss", *of_rollouts, "q_halt_accuracy", "q_halt_loss", "steps"]
+
     def state_dict(self) -> dict[str, Any]:
         """The carry of all slots in global row order, so that a run may resume on another number of ranks."""
         if self.carries is None:

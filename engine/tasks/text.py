@@ -14,6 +14,7 @@ from models.flops import training_flops
 from models.losses.text import Supervision, TextLossHead, area_under_roc
 
 DEPTH_SPREAD = 0.5  # of the logarithm of a sampled depth
+STEP_METRICS = ["accuracy", "exact_accuracy", "lm_loss", "token_accuracy", "token_loss"]  # of each supervision step
 LARGEST_LOSS = 700.0  # whose exponential is a float
 
 
@@ -123,6 +124,13 @@ class TextTask(TokenTask):
 
     def eval_report(self, sums: dict[str, Any]) -> dict[str, float]:
         return text_report(sums)
+
+    def eval_metrics(self) -> Collection[str]:
+        num_steps = self.head.model.config.halt_max_steps
+        by_depth = [f"depth_{number}/{name}" for number in range(1, num_steps + 1) for name in STEP_METRICS]
+        of_bytes = [] if self.piece_bytes is None else ["bits_per_byte"]
+        of_halting = ["q_halt_accuracy", "q_halt_auc", "q_halt_loss"] if num_steps > 1 else []
+        return [*STEP_METRICS, "perplexity", *of_bytes, *of_halting, "steps", "count", "tokens", *by_depth]
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state:

@@ -33,6 +33,7 @@ def evaluate(
     set_names: Sequence[str],
     runtime: Runtime,
     *,
+    num_batches: int | None = None,
     evaluators: Sequence[Evaluator] = (),
     save_outputs: Sequence[str] = (),
     output_dir: Path | None = None,
@@ -53,7 +54,7 @@ def evaluate(
 
     with torch.no_grad():
         for set_name, batch, _ in tqdm(
-            items, desc="evaluate", file=sys.stderr, leave=False, disable=not runtime.is_main
+            items, desc="evaluate", total=num_batches, file=sys.stderr, leave=False, disable=not runtime.is_main
         ):
             sums, outputs = task.eval_batch(batch, wanted)
             add_sums(totals.setdefault(set_name, {}), sums)

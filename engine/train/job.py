@@ -30,6 +30,7 @@ class RunSettings:
     keep_last: int | None = None
     trackers: Sequence[str] = ()
     eval_only: bool = False
+    lengths: str = ""  # the options that end the run, and their values
 
 
 @dataclass(frozen=True)

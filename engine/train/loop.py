@@ -29,6 +29,7 @@ class RunData:
 
     train_items: Callable[[int, int], Iterable[LoaderItem]]  # (iteration, batches to skip) -> items of that iteration
     eval_items: Callable[[], Iterable[LoaderItem]] | None
+    num_eval_batches: int | None = None  # of one evaluation on this rank; None: not known
     eval_sets: Sequence[str] = ()
     best_sets: Sequence[str] = ()  # those of eval_sets that decide which checkpoint is best; none: all of them
     evaluators: Sequence[Evaluator] = ()
@@ -202,6 +203,7 @@ def evaluate_now(run: Run) -> Report:
             run.data.eval_items(),
             run.data.eval_sets,
             run.runtime,
+            num_batches=run.data.num_eval_batches,
             evaluators=run.data.evaluators,
             save_outputs=run.plan.save_outputs,
             output_dir=run.run_dir,

@@ -27,6 +27,7 @@ def open_run(job: Job, stack: ExitStack) -> tuple[Run, Notices]:
     directory = job.directory(runtime, say)
     if runtime.is_main:
         stack.enter_context(exclusive_lock(directory.path))
+        stack.callback(directory.remove_unused_config)
         job.claim(directory, runtime)
     checkpoint = checkpoint_to_resume(settings.resume_from, directory.path, runtime)
     if checkpoint is None and settings.resume_from is not None:
@@ -47,7 +48,7 @@ def open_run(job: Job, stack: ExitStack) -> tuple[Run, Notices]:
     if runtime.is_main:
         job.clear(directory, checkpoint, say)
     tracker = Tracker(
-        TrackedRun(directory, settings.config, plan.expected_steps, saved.step, plan.log_interval),
+        TrackedRun(directory, job.settings.config, plan.expected_steps, saved.step, plan.log_interval),
         backends=settings.trackers,
         resume_before_evaluation=saved.evaluated_step != saved.step,
         enabled=runtime.is_main,

@@ -45,12 +45,12 @@ class TeacherOptions(Strict):
         "topk", description="what it tells of a position: the likeliest ids, drawn ones, or all"
     )
     teacher_topk: int = Field(64, ge=1, description="how many ids it tells")
-    teacher_temperature: float = Field(1.0, gt=0, allow_inf_nan=False, description="of teacher and student alike")
+    teacher_temperature: float = Field(1.0, gt=0, description="of teacher and student alike")
     tail: Literal["bucket", "renorm", "drop"] = Field(
         "bucket", description="of teacher_kind=topk: what becomes of the mass that the ids leave out"
     )
     teacher_url: str = Field("http://localhost:8080", description="of the server; its key is in TEACHER_API_KEY")
-    teacher_timeout: float = Field(30.0, gt=0, allow_inf_nan=False, description="seconds")
+    teacher_timeout: float = Field(30.0, gt=0, description="seconds")
     teacher_max_retries: int = Field(3, ge=0)
     teacher_concurrency: int = Field(4, ge=1, description="requests at a time")
     cache_logits: bool = Field(False, description="write what the teacher says into cache_dir on the way")
@@ -141,8 +141,8 @@ class DistillConfig(TeacherOptions):
     optimizer_type: Literal["adamw", "muon_hybrid", "adam_atan2"] = Field(
         "adamw", description="muon_hybrid (or muon): Muon for the matrices of the blocks, AdamW for the rest"
     )
-    learning_rate: float = Field(3e-4, gt=0, allow_inf_nan=False, json_schema_extra=also("lr"))
-    weight_decay: float = Field(0.1, ge=0, allow_inf_nan=False)
+    learning_rate: float = Field(3e-4, gt=0, json_schema_extra=also("lr"))
+    weight_decay: float = Field(0.1, ge=0)
     max_grad_norm: float | None = Field(1.0, gt=0, description="largest gradient norm; none: no clipping")
     betas: tuple[float, float] = Field((0.9, 0.95), description="of AdamW and AdamATan2")
     muon_momentum: float = Field(0.95, ge=0, lt=1)
@@ -153,7 +153,7 @@ class DistillConfig(TeacherOptions):
     plateau_batches: int = Field(0, ge=0, description="passes at the full learning rate that follow")
     cosine_t0: int = Field(10_000, ge=1, description="optimizer steps of the first cosine")
     cosine_tmult: int = Field(2, ge=1, description="each cosine is so many times as long as the one before")
-    min_lr: float = Field(3e-5, ge=0, allow_inf_nan=False, description="where each cosine ends")
+    min_lr: float = Field(3e-5, ge=0, description="where each cosine ends")
     max_bad_steps: int = Field(10, ge=1, description="steps in a row that are not finite before the run stops")
     saddle_escape: SaddleOptions = Field(
         SaddleOptions.model_validate({}),

@@ -62,6 +62,13 @@ def test_texts_that_are_all_empty_are_an_error(tmp_path: Path) -> None:
     assert "with text" in preprocess_fails(tmp_path)
 
 
+def test_a_refused_start_leaves_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "a.jsonl").write_text("{")
+    assert "line 1" in preprocess_fails(tmp_path)
+    assert not (tmp_path / "packed").exists()
+
+
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
 def test_a_full_disk_is_said_and_leaves_no_half_shard(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int

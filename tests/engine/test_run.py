@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from unittest import mock
@@ -256,6 +257,29 @@ def test_options_of_evaluators_and_outputs_are_checked_before_any_training(folde
     assert "eval_save_outputs: no model returns prds. Choose from inputs, labels" in message
     assert "evaluators.pass_k: unknown key of arc@ARC, did you mean pass_Ks?" in message
     assert not (folder / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"best_metric": "nope"}, "best_metric=nope.*exact_accuracy"),
+        ({"best_metric": "exact_acuracy"}, "did you mean exact_accuracy"),
+        ({"global_batch_size": 4096}, "global_batch_size=4096"),
+        ({"freeze_weights": True}, "freeze_weights"),
+        ({"load_checkpoint": "nowhere"}, "nowhere"),
+        ({"optimizer": "adam_atan2_cuda"}, "adam"),
+    ],
+)
+def test_a_refused_start_leaves_nothing(folder, changes, told):
+    ended = pretrain(flags(folder / "data", folder / "deep" / "new", **changes))
+    assert ended.code == 1 and re.search(told, ended.err, re.DOTALL), ended.err
+    assert not (folder / "deep").exists()
+
+
+def test_an_evaluation_needs_no_training_batch(folder):
+    options = {"load_checkpoint": str(folder / "run"), "eval_only": True, "global_batch_size": 512, "eval_interval": 1}
+    ended = pretrain(flags(folder / "data", folder / "new", **options))
+    assert ended.code == 0 and ended.report["all"]["exact_accuracy"] >= 0
 
 
 def test_the_config_on_disk_says_all_that_was_decided(folder):

@@ -41,6 +41,19 @@ class MetricsFile:
         self._file.close()
 
 
+def last_evaluation(run_dir: Path) -> dict[str, Any]:
+    """The line of the last evaluation in the metrics of a run; nothing if there is none."""
+    path, found = run_dir / METRICS_FILE, {}
+    if path.is_file():
+        with path.open("rb") as file:
+            for line in file:
+                values = _values_of(line)
+                names = [key for key in values if "/" in key]
+                if names and not any(name.startswith(("train/", "base/")) for name in names):
+                    found = values
+    return found
+
+
 def _cut_after(path: Path, step: int, before_evaluation: bool) -> None:
     """Drop the lines that a resumed run writes again and what a kill left half-written."""
     if not path.exists():

@@ -81,6 +81,11 @@ class Tracker:
         if self._enabled:
             self._bar.update(step - self._bar.n)
 
+    def complete(self) -> None:
+        """The run is over: however many steps were expected, these were all."""
+        if self._enabled:
+            self._bar.total = self._bar.n
+
     def print(self, text: str) -> None:
         """Say a line on stderr and note it."""
         if self._enabled:

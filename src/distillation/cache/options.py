@@ -27,7 +27,7 @@ class CacheOptions(Strict):
     api_key: str | None = Field(
         None, repr=False, description="of the server; safer in the environment as TEACHER_API_KEY"
     )
-    timeout: float = Field(60.0, gt=0, allow_inf_nan=False, description="seconds of a request")
+    timeout: float = Field(60.0, gt=0, description="seconds of a request")
     max_retries: int = Field(5, ge=0, description="of a request")
     workers: int = Field(4, ge=1, description="requests at a time")
 
@@ -36,9 +36,7 @@ class CacheOptions(Strict):
     )
     topk: int = Field(64, ge=1, description="how many ids of a position")
     seed: int = Field(42, ge=0, description="of kind sampled")
-    temperature: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
-        [], description="that training may ask for beside 1"
-    )
+    temperature: list[Annotated[float, Field(gt=0)]] = Field([], description="that training may ask for beside 1")
     value_dtype: Literal["fp16", "u8"] = Field("fp16", description="u8 takes less room, at ten times the (small) error")
 
     batch_size: int = Field(8, ge=1, description="rows that are asked about at once")

@@ -64,8 +64,6 @@ class CacheWriter:
 
     def __init__(self, folder: Path, facts: CacheFacts, shard_rows: int | None = None) -> None:
         self._lock = ExitStack()
-        with disk_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
         self._lock.enter_context(exclusive_lock(folder))
         try:
             self.cache = self._start(folder, facts)

@@ -61,8 +61,6 @@ def preprocess(options: PreprocessOptions) -> str:
     files = find_jsonl(options.input, options.recursive)
     import_parquet()
     facts = tokenizer_facts(options.tokenizer, open_tokenizer(options.tokenizer))
-    with disk_errors(options.output):
-        options.output.mkdir(parents=True, exist_ok=True)
     with exclusive_lock(options.output):
         manifest = _start(options, facts)
         root = options.input if options.input.is_dir() else options.input.parent

@@ -69,7 +69,8 @@ def perplexity_report(config: PerplexityConfig) -> dict[str, Any]:
         task = DistillTask(head, runtime, teacher, seed=config.seed, total_steps=1)
         most = config.rows or len(corpora.held_out.rows)
         items = build.first_rows(corpora.held_out, most, opened, runtime)
-        report = evaluate(task, items, [build.HELD_OUT], runtime)
+        num_batches = build.batches_of(corpora.held_out, most)
+        report = evaluate(task, items, [build.HELD_OUT], runtime, num_batches=num_batches)
     return {"split": config.split, **source, **nested(report[build.HELD_OUT])}
 
 

@@ -1,6 +1,7 @@
 """Builds the parts of a distillation: corpora, student, teacher and optimizers."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import torch
@@ -110,30 +111,29 @@ def student_optimizers(config: DistillConfig, head: DistillHead, controller: Pla
 
 
 def run_data(config: DistillConfig, corpora: Corpora, head: DistillHead, runtime: Runtime) -> RunData:
-    held_out = corpora.held_out
-
-    def eval_items() -> Iterable[LoaderItem]:
-        if held_out is None or not config.eval_perplexity:
-            return ()
-        return first_rows(held_out, config.eval_perplexity_samples, config, runtime)
-
+    held_out, samples = corpora.held_out if config.eval_perplexity else None, config.eval_perplexity_samples
     evaluators = needle_evaluators(config, corpora, head)
-    is_evaluated = config.eval_interval > 0 and bool(evaluators or (config.eval_perplexity and held_out is not None))
+    is_evaluated = config.eval_interval > 0 and (bool(evaluators) or held_out is not None)
     return RunData(
         train_items=train_items(corpora.train, config.num_workers, runtime, own_generator=True),
-        eval_items=eval_items if is_evaluated else None,
+        eval_items=(lambda: first_rows(held_out, samples, config, runtime)) if is_evaluated else None,
+        num_eval_batches=batches_of(held_out, samples),
         eval_sets=[HELD_OUT],
         evaluators=evaluators,
     )
 
 
-def first_rows(dataset: RowDataset, rows: int, config: DistillConfig, runtime: Runtime) -> Iterator[LoaderItem]:
-    """Batches of the first so many rows, in order."""
-    for _, batch, count in load_batches(dataset, config.num_workers, runtime, own_generator=True):
-        yield HELD_OUT, batch, count
-        rows -= count
-        if rows <= 0:
-            return
+def first_rows(dataset: RowDataset | None, rows: int, config: DistillConfig, runtime: Runtime) -> Iterator[LoaderItem]:
+    """Batches of the first so many rows, in order; of no data set none."""
+    if dataset is not None:
+        items = load_batches(dataset, config.num_workers, runtime, own_generator=True)
+        for _, batch, count in islice(items, batches_of(dataset, rows)):
+            yield HELD_OUT, batch, count
+
+
+def batches_of(dataset: RowDataset | None, rows: int) -> int:
+    """How many batches the first so many rows take."""
+    return 0 if dataset is None else min(dataset.num_batches(), -(-rows // dataset.config.global_batch_size))
 
 
 def needle_evaluators(config: DistillConfig, corpora: Corpora, head: DistillHead) -> list[NeedleEvaluator]:

@@ -51,6 +51,7 @@ class DistillJob(Job):
             trackers=["text", "wandb"] if use_wandb else ["text"],
             resume_from=config.resume_from,
             keep_last=config.keep_last_n,
+            lengths=f"max_steps={config.max_steps}",
             config=config.model_dump(mode="json"),
             device=config.device,
             compile=config.compile,

@@ -60,6 +60,7 @@ class TuneTeacherJob(Job):
         return RunSettings(
             resume_from=config.resume_from,
             keep_last=config.keep_last_n,
+            lengths=f"epochs={config.epochs}, max_steps={config.max_steps} or patience={config.patience}",
             trackers=config.tracker,
             config=config.model_dump(mode="json"),
             device=config.device,
@@ -147,7 +148,8 @@ class TuneTeacherJob(Job):
             if runtime.is_main:
                 model = str(save_model(task.teacher, open_tokenizer(config.tokenizer_name).files(), run.run_dir))
         assert run.data.eval_items is not None
-        tuned = evaluate(task, run.data.eval_items(), run.data.eval_sets, runtime)[HELD_OUT]
+        items, num_batches = run.data.eval_items(), run.data.num_eval_batches
+        tuned = evaluate(task, items, run.data.eval_sets, runtime, num_batches=num_batches)[HELD_OUT]
         run.tracker.log(flat({"tuned": tuned}), state.step)
         base = perplexity(state.base_value)
         improvement = 1 - tuned["perplexity"] / base
@@ -182,10 +184,13 @@ def open_corpus(config: TeacherFtConfig, folder: Path, runtime: Runtime) -> tupl
         return RowDataset(PackedRows(folder, split), cursor, split)
 
     train, held_out = opened("train", rows * config.gradient_accumulation_steps), opened(HELD_OUT, rows)
-    num_held_out = None if config.eval_samples is None else math.ceil(config.eval_samples / rows)
+    num_held_out = held_out.num_batches()
+    if config.eval_samples is not None:
+        num_held_out = min(num_held_out, math.ceil(config.eval_samples / rows))
     data = RunData(
         train_items=train_items(train, config.num_workers, runtime),
         eval_items=lambda: islice(load_batches(held_out, config.num_workers, runtime), num_held_out),
+        num_eval_batches=num_held_out,
         eval_sets=[HELD_OUT],
     )
     return data, train.num_batches()

@@ -59,7 +59,7 @@ def test_the_lock_is_released_at_the_end_and_after_a_failure(tmp_path: Path) -> 
 
 
 def test_a_directory_made_for_a_lock_goes_if_nothing_was_written(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="corpus"), exclusive_lock(tmp_path / "new"):
+    with pytest.raises(ValueError, match="corpus"), exclusive_lock(tmp_path / "new" / "run"):
         raise ValueError("no corpus")
     assert not (tmp_path / "new").exists()
     with exclusive_lock(tmp_path / "kept"):

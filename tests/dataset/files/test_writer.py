@@ -32,7 +32,7 @@ def test_boards_are_read_back(tmp_path: Path) -> None:
 
 
 def test_failure_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), dataset_folder(tmp_path / "d") as partial:
+    with pytest.raises(KeyboardInterrupt), dataset_folder(tmp_path / "deep" / "d") as partial:
         create_array(partial, "train", "all", "inputs", (2, 2))
         raise KeyboardInterrupt
     assert os.listdir(tmp_path) == []

@@ -1,5 +1,6 @@
-"""What Hydra configures as a run: the command that resumes it."""
+"""What Hydra configures as a run: the command that resumes it, and options that are fitted to its length."""
 
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -10,6 +11,11 @@ from engine.build.jobs import PuzzleJob
 from engine.config.check import check
 from engine.config.schema import PretrainConfig
 from tests.tiny import ARCH, RUN, TRM
+
+
+def job(given=None, **changes) -> PuzzleJob:
+    config = check(PretrainConfig, RUN | {"arch": {"name": TRM} | ARCH, "data_paths": ["a"]} | changes)
+    return PuzzleJob(config, given=given)
 
 
 @pytest.mark.parametrize(
@@ -25,7 +31,29 @@ from tests.tiny import ARCH, RUN, TRM
 )
 def test_the_command_to_resume_repeats_what_was_typed(monkeypatch, typed, expected):
     monkeypatch.setattr(sys, "argv", ["here/pretrain.py", *shlex.split(typed)])
-    config = check(PretrainConfig, RUN | {"arch": {"name": TRM} | ARCH, "data_paths": ["a"]})
-    command = PuzzleJob(config).resume_command(Path("checkpoints/p/a run"))
+    command = job().resume_command(Path("checkpoints/p/a run"))
     wanted = f"python here/pretrain.py {expected} 'checkpoint_path=checkpoints/p/a run' resume=true"
     assert shlex.split(command) == shlex.split(wanted)
+
+
+@pytest.mark.parametrize(
+    ("given", "warmup", "steps", "used", "told"),
+    [
+        (set(), 1000, 100, 10, "note.*1000.* 10 steps"),
+        ({"lr"}, 2, 9, 0, "note.* 0 steps"),
+        ({"lr_warmup_steps"}, 1000, 100, 1000, "warning.*1000"),
+        (None, 1000, 100, 1000, "warning.*1000"),
+        (set(), 10, 100, 10, ""),
+    ],
+)
+def test_only_a_warm_up_that_nobody_chose_is_cut_to_a_tenth_of_the_run(given, warmup, steps, used, told):
+    said, chosen = [], job(given, lr_warmup_steps=warmup)
+    chosen.fit_length(steps, said.append)
+    assert chosen.config.lr_warmup_steps == used
+    assert re.search(told, "".join(said)) and len(said) == bool(told)
+
+
+def test_more_steps_than_the_epochs_have_are_announced():
+    said = []
+    job(max_steps=120).fit_length(27, said.append)
+    assert "max_steps=120" in said[0] and "27 steps" in said[0] and "epochs" in said[0]

@@ -154,7 +154,7 @@ def test_evaluators_count_identifiers_as_the_reader_of_their_data_does(tmp_path,
     assert [kwargs.get("identifier_offset", 0) for kwargs in given] == offsets
     assert all(kwargs["submission_K"] == 3 and kwargs["eval_metadata"] == "metadata" for kwargs in given)
 
-    read = build.open_puzzles(chosen, CPU, "test", wanted, 1) if wanted else []
+    read = build.open_puzzles(chosen, CPU, "test", wanted, in_order=True) if wanted else []
     seen = [batch["puzzle_identifiers"] for _, batch, _ in read]
     lowest = [int(ids[ids > 0].min()) for ids in seen[::2]]  # each data set is a full and a padded batch
     assert lowest == [1 + offset for offset in offsets]

@@ -1,6 +1,7 @@
 """Hydra's configs: their resolved values are the recorded ones, and no default stands in YAML as well as in a model."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,21 @@ def test_the_yaml_holds_only_what_differs_from_the_model(config_name: str) -> No
         and fields[key].get_default(call_default_factory=True) == value
     ]
     assert twice == []
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["arch=trm_tny", "lr=-1"], ["arch=trm_tny.*did you mean trm_tiny", "lr: .*-1"]),
+        (["recipe=sudoku", "arch=nothing", "epochz=3"], ["recipe=sudoku.*sudoku_mlp", "arch=nothing.*hrm", "epochs"]),
+        (["arch='it\\'s'"], ["arch=it.s"]),
+    ],
+)
+def test_a_choice_that_does_not_exist_is_refused_with_all_else_that_is_wrong(words: list[str], told: list[str]) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        check(CONFIGS["cfg_pretrain"], composed("cfg_pretrain", words))
+    for pattern in told:
+        assert any(re.search(pattern, problem) for problem in refusal.value.problems), refusal.value
 
 
 def test_an_option_is_accepted_with_and_without_a_plus() -> None:

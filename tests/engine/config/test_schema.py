@@ -46,15 +46,12 @@ def test_all_problems_are_reported_in_one_error():
 
 def test_problems_of_run_and_arch_that_need_several_keys_come_together():
     found = problems(
-        epochs=10,
-        eval_interval=3,
         gradient_accumulation_steps=3,
         eval_only=True,
         resume=True,
         arch={"name": TRM, **ARCH, "causal": True, "mlp_t": True, "puzzle_emb_len": 4},
     )
     assert found == [
-        "eval_interval=3 does not divide epochs=10. Take epochs=9 or another interval",
         "global_batch_size=8 cannot be split into gradient_accumulation_steps=3 equal parts",
         "eval_only=true needs load_checkpoint=<folder or file>",
         "eval_only=true and resume=true exclude each other: choose one",
@@ -64,9 +61,9 @@ def test_problems_of_run_and_arch_that_need_several_keys_come_together():
 
 
 def test_keys_that_do_not_fit_are_told_once_every_key_is_right_by_itself():
-    wrong = {"epochs": 10, "eval_interval": 3, "eval_only": True}
+    wrong = {"gradient_accumulation_steps": 3, "eval_only": True}
     assert {sentence.partition(":")[0] for sentence in problems(lrr=1, lr=-1, **wrong)} == {"lrr", "lr"}
-    assert {sentence.split("=")[0] for sentence in problems(**wrong)} == {"eval_interval", "eval_only"}
+    assert {sentence.split("=")[0] for sentence in problems(**wrong)} == {"global_batch_size", "eval_only"}
 
 
 def test_keys_inside_other_options_are_told_their_own_neighbours():
@@ -103,10 +100,9 @@ def test_a_class_that_is_no_architecture_is_refused(name):
     assert name in found and "ActModel" in found
 
 
-def test_an_interval_longer_than_the_run_is_told_how_to_fit():
-    assert problems(epochs=3, eval_interval=5) == [
-        "eval_interval=5 does not divide epochs=3. Take epochs=5 or another interval"
-    ]
+@pytest.mark.parametrize(("epochs", "interval", "iterations"), [(3, 5, 1), (10, 3, 4), (10, None, 1), (10, 5, 2)])
+def test_any_interval_between_evaluations_fits_any_number_of_epochs(epochs, interval, iterations):
+    assert check(PretrainConfig, config(epochs=epochs, eval_interval=interval)).iterations == iterations
 
 
 @pytest.mark.parametrize(
@@ -164,6 +160,9 @@ def test_what_has_no_default_is_asked_for(key):
         ("run_name", " ", "run_name: must be a plain folder name, found ' '"),
         ("max_bad_steps", 0, "max_bad_steps: input should be greater than or equal to 1, found 0"),
         ("lr", float("nan"), "lr: input should be"),
+        ("lr", float("inf"), "lr: input should be a finite number"),
+        ("weight_decay", float("inf"), "weight_decay: input should be a finite number"),
+        ("arch", {"name": TRM, **ARCH, "expansion": float("inf")}, "arch.expansion: input should be a finite number"),
     ],
 )
 def test_a_bad_value_is_refused_with_what_was_found(key, value, expected):

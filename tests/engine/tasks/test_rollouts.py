@@ -96,6 +96,13 @@ def test_metrics_tell_what_was_chosen_and_what_could_have_been():
     assert (int(sums["count"]), int(sums["pass_any"])) == (2, 2), "rows without labels, such as padding, do not count"
 
 
+@pytest.mark.parametrize("effort", [Effort(), EFFORT])
+def test_the_numbers_of_an_evaluation_are_known_before_it(effort):
+    task = PuzzleTask(make_head(), CPU, seed=0, effort=effort)
+    (found,) = evaluate(task, [("all", make_batch(), 4)], ["all"], CPU).values()
+    assert found.keys() == set(task.eval_metrics())
+
+
 def test_the_first_rollout_is_the_usual_evaluation_bit_for_bit():
     batch = make_batch()
     usual = PuzzleTask(make_head(), CPU, seed=0)

@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from dataset.common import IGNORE_LABEL_ID
-from engine.tasks.protocol import fetched
+from engine.tasks.protocol import add_sums, fetched
 from engine.tasks.text import TextTask, sampled_depth, text_report
 from models.config import ArchConfig
 from models.losses.text import TextLossHead
 from tests.engine.text_samples import (
     CPU,
+    VOCAB,
     document_numbers,
     gradients,
     make_batch,
@@ -29,6 +30,16 @@ DOCUMENTS = 20
 
 def make_task(head=None, runtime=CPU, **options) -> TextTask:
     return TextTask(head or make_head(), runtime, seed=5, **({"total_steps": 10} | options))
+
+
+@pytest.mark.parametrize("num_steps", [1, 3])
+@pytest.mark.parametrize("piece_bytes", [None, torch.ones(VOCAB, dtype=torch.long)])
+def test_the_numbers_of_an_evaluation_are_known_before_it(num_steps, piece_bytes):
+    task = make_task(make_head(halt_max_steps=num_steps), piece_bytes=piece_bytes)
+    totals = {}
+    add_sums(totals, task.eval_batch(make_batch(DOCUMENTS, packing=True), ())[0])
+    found = task.eval_report(fetched(totals, CPU))
+    assert found.keys() <= set(task.eval_metrics()) <= {*found, "q_halt_auc"}
 
 
 def one_step(ranks=1, micro_batches=1, reduction="token", packing=True, step=1, **options):
