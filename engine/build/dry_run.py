@@ -29,7 +29,7 @@ def dry_run(job: HydraJob[Any]) -> dict[str, Any]:
         assert source is not None, "compose has opened it"
         rows = config.global_batch_size
         num_evaluations, num_saves = due(parts, source.steps_per_epoch * config.epochs_per_iteration)
-        passes = getattr(parts.task, "micro_batches", 1)
+        passes = parts.task.micro_batches
         return {
             "run_directory": str(directory.path),
             "device": str(runtime.device),

@@ -35,6 +35,8 @@ TextConfigT = TypeVar("TextConfigT", bound=TextConfig)
 class HydraJob(Job, Generic[Config]):
     """What puzzles and text have in common: the run directory, the plan and the optimizers."""
 
+    smaller = "a smaller arch.hidden_size, fewer arch.H_cycles or a smaller global_batch_size"
+
     def __init__(self, config: Config, arch_label: str = "model", given: Collection[str] | None = None) -> None:
         self.config = config  # from `compose` on with what was fitted to the data
         self.arch_label = arch_label  # begins the name of a run that was given none
@@ -80,6 +82,7 @@ class HydraJob(Job, Generic[Config]):
             checkpoint_yaml=start.directory.config_yaml,
             meta=parameter_counts(task.module),
             files=source.files,
+            smaller=self.smaller,
         )
 
     def fit_length(self, total_steps: int, say: Notices) -> None:
@@ -141,6 +144,8 @@ class PuzzleJob(HydraJob[PretrainConfig]):
 
 class TextJob(HydraJob[TextConfigT]):
     """A run on conversations; what is special of a corpus is how it is opened."""
+
+    smaller = "arch=trm_tiny"
 
     @abstractmethod
     def open_source(self, runtime: Runtime) -> TextSource:

@@ -158,9 +158,13 @@ class PersistentTextTask(TextTask):
         number_of_all = number * self.runtime.world_size + self.runtime.rank
         return sampled_depth(model.config, most, hash_seed(self.seed + 1, number_of_all))
 
-    def train_step(self, item: LoaderItem, step: int) -> Sums:
+    def start_step(self, step: int) -> int:
         self.head.train()
         self.head.model.inner.depth = self.head.model.config.depth_at(self.progress())
+        return 1
+
+    def train_step(self, item: LoaderItem, step: int) -> Sums:
+        self.start_step(step)
         slots = self.slots
         assert slots is not None
         rows = len(slots.steps) // self.micro_batches

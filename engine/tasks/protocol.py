@@ -18,6 +18,8 @@ class Task(Protocol):
     Unless a task says otherwise, every item of the loader is one optimizer step, after which nothing lasts.
     """
 
+    micro_batches: int = 1  # passes through the model that an item is split into
+
     @property
     def module(self) -> nn.Module:
         """What is trained and saved."""
@@ -32,6 +34,10 @@ class Task(Protocol):
 
     def train_step(self, item: LoaderItem, step: int) -> Sums:
         """Forward and backward of one global batch; leaves the gradients of its mean in the module."""
+
+    def start_step(self, step: int) -> int:
+        """Set the model up for an optimizer step, as `train_step` does; returns its number of supervision steps."""
+        return 1
 
     def commit(self) -> None:
         """The optimizer has used the step."""
@@ -60,7 +66,7 @@ class Task(Protocol):
         return torch.float32
 
     def flops(self, item: LoaderItem) -> float:
-        """Operations of this rank's matrix products in the step that was just made of the item; 0: not known."""
+        """Operations of this rank's matrix products in the step, started last, that is made of the item; 0: not known."""
         return 0.0
 
     def state_dict(self) -> dict[str, Any]:

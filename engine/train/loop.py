@@ -18,7 +18,7 @@ from engine.tasks.protocol import Sums, Task, fetched
 from engine.train.evaluate import Evaluator, Report, evaluate, flat
 from engine.train.optimizers import OptimizerSet
 from engine.train.plan import Plan, TrainState, is_due
-from engine.train.speed import Speedometer
+from engine.train.speed import Speedometer, expectation
 from engine.train.tracking.tracker import Tracker
 from models.ema import WeightAverage
 
@@ -45,6 +45,7 @@ class RunParts:
     checkpoint_yaml: str  # the config that is kept with every checkpoint
     meta: dict[str, Any] = field(default_factory=dict)  # facts that are kept with every checkpoint
     files: Sequence[Path] = ()  # kept with every checkpoint, such as a tokenizer
+    smaller: str = "a smaller model"  # what to take if steps are too slow
     trainer: dict[str, Any] | None = None  # in place of the checkpoint's, where this run resumes under other options
 
 
@@ -72,9 +73,12 @@ def fit(run: Run, stop: StopSignal) -> Report | None:
     if plan.eval_at_start and state.base_value is None:
         measure_base(run)
     report = evaluate_and_save(run, is_due(state.step, plan.eval_every_steps), False)  # where a signal came before it
+    first = state.step
     while not plan.is_over(state):
         ended = state.iteration
         for item, opened in run.task.feed(run.data.train_items(state.iteration, state.batches_done)):
+            if state.step == first:
+                run.tracker.print(expectation(run.task, item, first + 1, run.runtime, run.smaller))
             train_step(run, item)
             state.batches_done += opened
             if plan.is_over(state):

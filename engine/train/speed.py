@@ -7,11 +7,13 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from dataset.common import Batch
+from dataset.common import Batch, LoaderItem
 from engine.runtime.devices import Runtime
+from engine.tasks.protocol import Task
 
 PRODUCT_SIZE = {"cpu": 512, "mps": 2048, "cuda": 8192}  # large enough for full speed, done in milliseconds
 TRIES = 5
+SLOW_STEP_SECONDS = 20.0
 
 
 class Speedometer:
@@ -44,6 +46,23 @@ class Speedometer:
                 found["perf/matmul_share"] = self.flops / seconds / self.matmul_rates[self.dtype]
         self.restart()
         return found
+
+
+def expectation(task: Task, item: LoaderItem, step: int, runtime: Runtime, smaller: str) -> str:
+    """What to say before a first step that may take long: its size, and its seconds if it were matrix products alone.
+
+    `smaller` names what makes steps quicker.
+    """
+    passes, positions = task.micro_batches, item[1]["inputs"].numel()
+    said = f"a step: {passes} x {positions // passes:,} tokens"
+    task.start_step(step)
+    flops = task.flops(item)
+    if not flops:
+        return said
+    seconds = flops / matmul_rate(runtime, task.product_dtype)
+    said += f", at least {seconds:.2g} s by the speed of this machine's matrix products"
+    is_slow = runtime.device.type == "cpu" and seconds > SLOW_STEP_SECONDS
+    return f"{said}. That is long on a CPU: take {smaller}" if is_slow else said
 
 
 def num_tokens(batch: Batch) -> int:

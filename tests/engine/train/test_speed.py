@@ -1,13 +1,15 @@
 """Tokens a second and the share of the machine's matrix products: counted where something is trained, over all ranks."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
 import torch
 
+from engine.tasks.protocol import Task
 from engine.train import speed
-from engine.train.speed import Speedometer, matmul_rate
+from engine.train.speed import Speedometer, expectation, matmul_rate
 from tests.tiny import CPU, flags, pretrain, write_sudoku
 
 PACKED = {"inputs": torch.zeros(2, 4), "documents": torch.tensor([[0, 0, 1, -1], [0, -1, -1, -1]])}
@@ -39,6 +41,35 @@ def test_time_that_went_elsewhere_does_not_count(clock):
     meter.add(PACKED, 0.0, torch.float32)
     clock[0] = 101.0
     assert meter.read() == {"perf/tokens_per_second": 4.0}, "operations are not known"
+
+
+class Work(Task):
+    """Steps of so many operations each, of as many supervision steps as their number."""
+
+    def __init__(self, flops: float, micro_batches: int) -> None:
+        self.work, self.micro_batches = flops, micro_batches
+
+    def start_step(self, step):
+        self.num_steps = step
+        return step
+
+    def flops(self, item):
+        return self.num_steps * self.work
+
+
+@pytest.mark.parametrize(
+    ("flops", "device", "told"),
+    [
+        (1e12, "cpu", "2 x 4 tokens, at least 3 s"),
+        (9e12, "cpu", "at least 27 s.*arch=trm_tiny"),
+        (9e12, "cuda", "at least 27 s by"),
+        (0.0, "cpu", "2 x 4 tokens$"),
+    ],
+)
+def test_the_first_step_is_announced_with_its_size_and_its_seconds(clock, flops, device, told):
+    runtime = replace(CPU, device=torch.device(device))
+    said = expectation(Work(flops, micro_batches=2), ("all", PACKED, 2), 3, runtime, "arch=trm_tiny")
+    assert re.search(told, said) and ("trm_tiny" in said) == ("trm_tiny" in told)
 
 
 def test_the_machine_is_measured():
