@@ -1,6 +1,7 @@
 """What a run that Hydra configures would do: its plan, sizes and memory; nothing is written."""
 
 from contextlib import ExitStack
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from dataset.common import LoaderItem
 from engine.build.jobs import HydraJob
 from engine.checkpoints.run_directory import check_unused
+from engine.config.schema import InstructConfig
 from engine.runtime.devices import start_runtime
 from engine.train.job import RunStart
 from engine.train.loop import RunParts
@@ -16,9 +18,15 @@ from engine.train.tracking.tracker import Notices
 
 
 def dry_run(job: HydraJob[Any]) -> dict[str, Any]:
-    """The data and the model are opened, and one row is trained on to see what it takes."""
+    """The data and the model are opened, and one row is trained on to see what it takes.
+
+    A corpus that has to be downloaded is; the tokenizer that the built-in one trains is not kept.
+    """
     config = job.config
     with ExitStack() as stack:
+        if isinstance(config, InstructConfig) and config.dataset.source == "sample":
+            place = stack.enter_context(TemporaryDirectory())
+            job.config = config.model_copy(update={"dataset": config.dataset.model_copy(update={"data_dir": place})})
         runtime = start_runtime(config.device, False, config.seed)
         stack.callback(runtime.close)
         say = Notices(runtime.is_main)

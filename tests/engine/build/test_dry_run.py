@@ -55,6 +55,13 @@ def test_a_dry_run_says_what_the_run_then_does(kind, arch, changes, tmp_path, mo
     assert sizes["all"] == sum(sizes.values()) - sizes["all"] and (sizes["averaged_weights"] > 0) == ("ema" in changes)
 
 
+def test_the_tokenizer_of_the_built_in_conversations_is_not_kept(tmp_path):
+    data = {"dataset.source": "sample", "dataset.tokenizer_path": None, "dataset.subset_size": 20}
+    ended = train_text([*text_flags(tmp_path / "data", tmp_path / "run", **data), "--dry-run"])
+    assert ended.code == 0 and json.loads(ended.out)["train_rows"] > 0, ended.err
+    assert files(tmp_path) == []
+
+
 def test_activations_grow_with_the_rows_of_a_pass(tmp_path):
     data = write_sudoku(tmp_path / "data")
     sizes = [
