@@ -96,6 +96,11 @@ class CheckpointStore:
         """Let `best` point at that step as soon as its write has ended."""
         self._pending.append(self._writer.submit(self._mark_best, step))
 
+    def repair_best(self, step: int | None) -> None:
+        """Let `best` point at the best step that a resumed run knows of: a kill may have come before `mark_best`."""
+        if step is not None and find_damage(self.path_of(step)) is None:
+            self.mark_best(step)
+
     def wait(self) -> None:
         """Wait for the write behind the scenes; raise CheckpointError if it failed."""
         pending, self._pending = self._pending, []

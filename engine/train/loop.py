@@ -226,13 +226,15 @@ def is_best_so_far(run: Run, report: Report) -> bool:
             "`best` stays where it is."
         )
         return False
+    if not math.isfinite(value):
+        run.tracker.print(f"step {state.step}: {plan.best_metric} is {value}, so this step cannot be the best")
     if plan.is_better(value, state.improved_value, by=plan.min_improvement):
         state.improved_value, state.evaluations_waited = value, 0
     else:
         state.evaluations_waited += 1
     if not plan.is_better(value, state.best_value):
         return False
-    state.best_value = value
+    state.best_value, state.best_step = value, state.step
     return True
 
 

@@ -68,6 +68,8 @@ def open_run(job: Job, stack: ExitStack) -> tuple[Run, Notices]:
         restore(run, trainer, checkpoint.ema)
         run.trainer = None  # its tensors are in the optimizers now
         say(f"resumed from {checkpoint.path}")
+        if run.store is not None:
+            run.store.repair_best(saved.best_step)
     if runtime.is_main:
         directory.write_config()
     say(describe(module, runtime), f"{plan.expected_steps} steps; run directory {directory.path}")

@@ -1,5 +1,6 @@
 """Where a run stands and what is due there: the state that a checkpoint keeps, and the plan that the loop follows."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ class TrainState:
     bad_steps: int = 0  # skipped because they were not finite
     bad_steps_in_row: int = 0
     best_value: float | None = None
+    best_step: int | None = None  # that had it; None as well where it was reached in an earlier version
     evaluated_step: int = 0  # the last step that has been evaluated
     base_value: float | None = None  # of the best metric, before the first step
     improved_value: float | None = None  # what the next evaluation must improve on
@@ -49,8 +51,10 @@ class Plan:
         return state.step >= self.total_steps or state.iteration > self.iterations or is_out_of_patience
 
     def is_better(self, value: float, than: float | None, by: float = 0.0) -> bool:
-        """Whether a value of the best metric beats another one by this share of it; anything beats None."""
-        if than is None:
+        """Whether a value of the best metric beats another one by this share of it; any number beats None and NaN."""
+        if not math.isfinite(value):
+            return False
+        if than is None or not math.isfinite(than):
             return True
         lower_is_better = self.best_metric.endswith(("loss", "perplexity", "bits_per_byte"))
         return value < than * (1 - by) if lower_is_better else value > than * (1 + by)

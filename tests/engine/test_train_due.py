@@ -1,11 +1,14 @@
 """What a run evaluates, saves and logs, and when; also where it was stopped and goes on."""
 
+import math
+import subprocess
+import sys
 from unittest import mock
 
 import pytest
 
 from engine.train import loop as train
-from tests.tiny import flags, logged, pretrain, steps_on_disk, wait_for, write_sudoku
+from tests.tiny import DOOR, ROOT, flags, logged, pretrain, steps_on_disk, wait_for, write_sudoku
 
 
 class KilledError(BaseException):
@@ -41,6 +44,44 @@ def test_a_resumed_run_remembers_the_best_value(tmp_path):
         assert pretrain([*command, "resume=true"]).code == 0
     assert (run_dir / "best").resolve() == run_dir / "step_6"
     assert [line["all/lm_loss"] for line in logged(run_dir) if "all/lm_loss" in line] == [3.0, 1.0, 2.0, 1.5]
+
+
+def test_a_first_evaluation_that_is_not_a_number_is_said_and_never_best(tmp_path):
+    data, run_dir = write_sudoku(tmp_path / "data"), tmp_path / "run"
+    with scripted(math.nan, 2.0, 3.0):
+        ended = pretrain(flags(data, run_dir, epochs=3, eval_interval=1, keep_last=1))
+    assert ended.code == 0 and "lm_loss is nan" in ended.err
+    assert (run_dir / "best").resolve() == run_dir / "step_6"
+    assert steps_on_disk(run_dir) == [6, 9]
+
+
+KILLED_BEFORE_BEST = """
+import os, runpy, sys
+from unittest import mock
+from engine.checkpoints.save import CheckpointStore
+from engine.train import loop
+
+mark_best = CheckpointStore._mark_best
+CheckpointStore._mark_best = lambda store, step: os._exit(9) if step == 6 else mark_best(store, step)
+reports = [{"all": {"lm_loss": value}} for value in (3.0, 1.0, 2.0, 2.5)]
+sys.argv = sys.argv[1:]
+with mock.patch.object(loop, "evaluate", side_effect=reports):
+    runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_a_kill_between_latest_and_best_is_repaired_by_the_resume(tmp_path):
+    data, run_dir = write_sudoku(tmp_path / "data"), tmp_path / "run"
+    command = flags(data, run_dir, epochs=4, eval_interval=1, keep_last=1)
+    killed = subprocess.run([sys.executable, "-c", KILLED_BEFORE_BEST, str(DOOR), *command], cwd=ROOT)
+    assert killed.returncode == 9
+    links = [(run_dir / name).resolve().name for name in ("latest", "best")]
+    assert links == ["step_6", "step_3"]
+
+    with scripted(2.0, 2.5):
+        assert pretrain([*command, "resume=true"]).code == 0
+    assert (run_dir / "best").resolve() == run_dir / "step_6"
+    assert steps_on_disk(run_dir) == [6, 12]
 
 
 def test_an_evaluation_is_logged_once_though_the_run_was_killed_right_after_it(tmp_path):

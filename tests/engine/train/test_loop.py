@@ -198,8 +198,8 @@ def test_restoring_brings_back_torch_s_random_numbers(tmp_path):
         torch.manual_seed(123)
         restore(run, trainer, run.average.state_dict())
     assert torch.equal(torch.get_rng_state(), trainer["torch_rng"])
-    value = run.state.best_value
-    assert run.state == TrainState(step=1, batches_done=1, evaluated_step=1, best_value=value, improved_value=value)
+    best = {"best_step": 1, "best_value": run.state.best_value, "improved_value": run.state.best_value}
+    assert run.state == TrainState(step=1, batches_done=1, evaluated_step=1, **best)
 
 
 def test_a_run_is_over_after_its_last_step_or_its_last_pass():

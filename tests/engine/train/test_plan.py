@@ -1,5 +1,6 @@
 """What is due at a step, and when a run is over; evaluations at steps, patience, and the base value, in the loop itself."""
 
+import math
 from typing import Any
 from unittest import mock
 
@@ -66,6 +67,14 @@ def test_an_improvement_must_be_large_enough_in_the_direction_of_the_metric(
     asked = plan(best_metric=metric)
     assert asked.is_better(better, 1.0, by=0.09) and not asked.is_better(worse, 1.0, by=0.09)
     assert asked.is_better(worse, 1.0) and asked.is_better(worse, None) and not asked.is_better(float("nan"), 1.0)
+
+
+@pytest.mark.parametrize("metric", ["lm_loss", "exact_accuracy"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_value_that_is_not_finite_is_never_the_best_and_any_number_beats_it(metric: str, value: float) -> None:
+    asked = plan(best_metric=metric)
+    assert not asked.is_better(value, None) and not asked.is_better(value, 1.0)
+    assert asked.is_better(1.0, value) and asked.is_better(1.0, value, by=0.5)
 
 
 def test_evaluations_at_steps_take_the_place_of_those_at_the_ends_of_passes() -> None:
