@@ -24,7 +24,7 @@ REMEDY = (
 
 @dataclass
 class Votes:
-    """What the predictions for the test inputs said so far."""
+    """What predictions for the test inputs said."""
 
     grids: dict[str, np.ndarray] = field(default_factory=dict)  # hash -> predicted grid, augmentation undone
     # (puzzle, hash of the test input) -> (number of the batch, hash of the prediction, confidence that it is right)
@@ -39,7 +39,8 @@ class ARC:
     test inputs, and a puzzle without predictions counts as wrong.
 
     With `aggregated_voting` the votes of successive evaluations add up: the scores are those of all checkpoints of
-    this run evaluated so far, voting together. Without it each evaluation stands alone.
+    this run evaluated so far, voting together. Without it each evaluation stands alone. An evaluation that did not come
+    to its result has no vote later.
     """
 
     required_outputs = frozenset({"inputs", "puzzle_identifiers", "q_halt_logits", "preds"})
@@ -61,12 +62,46 @@ class ARC:
         self.identifier_offset = identifier_offset
         self.names: list[str] = read_json(Path(data_path) / "identifiers.json", list, REMEDY)
         self.test_puzzles: dict[str, Any] = read_json(Path(data_path) / "test_puzzles.json", dict, REMEDY)
-        self._votes = Votes()
-        self._num_batches = 0
+        self._former = Votes()  # of all ranks in former evaluations; rank 0 alone needs them
+        self._votes = Votes()  # of this rank in this evaluation
+        self._former_batches = self._num_batches = 0
 
     def begin_eval(self) -> None:
+        self._votes, self._num_batches = Votes(), self._former_batches
         if not self.aggregated_voting:
-            self._votes = Votes()
+            self._former = Votes()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The votes that later evaluations add to, as tensors; rank 0 has them."""
+        votes = self._former if self.aggregated_voting else Votes()
+        number_of = {prediction: number for number, prediction in enumerate(votes.grids)}
+        cast = [
+            (place, batch, number_of[prediction], confidence)
+            for place, those in enumerate(votes.cast.values())
+            for batch, prediction, confidence in those
+        ]
+        cells = [torch.from_numpy(grid.astype(np.uint8).reshape(-1)) for grid in votes.grids.values()]
+        return {
+            "num_batches": self._former_batches,
+            "test_inputs": [list(place) for place in votes.cast],
+            "votes": torch.tensor([vote[:3] for vote in cast], dtype=torch.int32).view(-1, 3),
+            "confidences": torch.tensor([vote[3] for vote in cast], dtype=torch.float64),
+            "shapes": torch.tensor([grid.shape for grid in votes.grids.values()], dtype=torch.uint8).view(-1, 2),
+            "cells": torch.cat(cells) if cells else torch.zeros(0, dtype=torch.uint8),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Let the votes of a saved run count."""
+        self._former_batches = state["num_batches"]
+        shapes = state["shapes"].tolist()
+        cells = state["cells"].split([height * width for height, width in shapes])
+        grids = [part.numpy().reshape(shape) for part, shape in zip(cells, shapes, strict=True)]
+        hashes = [grid_hash(grid) for grid in grids]
+        places = [(puzzle, test_input) for puzzle, test_input in state["test_inputs"]]
+        votes = Votes(dict(zip(hashes, grids, strict=True)), {place: [] for place in places})
+        for (place, batch, number), sure in zip(state["votes"].tolist(), state["confidences"].tolist(), strict=True):
+            votes.cast[places[place]].append((batch, hashes[number], sure))
+        self._former = votes
 
     def update_batch(self, batch: Batch, preds: Batch) -> None:
         """Take the predictions of one batch; rows of padding and of other data sets are left out."""
@@ -102,10 +137,12 @@ class ARC:
         if world_size > 1:
             gathered = [Votes() for _ in range(world_size)] if rank == 0 else None
             dist.gather_object(self._votes, gathered, dst=0, group=group)
+        self._votes, self._former_batches = Votes(), self._num_batches
         if gathered is None:
+            self._former = Votes()
             return None
 
-        votes = _merged(gathered)
+        votes = self._former = _merged([self._former, *gathered])
         scores = np.zeros(len(self.pass_Ks))
         submission: dict[str, list[dict[str, list[list[int]]]]] = {}
         for puzzle, content in self.test_puzzles.items():

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -25,6 +25,21 @@ class Evaluator(Protocol):
     def update_batch(self, batch: Batch, preds: dict[str, Tensor]) -> None: ...
 
     def result(self, save_path: str | None, rank: int, world_size: int, group: Any) -> dict[str, float] | None: ...
+
+
+@runtime_checkable
+class StatefulEvaluator(Evaluator, Protocol):
+    """An evaluator whose later results depend on former evaluations; checkpoints keep the main rank's state."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+def stateful(evaluators: Sequence[Evaluator]) -> dict[str, StatefulEvaluator]:
+    """Those with a state, by number and class."""
+    named = {f"{number} {type(evaluator).__name__}": evaluator for number, evaluator in enumerate(evaluators)}
+    return {name: evaluator for name, evaluator in named.items() if isinstance(evaluator, StatefulEvaluator)}
 
 
 def evaluate(

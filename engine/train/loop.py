@@ -15,7 +15,7 @@ from engine.checkpoints.save import CheckpointStore
 from engine.runtime.devices import Runtime
 from engine.runtime.signals import StopSignal
 from engine.tasks.protocol import Sums, Task, fetched
-from engine.train.evaluate import Evaluator, Report, evaluate, flat
+from engine.train.evaluate import Evaluator, Report, evaluate, flat, stateful
 from engine.train.optimizers import OptimizerSet
 from engine.train.plan import Plan, TrainState, is_due
 from engine.train.speed import Speedometer, expectation
@@ -252,6 +252,7 @@ def save(run: Run, is_best: bool = False) -> None:
         "state": asdict(run.state),
         "optimizers": run.optimizers.state_dict(),
         "task": run.task.state_dict(),
+        "evaluators": {name: evaluator.state_dict() for name, evaluator in stateful(run.data.evaluators).items()},
         "torch_rng": torch.get_rng_state(),
     }
     if run.store is None:
@@ -276,6 +277,10 @@ def restore(run: Run, trainer: dict[str, Any], ema: dict[str, Tensor] | None) ->
     run.state = TrainState(**trainer["state"])
     run.optimizers.load_state_dict(trainer["optimizers"])
     run.task.load_state_dict(trainer["task"])
+    states = trainer.get("evaluators", {})  # in files of earlier versions there are none
+    for name, evaluator in stateful(run.data.evaluators).items():
+        if name in states:
+            evaluator.load_state_dict(states[name])
     torch.set_rng_state(trainer["torch_rng"])
     if run.average is not None:
         if ema is None:

@@ -77,6 +77,44 @@ def test_scores_and_submission_equal_the_reference(
     assert json.loads((tmp_path / "new" / "folder" / "submission.json").read_text()) == golden["submission"]
 
 
+def restored(evaluator: ARC, arc: Path, metadata: PuzzleDatasetMetadata, file: Path) -> ARC:
+    """A new evaluator with the state of another one, by way of a file as checkpoints have them."""
+    torch.save(evaluator.state_dict(), file)
+    fresh = ARC(arc, metadata, aggregated_voting=evaluator.aggregated_voting)
+    fresh.load_state_dict(torch.load(file, weights_only=True))
+    return fresh
+
+
+@pytest.mark.parametrize("aggregated", [True, False])
+def test_a_restored_evaluator_scores_what_an_uninterrupted_one_does(
+    arc: Path, metadata: PuzzleDatasetMetadata, tmp_path: Path, aggregated: bool
+) -> None:
+    rows = CASES["default"]["rows"]
+    right, golden = golden_batches(arc, rows, right=True), golden_batches(arc, rows)
+    whole = ARC(arc, metadata, aggregated_voting=aggregated)
+    resumed = restored(whole, arc, metadata, tmp_path / "empty.pt")
+    scores = []
+    for number, batches in enumerate((right, golden, golden)):
+        folders = [tmp_path / f"{name}{number}" for name in ("whole", "resumed")]
+        results = [evaluate(one, batches, out) for one, out in zip((whole, resumed), folders, strict=True)]
+        assert results[0] == results[1]
+        assert len({(folder / "submission.json").read_text() for folder in folders}) == 1
+        scores.append(results[0]["ARC/pass@1"])
+        resumed = restored(resumed, arc, metadata, tmp_path / "state.pt")
+    alone = CASES["default"]["result"]["ARC/pass@1"]
+    assert (scores[0], scores[1]) == (1, 1 if aggregated else alone), "the votes of the first evaluation count or not"
+
+
+def test_an_evaluation_without_a_result_has_no_vote(arc: Path, metadata: PuzzleDatasetMetadata) -> None:
+    golden = golden_batches(arc, CASES["default"]["rows"])
+    evaluator = ARC(arc, metadata)
+    evaluator.begin_eval()
+    for batch in golden_batches(arc, CASES["default"]["rows"], right=True):
+        evaluator.update_batch(*batch)
+    torch.testing.assert_close(evaluator.state_dict(), ARC(arc, metadata).state_dict())
+    assert evaluate(evaluator, golden) == CASES["default"]["result"]
+
+
 def test_blank_row_is_left_out_wherever_it_stands(arc: Path, metadata: PuzzleDatasetMetadata) -> None:
     """A confidence belongs to its row, also behind a blank one."""
     golden = CASES["default"]

@@ -2,15 +2,19 @@
 
 import dataclasses
 import json
+from unittest import mock
 
 import pytest
 import torch
 
 from engine.build.puzzles import build_model
+from engine.checkpoints.load import load_checkpoint
 from engine.config import schema
 from engine.tasks.puzzles import PuzzleTask
+from engine.train import loop
 from engine.train.evaluate import evaluate, flat
-from tests.tiny import ARCH, CPU, TRM, flags, logged, pretrain, write_sudoku
+from tests.dataset.puzzle_samples import write_parity_dataset
+from tests.tiny import ARCH, CPU, TRM, flags, logged, pretrain, steps_on_disk, wait_for, write_sudoku
 
 
 @dataclasses.dataclass
@@ -152,3 +156,37 @@ def test_eval_only_saves_predictions_where_it_is_told(tmp_path):
     assert saved["preds"].shape == (16, 16) and supervised.sum() == 10 * 16, "ten puzzles and six rows of padding"
     right = (saved["preds"] == saved["labels"])[supervised].float().mean()
     assert right.item() == pytest.approx(ended.report["all"]["accuracy"], rel=1e-5)
+
+
+SHALLOW = {"H_cycles": 1, "halt_max_steps": 1}
+
+
+class KilledError(BaseException):
+    """Ends a run on the spot, as a kill does."""
+
+
+def killed(*_args, **_options):
+    raise KilledError
+
+
+def test_a_resumed_run_keeps_the_votes_of_the_evaluations_before(tmp_path):
+    """An untrained model solves nothing, so the votes themselves are compared."""
+    data, whole, broken = write_parity_dataset(tmp_path / "arc", "arc/default"), tmp_path / "whole", tmp_path / "broken"
+    options = {"evaluators": "[{name: arc@ARC}]", "epochs": 2, "eval_interval": 1, "arch": SHALLOW}
+    assert pretrain(flags(data, whole, **options)).code == 0
+    command = flags(data, broken, **options)
+    evaluations = iter([evaluate, killed])
+    with (
+        mock.patch.object(loop, "evaluate", lambda *args, **options: next(evaluations)(*args, **options)),
+        pytest.raises(KilledError),
+    ):
+        pretrain(command)
+    wait_for(lambda: (broken / "best").exists())
+    assert pretrain([*command, "resume=true"]).code == 0
+
+    first, last = steps_on_disk(whole)
+    paths = [whole / f"step_{first}", whole / f"step_{last}", broken / f"step_{last}"]
+    once, votes, resumed = (load_checkpoint(path, with_trainer=True).trainer["evaluators"]["0 ARC"] for path in paths)
+    assert resumed.pop("test_inputs") == votes.pop("test_inputs")
+    torch.testing.assert_close(resumed, votes, rtol=0, atol=0)
+    assert len(votes["votes"]) == 2 * len(once["votes"]) > 0
