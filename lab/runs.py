@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.checkpoints.load import CONFIG_FILE, META_FILE, step_of
+from engine.checkpoints.find import CONFIG_FILE, META_FILE, step_of
 from engine.config.flags import yaml_options
 from engine.train.tracking.metrics_file import METRICS_FILE
 

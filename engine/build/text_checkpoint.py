@@ -13,7 +13,7 @@ from dataset.tokenization.lookup import find_tokenizer, load_tokenizer
 from dataset.tokenization.protocol import Tokenizer
 from dataset.tokenization.special_tokens import load_chat_tokenizer
 from engine.build.text import TextSource, build_text_head, build_text_task
-from engine.checkpoints.load import Checkpoint, load_averaged, load_checkpoint, resolve_checkpoint
+from engine.checkpoints.load import Checkpoint, load_averaged, load_checkpoint
 from engine.config.check import check
 from engine.config.compose import CONFIG_DIR, composed
 from engine.config.parse import ConfigError
@@ -61,10 +61,9 @@ class TextCheckpoint:
 
 def open_text_checkpoint(options: OpenOptions, changes: Sequence[str] = ()) -> TextCheckpoint:
     """Load it; `changes` are `key=value` words of the caller, which the overrides of the options win over."""
-    path = resolve_checkpoint(options.path, newest=options.newest)
+    stored = load_checkpoint(options.path, newest=options.newest)
     if options.newest and len(glob.glob(options.path)) > 1:
-        print(f"{options.path} matches several checkpoints; taking the newest, {path}", file=sys.stderr)
-    stored = load_checkpoint(path)
+        print(f"{options.path} matches several checkpoints; taking the newest, {stored.path}", file=sys.stderr)
     tokenizer_path = options.tokenizer_path or (str(stored.files[0]) if stored.files else None)
     device = [f"device={options.device}"] if options.device else []
     words = ["resume=false", *device, *changes, *options.overrides]
@@ -75,8 +74,9 @@ def _config(stored: Checkpoint, config_name: str, tokenizer_path: str | None, wo
     """The config that the checkpoint was trained with (else the named one), changed by `key=value` words."""
     from omegaconf import OmegaConf
 
-    if stored.config_yaml is not None:
-        base = OmegaConf.create(stored.config_yaml)
+    own = stored.config()
+    if own is not None:
+        base = OmegaConf.create(own)
     else:
         print(f"{stored.path} carries no config; taking {config_name}", file=sys.stderr)
         if not (CONFIG_DIR / f"{config_name}.yaml").is_file():

@@ -1,9 +1,11 @@
-"""The reading side of checkpoints: find one, check that it is whole, load it, and put its weights into a module."""
+"""Loads checkpoints, with checks that they are whole, and puts their weights into a module."""
 
-import glob
 import json
 import re
 import struct
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
@@ -13,20 +15,27 @@ import torch
 from torch import Tensor, nn
 
 from dataset.files.disk import file_sha256
+from engine.checkpoints.find import (
+    BEST,
+    CONFIG_FILE,
+    EMA_FILE,
+    EXACT_FILES,
+    META_FILE,
+    MODEL_FILE,
+    TRAINER_FILE,
+    checkpoints_at,
+    find_damage,
+    listing,
+)
+from engine.config.flags import plain_yaml_options
 
-MODEL_FILE = "model.safetensors"
-EMA_FILE = "ema.safetensors"
-TRAINER_FILE = "trainer.pt"
-CONFIG_FILE = "config.yaml"
-META_FILE = "meta.json"
+OTHER_CONFIG = "Copy the config again, or use another checkpoint."
 REFERENCE_CONFIG_FILE = "all_config.yaml"  # lies beside the checkpoint files that the reference code writes
-
-# These must be exactly what was written; a config file may be edited by hand.
-EXACT_FILES = (MODEL_FILE, EMA_FILE, TRAINER_FILE)
+MAX_CONFIG_BYTES = 100_000
 
 # What torch.load raises for files that were cut, changed, or never written by torch.save.
 UNREADABLE: tuple[type[Exception], ...] = (RuntimeError, UnpicklingError, EOFError, OSError, ValueError, struct.error)
-UNREADABLE += (LookupError, TypeError, AttributeError, AssertionError)
+UNREADABLE += (LookupError, TypeError, AttributeError, AssertionError, OverflowError, MemoryError)
 
 # Part of a weight's name -> the config keys that decide its shape, or whether it exists; the first match counts.
 DECIDING_KEYS = {
@@ -51,126 +60,88 @@ class Checkpoint:
     meta: dict[str, Any] = field(default_factory=dict)
     files: list[Path] = field(default_factory=list)  # what was saved beside, such as the tokenizer
 
-
-def step_of(path: Path) -> int | None:
-    """The step that a name like step_120 stands for, or None for any other name."""
-    match = re.fullmatch(r"step_(\d+)", path.name)
-    return int(match[1]) if match else None
-
-
-def find_damage(folder: Path) -> str | None:
-    """What keeps a step folder from being whole, or None; file contents are not read."""
-    try:
-        recorded = json.loads((folder / META_FILE).read_text(encoding="utf-8"))["files"]
-        sizes = {name: int(entry["size"]) for name, entry in recorded.items() if entry["sha256"]}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as problem:
-        return f"{META_FILE} is missing or unreadable ({problem})"
-    for name, size in sizes.items():
-        path = folder / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if name in EXACT_FILES and path.stat().st_size != size:
-            return f"{name} has {path.stat().st_size:,} bytes instead of {size:,}"
-    return None
+    def config(self) -> dict[str, Any] | None:
+        """What it was trained with; None if it carries no config. Nothing in it refers to this machine."""
+        if self.config_yaml is None:
+            return None
+        return plain_yaml_options(self.config_yaml, f"The config of {self.path}", OTHER_CONFIG)
 
 
-def complete_steps(run_dir: Path) -> dict[int, Path]:
-    """Every step folder of a run that is whole, by step in rising order."""
-    numbered = sorted((step, path) for path in run_dir.glob("step_*") if (step := step_of(path)) is not None)
-    return {step: path for step, path in numbered if path.is_dir() and find_damage(path) is None}
+class DamagedError(ValueError):
+    """A checkpoint is not what was saved."""
 
 
-def latest_step(run_dir: Path) -> int | None:
-    """The step saved last; what killed writes left does not count."""
-    steps = complete_steps(run_dir)
-    pointed = step_of((run_dir / "latest").resolve())
-    return pointed if pointed in steps else max(steps, default=None)
+def to_stderr(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
-def resolve_checkpoint(path: str | Path, *, newest: bool = False) -> Path:
-    """Find the step folder, or the file written by torch.save, that a path or a glob pattern means.
+def load_checkpoint(
+    path: str | Path,
+    *,
+    with_trainer: bool = False,
+    newest: bool = False,
+    prefer: str = BEST,
+    say: Callable[[str], None] = to_stderr,
+) -> Checkpoint:
+    """Load a checkpoint to host memory, by any name that `checkpoints_at` takes; what is foreign is a ValueError.
 
-    A run folder means its `best` step, else its `latest`. A pattern must match one checkpoint, unless newest picks.
+    In place of a damaged one of a run folder another one of that run is taken, which `say` is told; a damaged one that
+    was named, and a run without a whole one, is a DamagedError.
     """
-    given = Path(path).expanduser()
-    if given.exists():
-        return _resolve_existing(given)
-    found = [Path(name) for name in sorted(glob.glob(str(given)))]
-    usable = [
-        path
-        for path in found
-        if (find_damage(path) is None or complete_steps(path) if path.is_dir() else step_of(path) is not None)
-    ]
-    matches = sorted({_resolve_existing(path).resolve() for path in usable})
-    if not matches:
-        raise ValueError(f"There is no checkpoint at {given}. {_surroundings(given)}")
-    if len(matches) > 1 and not newest:
-        names = ", ".join(str(match) for match in matches)
-        raise ValueError(f"{given} matches {len(matches)} checkpoints; name one of them: {names}.")
-    return max(matches, key=lambda match: (match / META_FILE if match.is_dir() else match).stat().st_mtime_ns)
+    found = checkpoints_at(path, newest=newest, prefer=prefer)
+    damages: list[str] = []
+    for each in found:
+        try:
+            loaded = _load_reference_file(each, with_trainer) if each.is_file() else _load_folder(each, with_trainer)
+        except DamagedError as problem:
+            damages.append(str(problem))
+        else:
+            if damages:
+                say(f"{' '.join(damages)} Taking {each} instead.")
+            return loaded
+    if len(found) == 1 and Path(path) == found[0]:
+        where = found[0].parent
+        remedy = f"Copy it again or use another checkpoint: {where} holds {listing(where)}."
+    else:
+        remedy = (
+            f"No other checkpoint in {path} is whole. Copy one again, or start from scratch in another directory "
+            "(run_name=... or checkpoint_path=... without resume=true, --output-dir without --resume-from)."
+        )
+    raise DamagedError(f"{' '.join(damages)} {remedy}")
 
 
-def _resolve_existing(path: Path) -> Path:
-    if path.is_file():
-        file = path.resolve()  # a link to a part of a checkpoint stands for the checkpoint
-        is_part = file.name in EXACT_FILES and (file.parent / META_FILE).is_file()
-        return file.parent if is_part else path
-    if step_of(path) is not None or (path / META_FILE).exists():
-        damage = find_damage(path)
-        if damage is not None:
-            raise ValueError(
-                f"The checkpoint {path} is not whole: {damage}. Copy the whole folder again or use another one: "
-                f"{path.parent} holds {_listing(path.parent)}."
-            )
-        return path
-    if find_damage(path / "best") is None:
-        return (path / "best").resolve()
-    step = latest_step(path)
-    if step is None:
-        raise ValueError(f"There is no checkpoint in {path}. {_surroundings(path)}")
-    return path / f"step_{step}"
-
-
-def _surroundings(path: Path) -> str:
-    folder = next(parent for parent in (path, *path.absolute().parents) if parent.is_dir())
-    return (
-        f"{folder} holds {_listing(folder)}. Give a step folder (step_<N>), a run folder that holds step folders, "
-        "or a state dict written by torch.save."
-    )
-
-
-def _listing(folder: Path, limit: int = 20) -> str:
-    names = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir() if not path.name.startswith("."))
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return (", ".join(names[:limit]) or "nothing") + more
-
-
-def load_checkpoint(path: str | Path, *, with_trainer: bool = False) -> Checkpoint:
-    """Load a checkpoint to host memory; anything cut, changed or foreign is a ValueError."""
-    found = resolve_checkpoint(path)
-    if found.is_file():
-        if with_trainer:
-            raise ValueError(f"{found} holds weights only: training cannot resume from it, but can load its weights.")
-        return _load_reference_file(found)
-
-    meta = json.loads((found / META_FILE).read_text(encoding="utf-8"))
+def _load_folder(folder: Path, with_trainer: bool) -> Checkpoint:
+    damage = find_damage(folder)
+    if damage is not None:
+        raise DamagedError(f"The checkpoint {folder} is not whole: {damage}.")
+    meta = json.loads((folder / META_FILE).read_text(encoding="utf-8"))
     recorded = meta["files"]
-    weights = _load_weights_file(found / MODEL_FILE, recorded)
-    ema = _load_weights_file(found / EMA_FILE, recorded) if EMA_FILE in recorded else None
+    weights = _load_weights_file(folder / MODEL_FILE, recorded)
+    ema = _load_weights_file(folder / EMA_FILE, recorded) if EMA_FILE in recorded else None
     trainer = None
     if with_trainer:
-        _check_contents(found / TRAINER_FILE, recorded)
-        trainer = _load_torch_file(found / TRAINER_FILE)
-    config = found / CONFIG_FILE
+        _check_contents(folder / TRAINER_FILE, recorded)
+        trainer = _load_torch_file(folder / TRAINER_FILE)
     return Checkpoint(
-        path=found,
+        path=folder,
         weights=weights,
         ema=ema,
         trainer=trainer,
-        config_yaml=config.read_text(encoding="utf-8") if config.is_file() else None,
+        config_yaml=_config_text(folder / CONFIG_FILE),
         meta=meta,
-        files=[found / name for name in recorded if name not in (*EXACT_FILES, CONFIG_FILE)],
+        files=[folder / name for name in recorded if name not in (*EXACT_FILES, CONFIG_FILE)],
     )
+
+
+def _config_text(path: Path) -> str | None:
+    if not path.is_file():
+        return None
+    try:
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise ValueError(f"it has {path.stat().st_size:,} bytes, a config has at most {MAX_CONFIG_BYTES:,}")
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as problem:
+        raise ValueError(f"{path} cannot be read: {problem}. {OTHER_CONFIG}") from problem
 
 
 def _load_weights_file(path: Path, recorded: dict[str, Any]) -> dict[str, Tensor]:
@@ -188,10 +159,7 @@ def _check_contents(path: Path, recorded: dict[str, Any]) -> None:
     if path.name not in recorded:
         raise ValueError(f"{path.parent} holds no {path.name}, only {', '.join(recorded)}. Use another checkpoint.")
     if file_sha256(path) != recorded[path.name]["sha256"]:
-        raise ValueError(
-            f"{path} is not what was saved: its sha256 differs from the one in {META_FILE}. Copy it again or use "
-            f"another checkpoint: {path.parent.parent} holds {_listing(path.parent.parent)}."
-        )
+        raise DamagedError(f"{path} is not what was saved: its sha256 differs from the one in {META_FILE}.")
 
 
 def _load_torch_file(path: Path) -> dict[str, Any]:
@@ -200,28 +168,29 @@ def _load_torch_file(path: Path) -> dict[str, Any]:
     except UNREADABLE as problem:
         with path.open("rb") as file:
             start = file.read(16)
+        # torch's own text advises to load such a file all the same, which would run the code in it.
+        foreign = re.search(r"GLOBAL ([\w.]+)", str(problem))
+        found = f"it holds {foreign[1]}" if foreign else f"it may be cut, {type(problem).__name__}"
         raise ValueError(
-            f"{path} ({path.stat().st_size:,} bytes, starting with {start!r}) cannot be read: expected tensors and "
-            f"plain values written by torch.save. It may be cut, or hold other Python objects, which are not loaded. "
-            f"Copy it again or save only its state dict. ({type(problem).__name__}: {str(problem).splitlines()[:1]})"
+            f"{path} ({path.stat().st_size:,} bytes, starting with {start!r}) cannot be read: {found}. Expected tensors and "
+            "plain values written by torch.save; other Python objects are never loaded. Copy it again or save only its "
+            "state dict."
         ) from problem
     if not isinstance(loaded, dict):
         raise ValueError(f"{path} holds a {type(loaded).__name__}; expected a dict as written by torch.save.")
     return loaded
 
 
-def _load_reference_file(path: Path) -> Checkpoint:
+def _load_reference_file(path: Path, with_trainer: bool) -> Checkpoint:
+    if with_trainer:
+        raise ValueError(f"{path} holds weights only: training cannot resume from it, but can load its weights.")
     weights = _load_torch_file(path)
     foreign = [name for name, value in weights.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
     if foreign or not weights:
         found = ", ".join(f"{name!r} ({type(weights[name]).__name__})" for name in foreign[:10]) or "nothing"
         raise ValueError(f"{path} is not a state dict of tensors by name: found {found}. Save model.state_dict().")
-    config = path.parent / REFERENCE_CONFIG_FILE
-    return Checkpoint(
-        path=path,
-        weights=strip_prefixes(weights),
-        config_yaml=config.read_text(encoding="utf-8") if config.is_file() else None,
-    )
+    config_yaml = _config_text(path.parent / REFERENCE_CONFIG_FILE)
+    return Checkpoint(path=path, weights=strip_prefixes(weights), config_yaml=config_yaml)
 
 
 def strip_prefixes(weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 
-from engine.checkpoints.load import CONFIG_FILE, Checkpoint, latest_step, load_checkpoint, resolve_checkpoint
+from dataset.files.disk import write_file
+from engine.checkpoints.find import CONFIG_FILE, LATEST, all_steps, checkpoints_at
+from engine.checkpoints.load import Checkpoint, load_checkpoint, to_stderr
 from engine.config.schema import RunConfig
 from engine.runtime.devices import Runtime
 
-LATEST = "latest"
+FAILED = "failed"  # what rank 0 shares in place of the name of a checkpoint
 OTHER_NAME = re.compile(r"checkpoint-(\d+)")  # what a step directory is called elsewhere
 
 
@@ -32,7 +34,7 @@ class RunDirectory:
 
     def write_config(self) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
-        (self.path / CONFIG_FILE).write_text(self.config_yaml, encoding="utf-8")
+        write_file(self.path / CONFIG_FILE, self.config_yaml)
 
     def remove_unused_config(self) -> None:
         """Remove the config of a run that was refused before it wrote anything else."""
@@ -83,30 +85,49 @@ def newest_run(root: Path) -> Path:
     return runs[-1]
 
 
-def checkpoint_to_resume(asked: str | None, run_dir: Path, runtime: Runtime) -> Checkpoint | None:
+def checkpoint_to_resume(
+    asked: str | None, run_dir: Path, runtime: Runtime, say: Callable[[str], None] = to_stderr
+) -> Checkpoint | None:
     """The checkpoint with its trainer state, the same on every rank.
 
     `asked` is a step directory, also by the name checkpoint-<N>; a run directory, which stands for its latest step; a
     file of a checkpoint, such as checkpoint_latest.pt; or "latest", the latest step of `run_dir`. Without it, and for
-    "latest" where nothing has been saved yet, None is returned.
+    "latest" where nothing has been saved yet, None is returned. `say` is told which one is taken for a damaged one.
     """
-    path = latest_in(run_dir, runtime) if asked == LATEST else None if asked is None else step_directory(asked)
-    return None if path is None else load_checkpoint(path, with_trainer=True)
+    if asked is None:
+        return None
+    if asked == LATEST:
+        return latest_in(run_dir, runtime, with_trainer=True, say=say)
+    return load_checkpoint(renamed(asked), with_trainer=True, prefer=LATEST, say=say)
 
 
-def latest_in(run_dir: Path, runtime: Runtime) -> Path | None:
-    """The latest complete step of a run directory as rank 0 sees it."""
-    step = latest_step(run_dir) if runtime.is_main else None
-    name = shared_text("" if step is None else f"step_{step}", runtime)
-    return run_dir / name if name else None
+def latest_in(
+    run_dir: Path, runtime: Runtime, *, with_trainer: bool = False, say: Callable[[str], None] = to_stderr
+) -> Checkpoint | None:
+    """The latest checkpoint of a run directory that rank 0 can load; None if nothing was ever saved there."""
+    found, problem = None, None
+    if runtime.is_main and (all_steps(run_dir) or (run_dir / LATEST).is_symlink()):
+        try:
+            found = load_checkpoint(run_dir, with_trainer=with_trainer, prefer=LATEST, say=say)
+        except ValueError as error:
+            problem = error
+    name = shared_text(FAILED if problem else "" if found is None else found.path.name, runtime)
+    if name == FAILED:
+        raise problem or ValueError(f"Rank 0 found no checkpoint in {run_dir} that it can load.")
+    return found if runtime.is_main or not name else load_checkpoint(run_dir / name, with_trainer=with_trainer)
 
 
 def step_directory(asked: str) -> Path:
+    """The checkpoint that is meant, damaged or not."""
+    return checkpoints_at(renamed(asked), prefer=LATEST)[0]
+
+
+def renamed(asked: str) -> Path:
+    """The path with checkpoint-<N> as step_<N>, unless there is such a file."""
     path = Path(asked).expanduser()
     if (number := OTHER_NAME.fullmatch(path.name)) and not path.exists():
         path = path.with_name(f"step_{number[1]}")
-    step = latest_step(path) if path.is_dir() else None
-    return resolve_checkpoint(path) if step is None else path / f"step_{step}"
+    return path
 
 
 def shared_text(text: str, runtime: Runtime) -> str:

@@ -17,17 +17,19 @@ import torch
 from torch import Tensor
 
 from dataset.files.disk import file_sha256
-from engine.checkpoints.load import (
+from engine.checkpoints.find import (
+    BEST,
     CONFIG_FILE,
     EMA_FILE,
+    LATEST,
     META_FILE,
     MODEL_FILE,
     TRAINER_FILE,
     complete_steps,
     find_damage,
     latest_step,
-    strip_prefixes,
 )
+from engine.checkpoints.load import strip_prefixes
 
 PLAIN_TYPES = (bool, int, float, str, type(None))  # what torch.load(weights_only=True) reads beside tensors
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
@@ -120,7 +122,7 @@ class CheckpointStore:
             temporary.mkdir(parents=True)
             _write_folder(temporary, snapshot)
             self._put_in_place(temporary, final)
-            self._point("latest", snapshot.step)
+            self._point(LATEST, snapshot.step)
         except (OSError, RuntimeError, SafetensorError) as problem:
             # torch and safetensors report a failed write in exceptions of their own.
             self._clean_up()
@@ -140,9 +142,9 @@ class CheckpointStore:
         if not self.path_of(step).is_dir():
             raise CheckpointError(f"{self.path_of(step)} cannot be the best checkpoint: it was never saved.")
         try:
-            self._point("best", step)
+            self._point(BEST, step)
         except OSError as problem:
-            raise CheckpointError(f"{self.run_dir / 'best'} could not point at step {step}: {problem}") from problem
+            raise CheckpointError(f"{self.run_dir / BEST} could not point at step {step}: {problem}") from problem
 
     def _point(self, name: str, step: int) -> None:
         target = self.path_of(step)
@@ -162,7 +164,7 @@ class CheckpointStore:
         """Drop what keep_last no longer covers; steps beyond this one belong to a run that was left, and stay."""
         if self.keep_last is None:
             return
-        best = (self.run_dir / "best").resolve()
+        best = Path(os.path.realpath(self.run_dir / BEST))  # of a link to itself `resolve` would fail
         reached = [path for number, path in complete_steps(self.run_dir).items() if number <= step]
         for path in reached[: -self.keep_last]:
             if path.resolve() != best:

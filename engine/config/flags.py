@@ -4,6 +4,7 @@ A flag counts only if it is given; then it overrides the file, which overrides t
 """
 
 import argparse
+import re
 import types
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,10 @@ from engine.config.parse import ConfigError, nearest, parse
 Config = TypeVar("Config", bound=BaseModel)
 NOTHING = ("null", "none")  # how a flag says that there is no value
 WRONG_OPTIONS = 2  # exit code
+ALIAS = re.compile(
+    r"(?<![^\s,\[{:?-])\*(?=\S)"
+)  # of YAML: it stands for a value that is written elsewhere, again and again
+MAX_ALIASES = 10
 
 
 def also(*names: str, **switches: Any) -> dict[str, Any]:
@@ -121,6 +126,33 @@ def yaml_options(text: str, where: str) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise ValueError(f"{where} holds a list; expected lines of the form `option: value`.")
     return {str(key): value for key, value in data.items()}
+
+
+def plain_yaml_options(text: str, where: str, remedy: str) -> dict[str, Any]:
+    """The options that YAML text from somebody else holds: small when written out, and values only, so that nothing of
+    this machine, such as an environment variable, gets into them."""
+    from omegaconf import OmegaConf
+
+    try:
+        if (aliases := len(ALIAS.findall(text))) > MAX_ALIASES:
+            raise ValueError(f"it has {aliases} aliases (*name), expected at most {MAX_ALIASES}")
+        data = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+        if not isinstance(data, dict):
+            raise ValueError("it holds a list; expected lines of the form `option: value`")
+        if (key := _interpolated(data)) is not None:
+            raise ValueError(f"{key} refers to another value; expected the value itself")
+    except Exception as error:  # as above
+        raise ValueError(f"{where} cannot be used: {' '.join(str(error).split())[:300]}. {remedy}") from error
+    return {str(key): value for key, value in data.items()}
+
+
+def _interpolated(value: Any, key: str = "") -> str | None:
+    """The key of the first value with an interpolation in it."""
+    if isinstance(value, str):
+        return key if "${" in value else None
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    found = (_interpolated(item, f"{key}.{name}".lstrip(".")) for name, item in items)
+    return next((each for each in found if each is not None), None)
 
 
 def add_flags(group: argparse._ActionsContainer, name: str, field: FieldInfo) -> None:

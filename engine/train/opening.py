@@ -29,7 +29,8 @@ def open_run(job: Job, stack: ExitStack) -> tuple[Run, Notices]:
         stack.enter_context(exclusive_lock(directory.path))
         stack.callback(directory.remove_unused_config)
         job.claim(directory, runtime)
-    checkpoint = checkpoint_to_resume(settings.resume_from, directory.path, runtime)
+    store = CheckpointStore(directory.path, settings.keep_last) if runtime.is_main else None
+    checkpoint = checkpoint_to_resume(settings.resume_from, directory.path, runtime, say)
     if checkpoint is None and settings.resume_from is not None:
         say(f"resume: no checkpoint in {directory.path} yet, starting from the beginning")
 
@@ -60,7 +61,7 @@ def open_run(job: Job, stack: ExitStack) -> tuple[Run, Notices]:
         optimizers=optimizers,
         runtime=runtime,
         tracker=tracker,
-        store=CheckpointStore(directory.path, settings.keep_last) if runtime.is_main else None,
+        store=store,
         run_dir=directory.path,
         average=average,
     )
@@ -68,8 +69,8 @@ def open_run(job: Job, stack: ExitStack) -> tuple[Run, Notices]:
         restore(run, trainer, checkpoint.ema)
         run.trainer = None  # its tensors are in the optimizers now
         say(f"resumed from {checkpoint.path}")
-        if run.store is not None:
-            run.store.repair_best(saved.best_step)
+        if store is not None:
+            store.repair_best(saved.best_step)
     if runtime.is_main:
         directory.write_config()
     say(describe(module, runtime), f"{plan.expected_steps} steps; run directory {directory.path}")

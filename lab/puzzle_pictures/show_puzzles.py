@@ -47,17 +47,16 @@ def show_puzzles(
 
 def puzzle_config(loaded: Checkpoint) -> PretrainConfig:
     """What a checkpoint says it was trained with."""
-    from omegaconf import OmegaConf
-
-    if loaded.config_yaml is None:
+    data = loaded.config()
+    if data is None:
         raise ValueError(
             f"{loaded.path} carries no config, so its architecture is not known. Give a step folder or a run folder of "
             "this project, or put the all_config.yaml of the reference beside the file."
         )
-    data = OmegaConf.to_container(OmegaConf.create(loaded.config_yaml), resolve=True)
-    arch = data.get("arch") if isinstance(data, dict) else None
-    if not isinstance(data, dict) or not isinstance(arch, dict):
+    arch = data.get("arch")
+    if not isinstance(arch, dict):
         raise ValueError(f"The config of {loaded.path} names no architecture (arch). Use another checkpoint.")
-    if str((arch.get("loss") or {}).get("name", "")).endswith("TextLossHead"):
+    loss = arch.get("loss")
+    if isinstance(loss, dict) and str(loss.get("name")).endswith("TextLossHead"):
         raise ValueError(f"{loaded.path} is a model of text, and only puzzles can be drawn. Give a puzzle checkpoint.")
-    return check(PretrainConfig, {str(key): value for key, value in data.items()})
+    return check(PretrainConfig, data)

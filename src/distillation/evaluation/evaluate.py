@@ -32,8 +32,8 @@ def open_student(
     Returns the config with the checkpoint's own facts of the student, the corpora, the student, and the checkpoint and
     step that it is of.
     """
-    path = config.checkpoint or latest_in(Path(config.output_dir), runtime)
-    loaded = None if path is None else load_checkpoint(path)
+    path, run_dir = config.checkpoint, Path(config.output_dir)
+    loaded = latest_in(run_dir, runtime) if path is None else load_checkpoint(path)
     if loaded is not None and META_KEY in loaded.meta:
         trained = loaded.meta[META_KEY]["config"]
         config = config.model_copy(update={key: trained[key] for key in OF_STUDENT})

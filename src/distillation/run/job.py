@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from engine.build.puzzles import compile_step
-from engine.checkpoints.load import TRAINER_FILE, Checkpoint
-from engine.checkpoints.run_directory import LATEST, RunDirectory, to_yaml
+from engine.checkpoints.find import LATEST, TRAINER_FILE
+from engine.checkpoints.load import Checkpoint
+from engine.checkpoints.run_directory import RunDirectory, to_yaml
 from engine.config.parse import ConfigError
 from engine.runtime.devices import Runtime, start_runtime
 from engine.train.evaluate import Report

@@ -9,9 +9,9 @@ from typing import Any
 from dataset.cursor import CursorConfig, RowDataset
 from dataset.tokenization.lookup import open_tokenizer
 from engine.build.loader import load_batches, train_items
-from engine.checkpoints.load import Checkpoint, latest_step, load_checkpoint, load_weights, step_of
-from engine.checkpoints.run_directory import LATEST, RunDirectory, step_directory, to_yaml
-from engine.config.flags import yaml_options
+from engine.checkpoints.find import LATEST, latest_step, step_of
+from engine.checkpoints.load import Checkpoint, load_checkpoint, load_weights
+from engine.checkpoints.run_directory import RunDirectory, step_directory, to_yaml
 from engine.runtime.devices import Runtime
 from engine.tasks.text import perplexity
 from engine.train.evaluate import Report, evaluate, flat
@@ -75,7 +75,7 @@ class TuneTeacherJob(Job):
     def claim(self, directory: RunDirectory, runtime: Runtime) -> None:
         """Refuse to write where another run has left its checkpoints."""
         path, asked = directory.path, self.config.resume_from
-        continues = asked == LATEST or asked is not None and step_directory(asked).resolve().parent == path.resolve()
+        continues = asked == LATEST or asked is not None and step_directory(asked).parent.resolve() == path.resolve()
         if not continues and (step := latest_step(path)) is not None:
             remedy = f"Resume it with --resume-from {path}, or choose another --output-dir"
             raise ValueError(f"{path} holds checkpoints, the last one of step {step}. {remedy}.")
@@ -214,7 +214,7 @@ def plan_of(config: TeacherFtConfig, total_steps: int) -> Plan:
 
 def check_resumable(checkpoint: Checkpoint, config: TeacherFtConfig, corpus_fingerprint: str) -> None:
     """Refuse what was learnt under another config or from another corpus."""
-    then = yaml_options(checkpoint.config_yaml or "", where=str(checkpoint.path))
+    then = checkpoint.config() or {}
     now = config.model_dump(mode="json")
     changed = [f"{key} was {then.get(key)} and is {now[key]}" for key in LEARNT_WITH if then.get(key) != now[key]]
     if checkpoint.meta.get("corpus") != corpus_fingerprint:

@@ -54,3 +54,54 @@ def test_checkpoints_that_cannot_answer_say_why(folder, tmp_path):
     assert ended.code == 0, ended.err
     with pytest.raises(ValueError, match="sudoku"):
         load_model(OpenOptions(str(tmp_path / "puzzle")))
+
+
+def damaged_copy(folder, tmp_path, content):
+    """The run with this content in place of every config of its checkpoints."""
+    shutil.copytree(folder / "run", tmp_path / "copy", symlinks=True)
+    for file in tmp_path.glob("copy/step_*/config.yaml"):
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return OpenOptions(str(tmp_path / "copy"), device="cpu")
+
+
+BOMB = "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9 if n else '0')}]\n" for n in range(12))
+
+
+DAMAGED = ["arch: [", "a: b: c", "- 1", "", "3", "arch: 3", "arch: {name: [3]}", b"\xff\xfe\x00", BOMB, "a: &a [*a]"]
+DAMAGED += [
+    "[" * 90_000,
+    "x: 1\n" * 30_000,
+    "dataset: 3",
+    "dataset: {tokenizer_path: {a: b}}",
+    "!!python/object:os.system [x]",
+]
+
+
+@pytest.mark.parametrize("content", DAMAGED)
+def test_a_damaged_config_is_one_message(folder, tmp_path, content):
+    with pytest.raises(ValueError, match=r"config") as refused:
+        load_model(damaged_copy(folder, tmp_path, content))
+    assert "Traceback" not in str(refused.value)
+
+
+@pytest.mark.parametrize("value", ["${oc.env:SECRET}", "x${oc.env:SECRET}", "${oc.env:${oc.env:NAME}}", "${.b}"])
+def test_a_config_that_refers_to_the_environment_is_refused_without_looking_there(
+    folder, tmp_path, value, monkeypatch, capsys
+):
+    monkeypatch.setenv("SECRET", "swordfish")
+    monkeypatch.setenv("NAME", "SECRET")
+    (config,) = {file.read_text() for file in (folder / "run").glob("step_*/config.yaml")}
+    data = yaml.safe_load(config)
+    data["project_name"] = value
+    with pytest.raises(ValueError, match="project_name") as refused:
+        load_model(damaged_copy(folder, tmp_path, yaml.safe_dump(data)))
+    assert "swordfish" not in str(refused.value) + "".join(capsys.readouterr())
+
+
+def test_a_damaged_best_checkpoint_gives_way_and_is_said(folder, tmp_path, capsys):
+    shutil.copytree(folder / "run", tmp_path / "run", symlinks=True)
+    (step,) = tmp_path.glob("run/step_*")
+    shutil.copytree(step, tmp_path / "run" / "step_1")
+    (step / "ema.safetensors" if (step / "ema.safetensors").exists() else step / "model.safetensors").write_bytes(b"")
+    assert load_model(OpenOptions(str(tmp_path / "run"), device="cpu")).path == tmp_path / "run" / "step_1"
+    assert step.name in capsys.readouterr().err

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from engine.checkpoints.save import CheckpointStore
-from engine.checkpoints.load import load_checkpoint, load_weights, resolve_checkpoint, strip_prefixes
+from engine.checkpoints.load import load_checkpoint, load_weights, strip_prefixes
 
 
 @pytest.fixture
@@ -29,41 +29,41 @@ def two_steps(tmp_path):
 
 
 def test_run_folder_means_best_then_latest_then_the_highest(two_steps):
-    assert resolve_checkpoint(two_steps) == two_steps / "step_2"
+    assert load_checkpoint(two_steps).path == two_steps / "step_2"
     (two_steps / "best").symlink_to("step_1")
-    assert resolve_checkpoint(str(two_steps)) == two_steps / "step_1"
+    assert load_checkpoint(str(two_steps)).path == two_steps / "step_1"
     (two_steps / "best").unlink()
     (two_steps / "latest").unlink()
-    assert resolve_checkpoint(two_steps) == two_steps / "step_2"
-    assert resolve_checkpoint(two_steps / "step_1" / "model.safetensors") == two_steps / "step_1"
+    assert load_checkpoint(two_steps).path == two_steps / "step_2"
+    assert load_checkpoint(two_steps / "step_1" / "model.safetensors").path == two_steps / "step_1"
 
 
 def test_pattern_must_mean_one_checkpoint_unless_newest_picks(two_steps):
     os.utime(two_steps / "step_1" / "meta.json", (1, 1))
     (two_steps / "metrics.jsonl").write_text("")
 
-    assert resolve_checkpoint(two_steps.parent / "r*") == two_steps / "step_2"
-    assert resolve_checkpoint(two_steps / "*_1") == two_steps / "step_1"
-    assert resolve_checkpoint(two_steps / "*", newest=True) == two_steps / "step_2"
+    assert load_checkpoint(two_steps.parent / "r*").path == two_steps / "step_2"
+    assert load_checkpoint(two_steps / "*_1").path == two_steps / "step_1"
+    assert load_checkpoint(two_steps / "*", newest=True).path == two_steps / "step_2"
     with pytest.raises(ValueError, match=r"2 checkpoints.*step_1, .*step_2"):
-        resolve_checkpoint(two_steps / "step_*")
+        load_checkpoint(two_steps / "step_*").path
 
 
 def test_folder_named_like_a_pattern_is_taken_as_it_is(tmp_path):
     (tmp_path / "run[1]").mkdir()
     torch.save({"w": torch.ones(1)}, tmp_path / "run[1]" / "step_5")
-    assert resolve_checkpoint(tmp_path / "run[1]" / "step_5").name == "step_5"
+    assert load_checkpoint(tmp_path / "run[1]" / "step_5").path.name == "step_5"
 
 
 @pytest.mark.parametrize("wanted", ["step_7", "nowhere/step_1", "step_7*"])
 def test_missing_checkpoint_lists_what_is_there(two_steps, wanted):
     with pytest.raises(ValueError, match=r"latest/, step_1/, step_2/"):
-        resolve_checkpoint(two_steps / wanted)
+        load_checkpoint(two_steps / wanted).path
 
 
 def test_empty_run_folder_says_so(tmp_path):
     with pytest.raises(ValueError, match="nothing"):
-        resolve_checkpoint(tmp_path)
+        load_checkpoint(tmp_path).path
 
 
 # Damaged and foreign files
@@ -126,7 +126,7 @@ def test_reference_file_loads_without_its_prefixes(tmp_path):
     assert torch.equal(loaded.weights["model.inner.w"], weights["_orig_mod.model.inner.w"])
     assert loaded.weights["model.inner.H_init"].dtype == torch.bfloat16
     assert loaded.config_yaml == "arch: {name: trm}\n"
-    assert resolve_checkpoint(tmp_path / "step_*") == path
+    assert load_checkpoint(tmp_path / "step_*").path == path
     with pytest.raises(ValueError, match="holds weights only"):
         load_checkpoint(path, with_trainer=True)
 

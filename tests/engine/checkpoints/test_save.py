@@ -11,7 +11,7 @@ import torch
 
 from engine.checkpoints import save as checkpoint_module
 from engine.checkpoints.save import CheckpointError, CheckpointStore
-from engine.checkpoints.load import load_checkpoint, resolve_checkpoint
+from engine.checkpoints.load import load_checkpoint
 
 CONFIG = "arch:\n  hidden_size: 4\n"
 
@@ -142,7 +142,7 @@ def test_links_are_relative_and_move_with_the_run(two_steps, tmp_path):
 
     assert os.readlink(moved / "latest") == "step_2"
     assert os.readlink(moved / "best") == "step_1"
-    assert resolve_checkpoint(moved) == moved / "step_1"
+    assert load_checkpoint(moved).path == moved / "step_1"
 
 
 def test_keep_last_never_drops_the_best(tmp_path):
@@ -203,4 +203,4 @@ def test_file_systems_without_links_still_have_a_latest_step(store, monkeypatch)
         store.wait()
 
     assert store.latest_step() == 4
-    assert resolve_checkpoint(store.run_dir) == store.path_of(4)
+    assert load_checkpoint(store.run_dir).path == store.path_of(4)

@@ -7,7 +7,7 @@ from engine.checkpoints.load import load_checkpoint
 from engine.config import schema
 from engine.runtime.devices import Runtime
 from engine.train.opening import describe, parameter_counts
-from tests.tiny import ARCH, CPU, TRM, flags, halting_weights, pretrain, write_sudoku
+from tests.tiny import ARCH, CPU, TRM, flags, halting_weights, pretrain, steps_on_disk, write_sudoku
 
 
 def make_head(**options):
@@ -68,3 +68,20 @@ def test_a_resumed_run_no_longer_needs_the_weights_it_started_from(tmp_path):
     (tmp_path / "start.pt").unlink()
     ended = pretrain([*words, "resume=true"])
     assert ended.code == 0 and "done: 2 steps" in ended.err and "weights from" not in ended.err
+
+
+def test_a_resume_takes_the_step_before_a_damaged_one_and_refuses_when_none_is_left(tmp_path):
+    data, run_dir = write_sudoku(tmp_path / "data"), tmp_path / "run"
+    command = flags(data, run_dir)
+    assert pretrain(command).code == 0
+    weights, before = load_checkpoint(run_dir / "step_27").weights, steps_on_disk(run_dir)
+    (run_dir / "step_27" / "trainer.pt").write_bytes(b"")
+    ended = pretrain([*command, "resume=true"])
+    assert ended.code == 0 and f"{run_dir / 'step_18'} instead" in ended.err and "step_27" in ended.err
+    torch.testing.assert_close(load_checkpoint(run_dir / "step_27").weights, weights, rtol=0, atol=0)
+
+    for step in before:
+        (run_dir / f"step_{step}" / "model.safetensors").unlink()
+    ended = pretrain([*command, "resume=true"])
+    assert ended.code == 1 and "step_9" in ended.err and "run_name" in ended.err
+    assert steps_on_disk(run_dir) == before
