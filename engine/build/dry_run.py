@@ -101,18 +101,19 @@ class SavedBytes:
     """Counts the bytes that wait for a backward pass, at their most; parameters are there in any case."""
 
     def __init__(self, module: nn.Module) -> None:
-        self.known = {p.untyped_storage().data_ptr() for p in module.parameters()}
-        self.waiting: dict[int, int] = {}
+        self.parameters = {p.untyped_storage().data_ptr() for p in module.parameters()}
+        self.seen = set(self.parameters)  # storages that are counted already
+        self.waiting = self.most = 0
         self.is_backward = False
-        self.most = 0
 
     def pack(self, tensor: Tensor) -> Tensor:
-        if self.is_backward:
-            self.waiting, self.is_backward = {}, False
+        if self.is_backward:  # a new forward pass begins
+            self.seen, self.waiting, self.is_backward = set(self.parameters), 0, False
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self.known:
-            self.waiting[storage.data_ptr()] = storage.nbytes()
-        self.most = max(self.most, sum(self.waiting.values()))
+        if storage.data_ptr() not in self.seen:
+            self.seen.add(storage.data_ptr())
+            self.waiting += storage.nbytes()
+            self.most = max(self.most, self.waiting)
         return tensor
 
     def unpack(self, tensor: Tensor) -> Tensor:

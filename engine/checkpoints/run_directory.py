@@ -38,7 +38,7 @@ class RunDirectory:
 
     def remove_unused_config(self) -> None:
         """Remove the config of a run that was refused before it wrote anything else."""
-        if [path.name for path in self.path.iterdir()] == [CONFIG_FILE]:
+        if [path.name for path in self.path.glob("*")] == [CONFIG_FILE]:
             (self.path / CONFIG_FILE).unlink()
 
 
