@@ -3,19 +3,24 @@
 import re
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from engine.build.jobs import PuzzleJob
+from engine.build.text import fitting_batch_size
 from engine.config.check import check
 from engine.config.schema import PretrainConfig
-from tests.tiny import ARCH, RUN, TRM
+from tests.tiny import ARCH, CPU, RUN, TRM
 
 
-def job(given=None, **changes) -> PuzzleJob:
+def job(chosen=None, **changes) -> PuzzleJob:
     config = check(PretrainConfig, RUN | {"arch": {"name": TRM} | ARCH, "data_paths": ["a"]} | changes)
-    return PuzzleJob(config, given=given)
+    return PuzzleJob(config, given=chosen)
 
 
 @pytest.mark.parametrize(
@@ -37,7 +42,7 @@ def test_the_command_to_resume_repeats_what_was_typed(monkeypatch, typed, expect
 
 
 @pytest.mark.parametrize(
-    ("given", "warmup", "steps", "used", "told"),
+    ("chosen", "warmup", "steps", "used", "told"),
     [
         (set(), 1000, 100, 10, "note.*1000.* 10 steps"),
         ({"lr"}, 2, 9, 0, "note.* 0 steps"),
@@ -46,10 +51,10 @@ def test_the_command_to_resume_repeats_what_was_typed(monkeypatch, typed, expect
         (set(), 10, 100, 10, ""),
     ],
 )
-def test_only_a_warm_up_that_nobody_chose_is_cut_to_a_tenth_of_the_run(given, warmup, steps, used, told):
-    said, chosen = [], job(given, lr_warmup_steps=warmup)
-    chosen.fit_length(steps, said.append)
-    assert chosen.config.lr_warmup_steps == used
+def test_only_a_warm_up_that_nobody_chose_is_cut_to_a_tenth_of_the_run(chosen, warmup, steps, used, told):
+    said, run = [], job(chosen, lr_warmup_steps=warmup)
+    run.fit_length(steps, said.append)
+    assert run.config.lr_warmup_steps == used
     assert re.search(told, "".join(said)) and len(said) == bool(told)
 
 
@@ -57,3 +62,16 @@ def test_more_steps_than_the_epochs_have_are_announced():
     said = []
     job(max_steps=120).fit_length(27, said.append)
     assert "max_steps=120" in said[0] and "27 steps" in said[0] and "epochs" in said[0]
+
+
+@given(st.integers(1, 60), st.integers(1, 4), st.integers(1, 4), st.integers(1, 12))
+def test_a_batch_is_as_large_as_asked_or_as_there_are_examples_to_share(examples, ranks, parts, asked):
+    shares = ranks * parts
+    options = mock.Mock(global_batch_size=asked * shares, gradient_accumulation_steps=parts, more_examples="dig")
+    if examples < shares:
+        with pytest.raises(ValueError, match=f"{examples} examples.*dig"):
+            fitting_batch_size(options, replace(CPU, world_size=ranks), examples)
+        return
+    size = fitting_batch_size(options, replace(CPU, world_size=ranks), examples)
+    assert size % shares == 0 and size <= min(examples, asked * shares)
+    assert size == asked * shares or size > examples - shares
