@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dataset.common import IGNORE_LABEL_ID, Batch, LoaderItem, hash_seed
-from engine.tasks.protocol import Sums, add_sums
+from engine.tasks.protocol import Sums, add_sums, check_shapes
 from engine.tasks.text import TextTask, sampled_depth
 from models.core import Latents
 from models.losses.text import Supervision
@@ -56,6 +56,7 @@ class PersistentTextTask(TextTask):
         self.total_rows = total_rows  # that the run will retire, over all ranks
         self.slots: Slots | None = None
         self.pending: Slots | None = None
+        self.is_restored = False  # the slots are those of a checkpoint, and no batch has been seen yet
         self.queue: Batch = {}  # rows that wait for a slot
         self.ahead = 0  # loader batches that this rank has opened and another rank has not
         self.rows_taken = 0  # by this rank
@@ -106,8 +107,10 @@ class PersistentTextTask(TextTask):
 
     def _enqueue(self, batch: Batch) -> None:
         """Append the rows of a batch to the queue, except those without a label, which only fill up the last batch."""
-        if self.slots is None:
-            self.slots = self._empty_slots(batch)
+        if self.slots is None or self.is_restored:
+            fresh = self._empty_slots(batch)
+            check_shapes(self.slots or fresh, fresh)
+            self.slots, self.is_restored = self.slots or fresh, False
         is_real = (batch["labels"] != IGNORE_LABEL_ID).any(dim=1)
         rows = {name: value[is_real] for name, value in batch.items()}
         self.queue = {
@@ -273,4 +276,6 @@ class PersistentTextTask(TextTask):
         )
         waiting, self.ahead = int(state["queued"][rank]), int(state["ahead"][rank])
         self.queue = {name: own(value)[:waiting] for name, value in state["queue"].items()}
-        self.rows_taken, self.rows_retired = int(state["rows_taken"][rank]), state["rows_retired"]
+        check_shapes(state["queue"], state["data"], "the queue")
+        self.rows_taken, self.rows_retired = int(state["rows_taken"][rank]), float(state["rows_retired"])
+        self.is_restored = True

@@ -1,6 +1,7 @@
 """What the training loop asks of anything that can be trained; batches in parts, and metrics as sums."""
 
 from collections.abc import Collection, Iterable, Iterator
+from dataclasses import is_dataclass
 from typing import Any, Protocol
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from dataset.common import Batch, LoaderItem
 from engine.runtime.devices import Runtime
 
+SAME_RUN = "Resume with the global_batch_size, the data and the options of arch that the run began with."
 Sums = dict[str, Tensor]  # metrics as sums over rows, `count` among them; they add over ranks and batches
 
 
@@ -74,6 +76,20 @@ class Task(Protocol):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         return
+
+
+def check_shapes(saved: Any, fresh: Any, name: str = "the carry") -> None:
+    """Refuse a state of a checkpoint that is not shaped like the one which this run's batches begin with."""
+    if is_dataclass(saved) or hasattr(saved, "_asdict"):
+        saved, fresh = (dict(vars(each)) if is_dataclass(each) else each._asdict() for each in (saved, fresh))
+    if isinstance(saved, dict):
+        if saved.keys() != fresh.keys():
+            raise ValueError(f"{name} has {sorted(map(str, saved))}, expected {sorted(fresh)}. {SAME_RUN}")
+        for key, value in saved.items():
+            check_shapes(value, fresh[key], f"{name}.{key}")
+    elif not isinstance(saved, Tensor) or saved.shape != fresh.shape:
+        found = tuple(saved.shape) if isinstance(saved, Tensor) else type(saved).__name__
+        raise ValueError(f"The checkpoint has {found} as {name}, this run {tuple(fresh.shape)}. {SAME_RUN}")
 
 
 def split_rows(batch: Batch, parts: int) -> list[Batch]:

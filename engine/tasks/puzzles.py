@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dataset.common import Batch, LoaderItem, hash_seed
 from engine.runtime.devices import Runtime
-from engine.tasks.protocol import Sums, Task, add_sums, split_rows
+from engine.tasks.protocol import Sums, Task, add_sums, check_shapes, split_rows
 from engine.tasks.rollouts import ONE_TRY, Effort, surest_rollout
 from models.act import Carry, ExplorationDraws
 from models.flops import training_flops
@@ -36,6 +36,7 @@ class PuzzleTask(Task):
         self.total_steps = total_steps
         self.effort = effort
         self.carries: list[Carry] | None = None
+        self.is_restored = False  # the carries are those of a checkpoint, and no batch has been seen yet
         self.pending: list[Carry] | None = None
         self.generator = torch.Generator()  # on the host: the same draws on every device
 
@@ -48,7 +49,12 @@ class PuzzleTask(Task):
         self.head.train()
         self.head.model.inner.depth = self.head.model.config.depth_at(step / self.total_steps)
         parts = split_rows(self.runtime.to_device(batch), self.micro_batches)
-        carries = self.carries or [self.head.initial_carry(part) for part in parts]
+        carries = self.carries
+        if carries is None or self.is_restored:
+            fresh = [self.head.initial_carry(part) for part in parts]
+            for saved, new in zip(carries or fresh, fresh, strict=True):
+                check_shapes(saved, new)
+            carries, self.is_restored = carries or fresh, False
         totals: Sums = {}
         self.pending = []
         for index, (part, carry) in enumerate(zip(parts, carries, strict=True)):
@@ -152,6 +158,7 @@ class PuzzleTask(Task):
             )
             for i in range(self.micro_batches)
         ]
+        self.is_restored = True
 
 
 def merge_carries(carries: Sequence[Carry]) -> Carry:

@@ -270,21 +270,3 @@ def save(run: Run, is_best: bool = False) -> None:
     )
     if is_best:
         run.store.mark_best(run.state.step)
-
-
-def restore(run: Run, trainer: dict[str, Any], ema: dict[str, Tensor] | None) -> None:
-    """Continue where a checkpoint stands; its weights have been loaded already."""
-    run.state = TrainState(**trainer["state"])
-    run.optimizers.load_state_dict(trainer["optimizers"])
-    run.task.load_state_dict(trainer["task"])
-    states = trainer.get("evaluators", {})  # in files of earlier versions there are none
-    for name, evaluator in stateful(run.data.evaluators).items():
-        if name in states:
-            evaluator.load_state_dict(states[name])
-    torch.set_rng_state(trainer["torch_rng"])
-    if run.average is not None:
-        if ema is None:
-            raise ValueError(
-                "ema=true: the checkpoint holds no averaged weights. Set ema=false, or start from scratch."
-            )
-        run.average.load_state_dict(ema)

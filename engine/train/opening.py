@@ -5,14 +5,16 @@ from contextlib import ExitStack
 from torch import nn
 
 from dataset.files.disk import exclusive_lock
+from engine.checkpoints.find import TRAINER_FILE
 from engine.checkpoints.load import load_averaged, load_checkpoint, load_weights
 from engine.checkpoints.run_directory import checkpoint_to_resume
 from engine.checkpoints.save import CheckpointStore
 from engine.runtime.code import code_version
 from engine.runtime.devices import Runtime, start_runtime
 from engine.train.job import Job, RunStart
-from engine.train.loop import Run, restore
+from engine.train.loop import Run
 from engine.train.plan import TrainState
+from engine.train.resume import restore, saved_errors, state_of
 from engine.train.tracking.backends import TrackedRun
 from engine.train.tracking.tracker import Notices, Tracker
 from models.ema import WeightAverage
@@ -45,7 +47,10 @@ def open_run(job: Job, stack: ExitStack) -> tuple[Run, Notices]:
     average = WeightAverage(module, settings.ema_rate) if settings.ema_rate is not None else None
 
     trainer = None if checkpoint is None else parts.trainer or checkpoint.trainer
-    saved = TrainState(**trainer["state"]) if trainer is not None else TrainState()
+    saved = TrainState()
+    if checkpoint is not None and trainer is not None:
+        with saved_errors(checkpoint.path / TRAINER_FILE):
+            saved = state_of(trainer)
     if runtime.is_main:
         job.clear(directory, checkpoint, say)
     tracker = Tracker(
@@ -66,7 +71,8 @@ def open_run(job: Job, stack: ExitStack) -> tuple[Run, Notices]:
         average=average,
     )
     if checkpoint is not None and trainer is not None:
-        restore(run, trainer, checkpoint.ema)
+        with saved_errors(checkpoint.path / TRAINER_FILE):
+            restore(run, trainer, checkpoint.ema)
         run.trainer = None  # its tensors are in the optimizers now
         say(f"resumed from {checkpoint.path}")
         if store is not None:

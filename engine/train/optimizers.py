@@ -156,9 +156,23 @@ class OptimizerSet:
         for (optimizer, _), state in zip(self.members, states, strict=True):
             former = [dict(group) for group in optimizer.param_groups]
             optimizer.load_state_dict(state)
+            check_moments(optimizer)
             if sizes_of(former) == sizes_of(optimizer.param_groups):
                 for group, own in zip(optimizer.param_groups, former, strict=True):
                     group.update({key: value for key, value in own.items() if key != "params"})
+
+
+def check_moments(optimizer: Any) -> None:
+    """Refuse what an optimizer cannot have remembered of a weight: another shape, or a part of it only."""
+    for parameter, found in getattr(optimizer, "state", {}).items():
+        needed = {"momentum"} if "momentum" in found else {"step", "exp_avg", "exp_avg_sq"}
+        moments = {key: found.get(key) for key in needed - {"step"}}
+        fits = all(isinstance(value, Tensor) and value.shape == parameter.shape for value in moments.values())
+        if found and not (fits and isinstance(found.get("step", 0), int | float | Tensor)):
+            shapes = {key: tuple(value.shape) if isinstance(value, Tensor) else value for key, value in moments.items()}
+            raise ValueError(
+                f"The optimizer remembers {shapes} of a weight of shape {tuple(parameter.shape)}. Use another checkpoint."
+            )
 
 
 def sizes_of(groups: list[dict[str, Any]]) -> list[int]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.build.puzzles import compile_step
-from engine.checkpoints.find import LATEST, TRAINER_FILE
+from engine.checkpoints.find import LATEST, META_FILE, TRAINER_FILE
 from engine.checkpoints.load import Checkpoint
 from engine.checkpoints.run_directory import RunDirectory, to_yaml
 from engine.config.parse import ConfigError
@@ -21,6 +21,7 @@ from engine.train.loop import Run, RunParts
 from engine.train.opening import parameter_counts
 from engine.train.optimizers import OptimizerSet
 from engine.train.plan import Plan
+from engine.train.resume import saved_errors
 from engine.train.tracking.tracker import Notices
 from src.distillation.config import DistillConfig
 from src.distillation.corpus.corpora import open_corpora
@@ -79,9 +80,9 @@ class DistillJob(Job):
             "tokenizer": corpora.tokenizer.sha256,
             "teacher": None,
         }
-        former = None if checkpoint is None else former_facts(checkpoint)
-        if former is not None:
-            check_changes(former, facts, config.rows_per_step)
+        if checkpoint is not None:
+            with saved_errors(checkpoint.path / META_FILE):
+                check_changes(former_facts(checkpoint), facts, config.rows_per_step)
 
         head = build.build_student(config, arch, corpora.tokenizer, runtime)
         teacher = build.teacher_of(config, corpora, runtime)
@@ -114,6 +115,10 @@ class DistillJob(Job):
         tokens = config.rows_per_step * config.max_seq_length
         held_out = 0 if corpora.held_out is None else len(corpora.held_out.rows)
         say(f"{config.max_steps} steps of up to {tokens:,} tokens, {epochs:.2f} epochs; {held_out} held-out rows")
+        trainer = None
+        if checkpoint is not None:
+            with saved_errors(checkpoint.path / TRAINER_FILE):
+                trainer = resumed_trainer(checkpoint, facts, corpora.train.num_batches())
         return RunParts(
             task=task,
             data=data,
@@ -121,7 +126,7 @@ class DistillJob(Job):
             checkpoint_yaml=build.checkpoint_yaml(config, arch),
             meta=parameter_counts(head) | {META_KEY: facts},
             files=corpora.tokenizer_files,
-            trainer=None if checkpoint is None else resumed_trainer(checkpoint, facts, corpora.train.num_batches()),
+            trainer=trainer,
         )
 
     def optimizers(self, parts: RunParts, runtime: Runtime) -> OptimizerSet:

@@ -9,7 +9,7 @@ from typing import Any
 from dataset.cursor import CursorConfig, RowDataset
 from dataset.tokenization.lookup import open_tokenizer
 from engine.build.loader import load_batches, train_items
-from engine.checkpoints.find import LATEST, latest_step, step_of
+from engine.checkpoints.find import LATEST, TRAINER_FILE, latest_step, step_of
 from engine.checkpoints.load import Checkpoint, load_checkpoint, load_weights
 from engine.checkpoints.run_directory import RunDirectory, step_directory, to_yaml
 from engine.runtime.devices import Runtime
@@ -19,6 +19,7 @@ from engine.train.job import Job, RunSettings, RunStart
 from engine.train.loop import Run, RunData, RunParts
 from engine.train.optimizers import OptimizerSet
 from engine.train.plan import Plan
+from engine.train.resume import saved_errors
 from engine.train.schedule import CosineSchedule
 from engine.train.tracking.tracker import Notices
 from src.distillation.corpus.manifest import Split, load_manifest, tokenizer_facts
@@ -90,8 +91,11 @@ class TuneTeacherJob(Job):
         if config.ram_disk:
             folder = start.stack.enter_context(corpus_in_memory(folder, runtime, cleanup=config.ram_disk_cleanup))
         data, num_batches = open_corpus(config, folder, runtime)
+        trainer = None
         if checkpoint is not None:
             check_resumable(checkpoint, config, manifest.fingerprint)
+            with saved_errors(checkpoint.path / TRAINER_FILE):
+                trainer = resumed_trainer(checkpoint)
         dtype = dtype_of(config.dtype, runtime.device)
         teacher = open_teacher_to_tune(config, facts, dtype).to(runtime.device)
         check_packable(teacher.causal, manifest.max_seq_length)
@@ -113,7 +117,7 @@ class TuneTeacherJob(Job):
             plan=plan,
             checkpoint_yaml=start.directory.config_yaml,
             meta={"corpus": manifest.fingerprint, "trained_parameters": teacher.num_trained()},
-            trainer=None if checkpoint is None else resumed_trainer(checkpoint),
+            trainer=trainer,
         )
 
     def optimizers(self, parts: RunParts, runtime: Runtime) -> OptimizerSet:

@@ -15,8 +15,9 @@ from engine.config.schema import PretrainConfig
 from engine.runtime.signals import StopSignal
 from engine.tasks.puzzles import PuzzleTask
 from engine.train.evaluate import evaluate
-from engine.train.loop import Run, RunData, fit, restore, train_step
+from engine.train.loop import Run, RunData, fit, train_step
 from engine.train.plan import Plan, TrainState
+from engine.train.resume import restore
 from models.ema import WeightAverage
 from models.losses import puzzles as losses
 from tests.models.parity import arrays, batch_of, description, load_head, sample
