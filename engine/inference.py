@@ -6,6 +6,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from dataset.files.disk import write_file
 from engine.build.text import build_text
 from engine.build.text_checkpoint import open_text_checkpoint
 from engine.generate.options import InferenceOptions
@@ -43,8 +44,7 @@ def infer(options: InferenceOptions) -> None:
         if runtime.is_main:
             (metrics,) = report.values()
             found = nested(metrics)
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / f"metrics_{path.name}.json").write_text(json.dumps({split: found}, indent=2) + "\n")
+            write_file(folder / f"metrics_{path.name}.json", json.dumps({split: found}, indent=2) + "\n")
             show(split, found)
             print(f"written to {folder}", file=sys.stderr)
     finally:

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from dataset.common import Batch, PuzzleDatasetMetadata
+from dataset.files.disk import write_file
 from dataset.files.json_file import read_json
 from dataset.puzzles.arc_grids import crop, grid_hash, parse_name, to_grid
 
@@ -152,8 +153,7 @@ class ARC:
                 scores += [(right in ranking[:k]) / len(rankings) for k in self.pass_Ks]
             submission[puzzle] = [self._attempts(votes, ranking) for ranking in rankings] if any(rankings) else []
         if save_path is not None:
-            Path(save_path).mkdir(parents=True, exist_ok=True)
-            (Path(save_path) / "submission.json").write_text(json.dumps(submission), encoding="utf-8")
+            write_file(Path(save_path) / "submission.json", json.dumps(submission))
         return {
             f"{METRIC_PREFIX}pass@{k}": float(score) / len(self.test_puzzles)
             for k, score in zip(self.pass_Ks, scores, strict=True)

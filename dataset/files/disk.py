@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 BLOCK_BYTES = 1 << 20
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
@@ -30,7 +32,7 @@ def new_file(target: Path) -> Iterator[BinaryIO]:
 
 def write_file(target: Path, content: str | bytes) -> None:
     """Put `content` into `target`, which holds either what it held before or all of it at any time."""
-    with new_file(target) as file:
+    with disk_errors(target), new_file(target) as file:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
@@ -54,12 +56,26 @@ def disk_errors(path: Path) -> Iterator[None]:
     """Turn an error of the disk into a ValueError that says what to do."""
     try:
         yield
-    except OSError as error:
-        full = "The disk is full. " if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+    except (OSError, RuntimeError) as error:
+        number = error_number(error)
+        if number is None and not isinstance(error, OSError):
+            raise
+        said = getattr(error, "strerror", None) or (os.strerror(number) if number else error)
+        full = "The disk is full. " if number in FULL_DISK else ""
         raise ValueError(
-            f"Cannot write {path}: {error.strerror or error}. {full}Make room or choose another folder, and run again; "
-            "what is finished is kept."
+            f"Cannot write {path}: {said}. {full}Make room or choose another folder, and run again; what is finished is kept."
         ) from error
+
+
+def error_number(problem: BaseException | None) -> int | None:
+    """The operating system's error number, also of an error that torch or safetensors wrapped."""
+    while problem is not None:
+        if isinstance(problem, OSError):
+            return problem.errno
+        if named := re.search(r"os error (\d+)", str(problem)):
+            return int(named[1])
+        problem = problem.__cause__ or problem.__context__
+    return None
 
 
 def make_directory(directory: Path) -> list[Path]:

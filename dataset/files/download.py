@@ -164,8 +164,7 @@ def find_hub_file(
         target=target,
     )
     fields = {key: value for key, value in asdict(found).items() if key != "target"}
-    with disk_errors(description):
-        write_file(description, json.dumps(fields))
+    write_file(description, json.dumps(fields))
     return found
 
 

@@ -33,7 +33,6 @@ class RunDirectory:
         self.config_yaml = to_yaml(config.model_copy(update=names).model_dump(mode="json"))
 
     def write_config(self) -> None:
-        self.path.mkdir(parents=True, exist_ok=True)
         write_file(self.path / CONFIG_FILE, self.config_yaml)
 
     def remove_unused_config(self) -> None:

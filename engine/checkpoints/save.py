@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import re
 import shutil
 import warnings
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dataset.files.disk import file_sha256
+from dataset.files.disk import FULL_DISK, error_number, file_sha256
 from engine.checkpoints.find import (
     BEST,
     CONFIG_FILE,
@@ -32,7 +31,6 @@ from engine.checkpoints.find import (
 from engine.checkpoints.load import strip_prefixes
 
 PLAIN_TYPES = (bool, int, float, str, type(None))  # what torch.load(weights_only=True) reads beside tensors
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
 class CheckpointError(OSError):
@@ -182,6 +180,8 @@ class CheckpointStore:
                 shutil.rmtree(old, ignore_errors=True)
         for folder in self.run_dir.glob(".step_*.tmp-*"):
             shutil.rmtree(folder, ignore_errors=True)
+        for file in self.run_dir.glob("*.[0-9]*.tmp"):  # of `new_file`
+            file.unlink(missing_ok=True)
         for link in (*self.run_dir.glob(".latest.tmp-*"), *self.run_dir.glob(".best.tmp-*")):
             link.unlink(missing_ok=True)
 
@@ -190,7 +190,7 @@ class CheckpointStore:
         needed = sum(tensor.nbytes for tensor in [*weights, *_tensors_in(snapshot.trainer)])
         free = shutil.disk_usage(self.run_dir).free
         last = self.latest_step()
-        reason = "the disk is full or the quota is used up" if _error_number(problem) in FULL_DISK else str(problem)
+        reason = "the disk is full or the quota is used up" if error_number(problem) in FULL_DISK else str(problem)
         good = "There is no earlier checkpoint" if last is None else f"The last good checkpoint is {self.path_of(last)}"
         return (
             f"The checkpoint of step {snapshot.step} could not be written to {self.run_dir}: {reason} "
@@ -260,14 +260,3 @@ def _tensors_in(value: Any) -> list[Tensor]:
         return [value]
     items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
     return [tensor for item in items for tensor in _tensors_in(item)]
-
-
-def _error_number(problem: BaseException | None) -> int | None:
-    """The operating system's error number, also of an error that torch or safetensors wrapped."""
-    while problem is not None:
-        if isinstance(problem, OSError):
-            return problem.errno
-        if named := re.search(r"os error (\d+)", str(problem)):
-            return int(named[1])
-        problem = problem.__cause__ or problem.__context__
-    return None

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from dataset.files.disk import write_file
 from dataset.files.json_file import read_json
 from dataset.text.conversation import Turn, parse_messages
 from engine.build.text_checkpoint import LoadedModel
@@ -52,7 +53,7 @@ class ChatSession:
         """As a record of the OpenAI form, which `dataset.build_chat_dataset --format openai` reads."""
         system = [{"role": "system", "content": self.system}] if self.system else []
         messages = [*system, *({"role": turn.role, "content": turn.text} for turn in self.turns)]
-        path.write_text(json.dumps({"messages": messages}, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        write_file(path, json.dumps({"messages": messages}, ensure_ascii=False, indent=2) + "\n")
 
     def load(self, path: Path) -> None:
         """Continue a saved conversation."""

@@ -16,7 +16,10 @@ import torch
 
 from engine.checkpoints import save as checkpoint_module
 from engine.checkpoints.load import load_checkpoint
+from engine.checkpoints.run_directory import RunDirectory
 from engine.checkpoints.save import CheckpointError, CheckpointStore
+from engine.train.evaluate import evaluate
+from tests.tiny import CPU
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -204,3 +207,30 @@ def test_really_full_disk_names_the_last_good_checkpoint(small_disk, tmp_path, p
 
     assert tree(small_disk) == before
     assert load_checkpoint(small_disk).weights["model.inner.weight"][0, 0] == 1
+
+
+def test_outputs_that_find_no_room_are_named_and_leave_nothing(small_disk):
+    class Wide:
+        """Hands out more than the disk holds."""
+
+        def eval_batch(self, batch, return_keys):
+            return {"count": torch.ones(())}, {name: torch.zeros(4, 1_000_000) for name in return_keys}
+
+        def eval_report(self, sums):
+            return sums
+
+    with pytest.raises(ValueError, match=r"end_all_preds\.0.*disk is full"):
+        evaluate(Wide(), [("all", {}, 4)], ["all"], CPU, save_outputs=["logits"], output_dir=small_disk, label="end")
+    assert list(small_disk.iterdir()) == []
+
+
+def test_the_config_of_a_run_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    directory = RunDirectory(tmp_path, "project", "run", "a: 1\n")
+    directory.write_config()
+    (tmp_path / "config.yaml.123.tmp").write_text("a:")  # of a kill
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full_disk)
+        with pytest.raises(ValueError, match=rf"{tmp_path / 'config.yaml'}.*disk is full"):
+            RunDirectory(tmp_path, "project", "run", "b: 2\n").write_config()
+    CheckpointStore(tmp_path)
+    assert tree(tmp_path) == {"config.yaml": hashlib.sha256(b"a: 1\n").hexdigest()}

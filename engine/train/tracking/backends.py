@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from dataset.files.disk import write_file
 from engine.checkpoints.run_directory import RunDirectory
 
 WANDB_ID_FILE = "wandb_id"
@@ -54,7 +55,7 @@ class WandbBackend:
     def start(self, run: TrackedRun) -> None:
         id_file = run.directory.path / WANDB_ID_FILE  # a resumed run continues the same W&B run
         if run.resume_step == 0 or not id_file.is_file():
-            id_file.write_text(uuid.uuid4().hex[:12], encoding="utf-8")
+            write_file(id_file, uuid.uuid4().hex[:12])
         self._run = self._wandb.init(
             project=run.directory.project,
             name=run.directory.name,

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from dataset.files.disk import disk_errors, write_file
+from dataset.files.disk import write_file
 from dataset.files.json_file import read_model
 from src.distillation.corpus.manifest import Record, TokenizerFacts
 from src.distillation.targets.signal import Kind, TeacherFacts
@@ -71,8 +71,7 @@ class Cache(Record):
         return Cache(facts=self.facts, shards=sorted([*self.shards, shard], key=lambda known: known.number))
 
     def save(self, folder: Path) -> None:
-        with disk_errors(folder / CACHE_FILE):
-            write_file(folder / CACHE_FILE, self.model_dump_json(indent=1) + "\n")
+        write_file(folder / CACHE_FILE, self.model_dump_json(indent=1) + "\n")
 
 
 def cache_facts(

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,34 @@ def test_a_full_disk_is_told_with_both_numbers(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Permission") as caught, disk_errors(tmp_path):
         raise OSError(errno.EACCES, "Permission denied")
     assert "disk is full" not in str(caught.value)
+
+
+@pytest.mark.parametrize("failing", ["fsync", "replace"])
+def test_a_full_disk_leaves_what_a_file_held_and_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write_file(tmp_path / "a", b"old")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, failing, full)
+        with pytest.raises(ValueError, match=rf"{tmp_path / 'a'}.*disk is full"):
+            write_file(tmp_path / "a", b"new")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a", b"old")]
+
+
+def test_an_error_of_the_disk_is_found_below_others(tmp_path: Path) -> None:
+    def wrapped() -> None:
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError:
+            raise RuntimeError("unexpected position")  # noqa: B904 - as torch.save does
+
+    with pytest.raises(ValueError, match="disk is full"), disk_errors(tmp_path):
+        wrapped()
+    with pytest.raises(RuntimeError, match="of another kind"), disk_errors(tmp_path):
+        raise RuntimeError("of another kind")
 
 
 def test_a_second_holder_is_refused_and_told_which_directory(tmp_path: Path) -> None:

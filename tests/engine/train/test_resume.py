@@ -101,10 +101,8 @@ EDITS: dict[str, Callable[[Any], Any]] = {
     "nothing": lambda content: dict.fromkeys(content),
     **{f"without {name}": without(name) for name in ("state", "optimizers", "task", "torch_rng")},
     **{f"list for {name}": put([], name) for name in ("state", "optimizers", "torch_rng")},
-    **{
-        f"halved {name}": (lambda name: lambda c: put(halved(c[name]), name)(c))(name)
-        for name in ("optimizers", "task")
-    },
+    "halved optimizers": lambda content: content.update(optimizers=halved(content["optimizers"])),
+    "halved task": lambda content: content.update(task=halved(content["task"])),
     **{f"step {value}": put(value, "state", "step") for value in ("nine", -3, 2.5, 1 << 70, None)},
     "iteration none": put(None, "state", "iteration"),
     "without step": without("state", "step"),
