@@ -64,6 +64,6 @@ def _check_room(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise ValueError(
-            f"The rows need {needed / 1e9:.1f} GB, but the disk of {folder.parent} has {free / 1e9:.1f} GB free. "
+            f"The rows need {needed / 1e6:,.1f} MB, but the disk of {folder.parent} has {free / 1e6:,.1f} MB free. "
             "Use --pack, a smaller --max-length, or another disk."
         )

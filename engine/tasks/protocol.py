@@ -79,7 +79,7 @@ class Task(Protocol):
 
 
 def check_shapes(saved: Any, fresh: Any, name: str = "the carry") -> None:
-    """Refuse a state of a checkpoint that is not shaped like the one which this run's batches begin with."""
+    """Refuse a state of a checkpoint that is not made like the one which this run's batches begin with."""
     if is_dataclass(saved) or hasattr(saved, "_asdict"):
         saved, fresh = (dict(vars(each)) if is_dataclass(each) else each._asdict() for each in (saved, fresh))
     if isinstance(saved, dict):
@@ -87,9 +87,14 @@ def check_shapes(saved: Any, fresh: Any, name: str = "the carry") -> None:
             raise ValueError(f"{name} has {sorted(map(str, saved))}, expected {sorted(fresh)}. {SAME_RUN}")
         for key, value in saved.items():
             check_shapes(value, fresh[key], f"{name}.{key}")
-    elif not isinstance(saved, Tensor) or saved.shape != fresh.shape:
-        found = tuple(saved.shape) if isinstance(saved, Tensor) else type(saved).__name__
-        raise ValueError(f"The checkpoint has {found} as {name}, this run {tuple(fresh.shape)}. {SAME_RUN}")
+    elif not isinstance(saved, Tensor) or saved.shape != fresh.shape or not same_kind(saved.dtype, fresh.dtype):
+        found = f"{tuple(saved.shape)} of {saved.dtype}" if isinstance(saved, Tensor) else type(saved).__name__
+        expected = f"{tuple(fresh.shape)} of {fresh.dtype}"
+        raise ValueError(f"The checkpoint has {found} as {name}, this run {expected}. {SAME_RUN}")
+
+
+def same_kind(one: torch.dtype, other: torch.dtype) -> bool:
+    return one == other or {one, other} <= {torch.float32, torch.bfloat16, torch.float16}
 
 
 def split_rows(batch: Batch, parts: int) -> list[Batch]:

@@ -12,6 +12,8 @@ from torch.optim import Optimizer
 from engine.train.schedule import CosineSchedule, RestartSchedule
 from models.sparse_embedding import CastedSparseEmbedding
 
+LARGEST_STEP = 2**53
+
 
 class AdamATan2(Optimizer):
     """Adam whose division is an arc tangent, so that no epsilon is needed and a step never exceeds lr * pi / 2.
@@ -165,13 +167,16 @@ class OptimizerSet:
 def check_moments(optimizer: Any) -> None:
     """Refuse what an optimizer cannot have remembered of a weight: another shape, or a part of it only."""
     for parameter, found in getattr(optimizer, "state", {}).items():
-        needed = {"momentum"} if "momentum" in found else {"step", "exp_avg", "exp_avg_sq"}
-        moments = {key: found.get(key) for key in needed - {"step"}}
+        is_muon = "momentum" in found
+        moments = {key: found.get(key) for key in (("momentum",) if is_muon else ("exp_avg", "exp_avg_sq"))}
         fits = all(isinstance(value, Tensor) and value.shape == parameter.shape for value in moments.values())
-        if found and not (fits and isinstance(found.get("step", 0), int | float | Tensor)):
+        step = found.get("step")
+        is_step = isinstance(step, Tensor) and step.ndim == 0 or type(step) in (int, float)
+        if found and not (fits and (is_muon or is_step and 0 <= float(step) < LARGEST_STEP)):
             shapes = {key: tuple(value.shape) if isinstance(value, Tensor) else value for key, value in moments.items()}
             raise ValueError(
-                f"The optimizer remembers {shapes} of a weight of shape {tuple(parameter.shape)}. Use another checkpoint."
+                f"The optimizer remembers {shapes} and step {step} of a weight of shape {tuple(parameter.shape)}. Use "
+                "another checkpoint."
             )
 
 
