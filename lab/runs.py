@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.checkpoints.find import CONFIG_FILE, META_FILE, step_of
-from engine.config.flags import yaml_options
+from engine.config.flags import plain_yaml_options
 from engine.train.tracking.metrics_file import METRICS_FILE
 
 COLUMNS = ("run", "kind", "arch", "step", "best", "commit", "age")
@@ -55,7 +55,7 @@ def described(run: Path, root: Path) -> dict[str, str]:
 def read_config(file: Path) -> dict[str, Any]:
     """Nothing where it cannot be read: one damaged run must not hide the others."""
     try:
-        return yaml_options(file.read_text(encoding="utf-8"), where=str(file))
+        return plain_yaml_options(file.read_text(encoding="utf-8"), str(file), "")
     except (OSError, ValueError):
         return {}
 
