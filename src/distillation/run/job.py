@@ -35,6 +35,7 @@ LATEST_FILE = "checkpoint_latest.pt"
 FORMER_FOLDER = "former"
 # What one run writes; provenance.jsonl is the history of the directory and stays.
 PARTS = ["step_*", "latest", "best", LATEST_FILE, "metrics*.jsonl", "train.log", "config.yaml", "wandb_id"]
+FACTS = {"config", "mode", "corpus", "teacher"}  # of a run, that a later one is compared with
 PROGRAM = "src.distillation.scripts.train"
 ONE_PASS = 10**9  # batches that checkpoints of former versions call a pass where nothing was evaluated
 
@@ -241,7 +242,7 @@ def plan_of(config: DistillConfig) -> Plan:
 def former_facts(checkpoint: Checkpoint) -> dict[str, Any]:
     """Those of the run that saved it."""
     found = checkpoint.meta.get(META_KEY)
-    if not isinstance(found, dict):
+    if not isinstance(found, dict) or not found.keys() >= FACTS or not isinstance(found["config"], dict):
         raise ConfigError([f"{checkpoint.path} is not a checkpoint of a distillation. Name another one"])
     return found
 

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from engine.checkpoints.load import Checkpoint
-from src.distillation.run.job import resumed_trainer
+from engine.config.parse import ConfigError
+from src.distillation.run.job import former_facts, resumed_trainer
 
-FACTS = {"corpus": "c", "mode": "ce", "config": {"eval_interval": 5}}
+FACTS = {"corpus": "c", "mode": "ce", "teacher": None, "config": {"eval_interval": 5}}
 
 
 def checkpoint(state: dict[str, Any], **facts: Any) -> Checkpoint:
@@ -35,3 +36,9 @@ def test_another_corpus_begins_at_its_beginning_and_another_mode_forgets_what_th
     state = {"step": 17, "iteration": 3, "batches_done": 3, "evaluations_waited": 0}
     found = resumed_trainer(checkpoint(state), FACTS | {"corpus": "d", "mode": "direct"}, batches_per_epoch=7)
     assert found == {"state": state | {"iteration": 1, "batches_done": 0}, "task": {}}
+
+
+@pytest.mark.parametrize("facts", [None, 3, [], {}, FACTS | {"config": 3}, {"corpus": "c", "mode": "ce", "config": {}}])
+def test_facts_that_no_distillation_has_written_are_refused(facts: Any) -> None:
+    with pytest.raises(ConfigError, match="step_17"):
+        former_facts(Checkpoint(Path("step_17"), {}, meta={"distill": facts}))

@@ -100,3 +100,21 @@ def test_all_ranks_resume_from_the_checkpoint_that_the_first_one_found(tmp_path)
     with mock.patch.object(run_directory_module, "load_checkpoint") as load:
         checkpoint_to_resume("latest", tmp_path, second)
     load.assert_called_once_with(tmp_path / "step_4", with_trainer=True)
+
+
+def test_all_ranks_are_told_that_the_first_one_found_none_that_is_whole(tmp_path):
+    shared = []
+
+    class First(type(CPU)):
+        def broadcast_(self, tensors):
+            shared.extend(tensors)
+
+    class Second(type(CPU)):
+        def broadcast_(self, tensors):
+            tensors[0].copy_(shared[0])
+
+    (tmp_path / "step_4").mkdir()
+    for rank, runtime_class in enumerate((First, Second)):
+        runtime = runtime_class(device=CPU.device, rank=rank, world_size=2, use_compile=False)
+        with pytest.raises(ValueError, match=re.escape(str(tmp_path))):
+            checkpoint_to_resume("latest", tmp_path, runtime)
