@@ -38,9 +38,31 @@ def write_file(target: Path, content: str | bytes) -> None:
 
 def check_space(folder: Path, needed: int) -> None:
     """Raise the error of a full disk, with both numbers, before anything is written."""
+    if needed > shutil.disk_usage(folder).free:
+        raise _no_room(folder, needed)
+
+
+def _no_room(folder: Path, needed: int) -> OSError:
     free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise OSError(errno.ENOSPC, f"{needed / 1e6:.1f} MB are needed, {free / 1e6:.1f} MB are free")
+    return OSError(errno.ENOSPC, f"{needed / 1e6:.1f} MB are needed, {free / 1e6:.1f} MB are free")
+
+
+def allocate(file: BinaryIO, size: int) -> None:
+    """Append so many zeros for which the disk has room: a memory map of a file with holes dies where it is full."""
+    file.flush()
+    try:
+        try:
+            os.posix_fallocate(file.fileno(), file.tell(), size)
+        except (AttributeError, OSError) as error:  # macOS and Windows have no such call, some file systems neither
+            if isinstance(error, OSError) and error.errno in FULL_DISK:
+                raise
+            for start in range(0, size, BLOCK_BYTES):
+                file.write(bytes(min(BLOCK_BYTES, size - start)))
+            file.flush()
+    except OSError as error:
+        if error.errno in FULL_DISK:
+            raise _no_room(Path(file.name).parent, size) from error
+        raise
 
 
 def file_sha256(path: Path) -> str:

@@ -1,12 +1,15 @@
 """Writes data sets in the on-disk format; a data set appears under its name only when it is complete."""
 
 import filecmp
+import glob
 import json
+import math
 import os
 import secrets
 import shutil
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from dataset.common import PuzzleDatasetMetadata
-from dataset.files.disk import make_directory, remove_if_empty
+from dataset.files.disk import FULL_DISK, allocate, check_space, exclusive_lock, make_directory, remove_if_empty
 from dataset.puzzles.format import BLANK_NAME, PuzzleSet
 
 IDENTIFIERS_FILE = "identifiers.json"
@@ -27,28 +30,52 @@ BOARD_SET = "all"  # the one set of data sets that are made of boards
 def dataset_folder(output_dir: str | Path, overwrite: bool = False) -> Iterator[Path]:
     """Yield an empty folder to write into; it becomes `output_dir` at the end, or vanishes if anything fails.
 
+    Whoever writes holds its lock; such folders that nobody holds, because their builder was killed, are removed.
     A data set that is there already and is the same stays; a different one is refused unless `overwrite`. A folder
     that holds anything else is never touched.
     """
     target = Path(output_dir).resolve()  # through a symbolic link, so that the renaming stays on one disk
     _check_replaceable(target)
     new = make_directory(target.parent)
-    token = secrets.token_hex(4)
-    partial = target.parent / f".{target.name}.{token}.partial"
-    partial.mkdir()
-    try:
-        yield partial
-        _put_in_place(partial, target, target.parent / f".{target.name}.{token}.replaced", overwrite)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        remove_if_empty(new)
+    _remove_abandoned(target)
+    unlocked = target.parent / f".{target.name}.{secrets.token_hex(4)}"  # a name under which nobody looks for it yet
+    partial = unlocked.with_name(f"{unlocked.name}.partial")
+    with exclusive_lock(unlocked):
+        unlocked.rename(partial)
+        try:
+            yield partial
+            _put_in_place(partial, target, unlocked.with_name(f"{unlocked.name}.replaced"), overwrite)
+        except OSError as error:
+            if error.errno not in FULL_DISK:
+                raise
+            raise ValueError(
+                f"Cannot write {target}: {error.strerror}. The disk is full, and nothing is left of the data set. Make "
+                "room, or choose another output folder with --output-dir."
+            ) from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+            remove_if_empty(new)
+
+
+def _remove_abandoned(target: Path) -> None:
+    if sys.platform == "win32":  # which has no locks that would tell
+        return
+    for partial in target.parent.glob(f".{glob.escape(target.name)}.{'[0-9a-f]' * 8}.partial"):
+        with suppress(ValueError), exclusive_lock(partial):
+            shutil.rmtree(partial, ignore_errors=True)
+            print(f"removed {partial}, which a build left that was killed", file=sys.stderr)
 
 
 def create_array(folder: Path, split: str, set_name: str, field: str, shape: tuple[int, ...]) -> np.ndarray:
     """A uint8 array on disk that is filled piece by piece and then handed to `write_split`."""
     file = _array_file(folder, split, set_name, field)
     file.parent.mkdir(exist_ok=True)
-    return np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=shape)
+    with open(file, "wb") as out:
+        header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.uint8)), "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(out, header)
+        allocate(out, math.prod(shape))
+    array: np.ndarray = np.load(file, mmap_mode="r+", allow_pickle=False)
+    return array
 
 
 def write_split(folder: Path, split: str, metadata: PuzzleDatasetMetadata, sets: dict[str, PuzzleSet]) -> None:
@@ -61,6 +88,7 @@ def write_split(folder: Path, split: str, metadata: PuzzleDatasetMetadata, sets:
             if isinstance(array, np.memmap) and Path(str(array.filename)) == file:
                 array.flush()
             else:
+                check_space(file.parent, array.nbytes)
                 np.save(file, array, allow_pickle=False)
     _write_json(folder / split / "dataset.json", metadata.model_dump())
 
