@@ -1,12 +1,12 @@
 """The curves of one run, or of several over each other, from their metrics.jsonl, as a matplotlib figure."""
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from engine.train.tracking.metrics_file import METRICS_FILE, read_lines
 from lab.drawing import FAINT, INK, MUTED, RED
 
 if TYPE_CHECKING:
@@ -74,17 +74,11 @@ class Line:
 
 
 def read_run(run_dir: Path) -> Run:
-    path = run_dir / "metrics.jsonl"
+    path = run_dir / METRICS_FILE
     if not path.is_file():
         raise ValueError(f"{path} does not exist. Give the folder of a run: checkpoints/<project_name>/<run_name>.")
     curves: dict[tuple[str, str], dict[int, Point]] = {}
-    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True), start=1):
-        if not text.endswith("\n"):
-            break  # the run is just writing this line, or was killed while it did
-        try:
-            line = json.loads(text)
-        except ValueError as problem:
-            raise ValueError(f"{path}, line {number} is not a JSON object: {problem}. Delete that line.") from problem
+    for _, line in read_lines(path):
         for key, value in line.items():
             set_name, _, metric = key.rpartition("/")
             if f"{set_name}/ce" in line:

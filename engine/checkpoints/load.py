@@ -122,6 +122,9 @@ def _load_folder(folder: Path, with_trainer: bool) -> Checkpoint:
     if with_trainer:
         _check_contents(folder / TRAINER_FILE, recorded)
         trainer = _load_torch_file(folder / TRAINER_FILE)
+    files = [folder / name for name in recorded if name not in (*EXACT_FILES, CONFIG_FILE)]
+    for file in files:
+        _check_contents(file, recorded)
     return Checkpoint(
         path=folder,
         weights=weights,
@@ -129,7 +132,7 @@ def _load_folder(folder: Path, with_trainer: bool) -> Checkpoint:
         trainer=trainer,
         config_yaml=_config_text(folder / CONFIG_FILE),
         meta=meta,
-        files=[folder / name for name in recorded if name not in (*EXACT_FILES, CONFIG_FILE)],
+        files=files,
     )
 
 

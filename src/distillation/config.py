@@ -132,7 +132,9 @@ class DistillConfig(TeacherOptions):
         description="must be that of the corpus; is kept with every checkpoint. none: that of the corpus, not kept",
     )
     num_workers: int = Field(0, ge=0, description="processes that read ahead")
-    verify_data: bool = Field(False, description="read every shard once at the start and compare its checksum")
+    verify_data: bool = Field(
+        False, description="compare every shard's checksum at the start, not when it is opened first"
+    )
 
     max_steps: int = Field(60_000, ge=1, description="optimizer steps")
     physical_batch_size: int = Field(1, ge=1, description="rows that go through student and teacher at once")

@@ -148,13 +148,23 @@ def test_line_that_is_just_being_written_is_left_out(tmp_path):
     assert max(curves.read_run(run_dir).curves["train", "lm_loss"]) == 12
 
 
+def test_line_that_cannot_be_read_is_passed_over_and_mentioned(tmp_path, capsys):
+    run_dir = write_run(tmp_path / "first")
+    whole = curves.read_run(run_dir).curves["train", "lm_loss"]
+    lines = (run_dir / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (run_dir / "metrics.jsonl").write_bytes(b"".join([*lines[:2], b"\xff" + lines[2][1:], *lines[3:]]))
+    found = curves.read_run(run_dir).curves["train", "lm_loss"]
+    assert len(found) == len(whole) - 1 and max(found) == max(whole)
+    assert "metrics.jsonl" in (err := capsys.readouterr().err) and "line 3" in err
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
         (None, r"metrics\.jsonl"),
         ("", "train/lm_loss"),
         ('{"step": 1, "perf/step_seconds": 2}\n', "train/lm_loss"),
-        ('{"step": 1}\nbroken\n', "line 2"),
+        ('{"step": 1}\nbroken\n', "train/lm_loss"),
     ],
 )
 def test_runs_that_cannot_be_drawn_say_why(tmp_path, capsys, content, said):

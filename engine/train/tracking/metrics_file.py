@@ -3,7 +3,9 @@
 import json
 import math
 import os
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +47,10 @@ def last_evaluation(run_dir: Path) -> dict[str, Any]:
     """The line of the last evaluation in the metrics of a run; nothing if there is none."""
     path, found = run_dir / METRICS_FILE, {}
     if path.is_file():
-        with path.open("rb") as file:
-            for line in file:
-                values = _values_of(line)
-                names = [key for key in values if "/" in key]
-                if names and not any(name.startswith(("train/", "base/")) for name in names):
-                    found = values
+        for _, values in read_lines(path):
+            names = [key for key in values if "/" in key]
+            if names and not any(name.startswith(("train/", "base/")) for name in names):
+                found = values
     return found
 
 
@@ -61,26 +61,38 @@ def _cut_after(path: Path, step: int, before_evaluation: bool) -> None:
     if step == 0:
         path.replace(path.with_name(FORMER_METRICS_FILE))
         return
+    kept, reached = 0, 0
+    for end, found in read_lines(path):
+        is_repeated = found["step"] == step and before_evaluation and not any(key.startswith("train/") for key in found)
+        if reached <= found["step"] <= step and not is_repeated:  # others may have a damaged number
+            kept, reached = end, found["step"]
     with path.open("r+b") as file:
-        end = 0
-        for line in file:
-            found = _values_of(line)
-            number, is_training = found.get("step"), any(key.startswith("train/") for key in found)
-            if (
-                not isinstance(number, int)
-                or number > step
-                or (number == step and before_evaluation and not is_training)
-            ):
-                break
-            end += len(line)
-        file.truncate(end)  # one atomic operation, which a full disk allows too
+        file.truncate(kept)  # one atomic operation, which a full disk allows too
         os.fsync(file.fileno())
 
 
-def _values_of(line: bytes) -> dict[str, Any]:
-    """What the line holds; nothing if it is not a whole one."""
+def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Of each line the byte where it ends, and what it holds; one that cannot be read is passed over and mentioned."""
+    end, damaged = 0, []
     try:
-        found = json.loads(line) if line.endswith(b"\n") else None
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.endswith(b"\n"):
+                    break  # it is just being written, or a kill left it
+                end += len(line)
+                if (found := _metrics_of(line)) is None:
+                    damaged.append(str(number))
+                else:
+                    yield end, found
+    finally:
+        if damaged:
+            more = ", ..." if len(damaged) > 5 else ""
+            print(f"{path}: passing over line {', '.join(damaged[:5])}{more}, which cannot be read", file=sys.stderr)
+
+
+def _metrics_of(line: bytes) -> dict[str, Any] | None:
+    try:
+        found = json.loads(line)
     except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
+        return None
+    return found if isinstance(found, dict) and isinstance(found.get("step"), int) else None

@@ -125,7 +125,6 @@ def write_rows(path: Path, facts: CacheFacts, row_ids: Sequence[int], rows: Sequ
         compression_level=3,
         use_dictionary=False,
         write_statistics=False,  # the least and the greatest of such cells are cells themselves
-        write_page_checksum=True,
     )
 
 

@@ -34,7 +34,7 @@ class CacheReader:
 
     def __init__(self, folder: Path, cache: Cache) -> None:
         self._folder = folder
-        self.files = ShardFiles(folder, cache.shards, partial(read_group, cache.facts), damaged, checks_sums=True)
+        self.files = ShardFiles(folder, cache.shards, partial(read_group, cache.facts), damaged)
         self.use(cache)
 
     def use(self, cache: Cache) -> None:

@@ -22,8 +22,8 @@ Row = tuple[int, NDArray[np.int32], NDArray[np.int64]]  # row id, all its ids, t
 class PackedRows:
     """The rows of one split, numbered from 0 in the order of the manifest: the rows of a RowDataset.
 
-    A corpus of another length or tokenizer than the given ones is refused. With `verify` every shard is read once and
-    its checksum compared.
+    A corpus of another length or tokenizer than the given ones is refused. A shard's checksum is compared when it is
+    opened first, with `verify` that of all at once.
     """
 
     def __init__(
@@ -40,7 +40,8 @@ class PackedRows:
         self._folder, self._split = folder, split
         self._length = self.manifest.max_seq_length
         shards = facts.shards if facts else []
-        self._files = ShardFiles(folder, shards, partial(_read_group, self._length), _damaged)
+        read = partial(_read_group, self._length, self.manifest.tokenizer.vocab_size)
+        self._files = ShardFiles(folder, shards, read, _damaged)
         for shard in shards if verify else []:
             self._files.check_sum(shard)
 
@@ -88,11 +89,19 @@ class PackedRows:
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
-def _read_group(length: int, file: Any, group: int) -> list[Row]:
+def _read_group(length: int, vocab_size: int, file: Any, group: int) -> list[Row]:
     table = file.read_row_group(group, columns=["row_id", "input_ids", "document_lengths"], use_threads=False)
     row_ids = table.column("row_id").to_pylist()
     ids = table.column("input_ids").combine_chunks().flatten().to_numpy().reshape(-1, length)
     lengths = [np.array(row, dtype=np.int64) for row in table.column("document_lengths").to_pylist()]
+    for row_id, row, documents in zip(row_ids, ids, lengths, strict=True):
+        if not 0 <= row.min() <= row.max() < vocab_size:
+            wrong = row[(row < 0) | (row >= vocab_size)][0]
+            raise ValueError(f"row {row_id} holds the id {wrong}, expected 0 to {vocab_size - 1}")
+        if documents.min(initial=0) < 0 or not 0 < documents.sum() <= length:
+            raise ValueError(
+                f"row {row_id} holds documents of {documents.tolist()} tokens, expected 1 to {length} in all"
+            )
     return list(zip(row_ids, ids, lengths, strict=True))
 
 

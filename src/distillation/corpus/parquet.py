@@ -25,10 +25,10 @@ def import_parquet() -> Any:
 
 
 def write_parquet(path: Path, content: Any, **options: Any) -> None:
-    """Write a table so that it survives a loss of power."""
+    """Write a table so that it survives a loss of power, each page with a checksum that reading verifies."""
     parquet = import_parquet()
     with disk_errors(path), open(path, "wb") as file:
-        parquet.write_table(content, file, **options)
+        parquet.write_table(content, file, write_page_checksum=True, **options)
         file.flush()
         os.fsync(file.fileno())
 
@@ -37,8 +37,8 @@ class ShardFiles(Generic[Row]):
     """Reads the rows of shards, counted from the first: memory-mapped files, of which a few row groups are kept unpacked.
 
     A shard has `file`, `rows`, `bytes` and `sha256`. `read` makes the rows of a row group from an open file and the
-    group's number. `damaged` makes the error to raise from what is wrong with a shard. With `checks_sums` a file's
-    checksum is compared when it is opened.
+    group's number, and raises ValueError for what they may not be. `damaged` makes the error to raise from what is wrong
+    with a shard. A file's checksum is compared when it is opened first.
     """
 
     def __init__(
@@ -47,9 +47,8 @@ class ShardFiles(Generic[Row]):
         shards: Sequence[Any],
         read: Callable[[Any, int], list[Row]],
         damaged: Callable[[Path, Any, object], ValueError],
-        checks_sums: bool = False,
     ) -> None:
-        self._folder, self._read, self._damaged, self._checks_sums = folder, read, damaged, checks_sums
+        self._folder, self._read, self._damaged = folder, read, damaged
         self.use(shards)
         for shard in shards:
             path = folder / shard.file
@@ -66,7 +65,8 @@ class ShardFiles(Generic[Row]):
         self._ends = np.cumsum([shard.rows for shard in shards], dtype=np.int64)
 
     def forget(self) -> None:
-        """Open files and unpack row groups again when they are next needed."""
+        """Open files, which are checked, and unpack row groups again when they are next needed."""
+        self._checked: set[str] = set()
         self._opened = lru_cache(KEPT_FILES)(self._open)
         self._unpacked = lru_cache(KEPT_GROUPS)(self._unpack)
 
@@ -95,13 +95,14 @@ class ShardFiles(Generic[Row]):
     def check_sum(self, shard: Any) -> None:
         if (found := file_sha256(self._folder / shard.file)) != shard.sha256:
             raise self._damaged(self._folder, shard, f"SHA-256 {found}, expected {shard.sha256}")
+        self._checked.add(shard.file)
 
     def _open(self, name: str) -> Any:
         parquet = import_parquet()
         import pyarrow as pa
 
         shard = self._by_name[name]
-        if self._checks_sums:
+        if name not in self._checked:
             self.check_sum(shard)
         try:
             file = parquet.ParquetFile(self._folder / name, memory_map=True, page_checksum_verification=True)
@@ -114,7 +115,8 @@ class ShardFiles(Generic[Row]):
     def _unpack(self, name: str, group: int) -> list[Row]:
         import pyarrow as pa
 
+        file = self._opened(name)
         try:
-            return self._read(self._opened(name), group)
-        except (pa.ArrowException, OSError, KeyError) as error:
+            return self._read(file, group)
+        except (pa.ArrowException, OSError, KeyError, ValueError) as error:
             raise self._damaged(self._folder, self._by_name[name], error) from error

@@ -1,17 +1,23 @@
 """The loader of a packed corpus: what a batch holds, every row once an epoch, resuming, refusing."""
 
+import json
 import os
+import shutil
 from collections import Counter
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 import src.distillation.corpus.parquet
 from dataset.cursor import CursorConfig, RowDataset
+from dataset.files.disk import file_sha256
 from dataset.tokenization.lookup import open_tokenizer
 from src.distillation.corpus.manifest import TokenizerFacts, load_manifest, tokenizer_facts
 from src.distillation.corpus.packed_rows import PackedRows
@@ -206,13 +212,88 @@ def test_a_damaged_shard_is_named(folder: Path, tmp_path: Path, harm: str) -> No
         content = bytearray(file.read_bytes())
         content[len(content) // 2] ^= 1
         file.write_bytes(content)
-        make(tmp_path)  # only the checksum tells
+        damaged = make(tmp_path)
+        with pytest.raises(ValueError, match=f"{file.name} .*SHA-256"):  # when the shard is opened first
+            list(damaged)
     elif harm == "cut":
         os.truncate(file, file.stat().st_size - 1)
     else:
         file.unlink()
     with pytest.raises(ValueError, match=f"{file.name} .*a.jsonl"):
         make(tmp_path, verify=True)
+
+
+def test_a_shard_is_checked_once_however_often_it_is_opened(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[str] = []
+    sha256 = src.distillation.corpus.parquet.file_sha256
+    counted = lambda path: hashed.append(path.name) or sha256(path)  # noqa: E731
+    monkeypatch.setattr(src.distillation.corpus.parquet, "file_sha256", counted)
+    monkeypatch.setattr(src.distillation.corpus.parquet, "KEPT_FILES", 1)
+    rows = make(folder)
+    for _ in range(2):
+        list(rows)
+    assert sorted(hashed) == sorted(Path(s.file).name for s in load_manifest(folder).splits["train"].shards)
+
+
+def rewritten(folder: Path, target: Path, change: Any) -> tuple[Path, int]:
+    """A copy of the corpus with a changed second shard, which the manifest vouches for, and its first row's number."""
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    shutil.copytree(folder, target)
+    manifest = json.loads((target / "manifest.json").read_text())
+    shard = manifest["splits"]["train"]["shards"][1]
+    file = target / shard["file"]
+    table = parquet.read_table(file)
+    columns = table.to_pydict()
+    change(columns)
+    parquet.write_table(pa.Table.from_pydict(columns, schema=table.schema), file)
+    shard |= {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
+    (target / "manifest.json").write_text(json.dumps(manifest))
+    return file, shard["first_row_id"]
+
+
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(value=st.one_of(st.integers(-(2**31), -1), st.integers(5_000, 2**31 - 1)), place=st.integers(0, 47))
+def test_ids_outside_the_vocabulary_are_refused_with_shard_and_row(folder: Path, value: int, place: int) -> None:
+    with TemporaryDirectory() as temporary:
+
+        def change(columns: dict[str, Any]) -> None:
+            columns["input_ids"][0][place] = value
+
+        file, row = rewritten(folder, Path(temporary) / "packed", change)
+        with pytest.raises(ValueError, match=rf"{file.name} .*row {row} .*{value}"):
+            list(make(Path(temporary) / "packed"))
+
+
+@pytest.mark.parametrize("lengths", [[], [49], [20, 29], [-1, 5]])
+def test_documents_that_no_row_holds_are_refused(folder: Path, tmp_path: Path, lengths: list[int]) -> None:
+    file, row = rewritten(
+        folder, tmp_path / "packed", lambda columns: columns["document_lengths"].__setitem__(0, lengths)
+    )
+    with pytest.raises(ValueError, match=rf"{file.name} .*row {row} "):
+        list(make(tmp_path / "packed"))
+
+
+def test_new_shards_have_page_checksums(folder: Path) -> None:
+    """A bit that flips after a shard was checked."""
+    import pyarrow.parquet as parquet
+
+    file = folder / load_manifest(folder).splits["train"].shards[0].file
+    column = parquet.ParquetFile(file).metadata.row_group(0).column(1)
+    assert column.path_in_schema.startswith("input_ids")
+    rows = make(folder)
+    rows.rows.batch([0], 1)
+    rows.rows._files._unpacked.cache_clear()
+    sound = file.read_bytes()
+    try:
+        with open(file, "r+b") as harmed:
+            harmed.seek(column.data_page_offset + column.total_compressed_size - 2)
+            harmed.write(bytes([sound[harmed.tell()] ^ 4]))
+        with pytest.raises(ValueError, match=file.name):
+            rows.rows.batch([0], 1)
+    finally:
+        file.write_bytes(sound)
 
 
 def test_a_folder_without_a_corpus_says_how_to_make_one(tmp_path: Path) -> None:

@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
 
 from engine.checkpoints.run_directory import RunDirectory
+from engine.train.tracking import metrics_file
 from engine.train.tracking.backends import TrackedRun
 from engine.train.tracking.tracker import Tracker
 
@@ -100,6 +103,28 @@ def test_resumed_file_reads_like_an_uninterrupted_one(tmp_path, torn, first):
     resumed, whole = read_lines(tmp_path / "resumed"), read_lines(tmp_path / "whole")
     assert [without_clock(line) for line in resumed] == [without_clock(line) for line in whole]
     assert os.listdir(tmp_path / "resumed") == ["metrics.jsonl"]
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), cut=st.sampled_from([0, 4, 6]))
+def test_a_damaged_byte_costs_no_line_but_its_own(tmp_path, capsys, place, bit, cut):
+    run_steps(tmp_path, 1, 6)
+    file = tmp_path / "metrics.jsonl"
+    content = bytearray(file.read_bytes())
+    lines, place = bytes(content).splitlines(keepends=True), int(place * len(content))
+    content[place] ^= 1 << bit
+    file.write_bytes(content)
+    found = [line for _, line in metrics_file.read_lines(file)]
+    whole = [json.loads(line) for line in lines]
+    missing = {line["step"] for line in whole if line not in found}
+    assume(all(line in whole or line["step"] in missing for line in found))
+    assert len([line for line in whole if line not in found]) <= 2, "a line break that is lost costs the next one too"
+    is_mentioned = "metrics.jsonl" in capsys.readouterr().err
+    assert is_mentioned or len(found) >= len(whole) - (place == len(content) - 1)
+    if cut:
+        open_tracker(tmp_path, resume_step=cut).close()
+        kept = [line for _, line in metrics_file.read_lines(file)]
+        assert [line for line in whole if line in kept] == [x for x in whole if x in found and x["step"] <= cut]
 
 
 def test_lines_before_the_resumed_step_are_not_rewritten(tmp_path):
