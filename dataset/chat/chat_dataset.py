@@ -21,7 +21,7 @@ from dataset.common import IGNORE_LABEL_ID, text_metadata
 from dataset.files.jsonl import SPLITS, hash_fraction
 from dataset.files.writer import BOARD_SET, TOKENIZER_FOLDER, dataset_folder, write_names
 from dataset.puzzles.format import BLANK_NAME
-from dataset.text.conversation import EncodedConversation, has_answer
+from dataset.text.conversation import EncodedConversation, what_is_missing
 from dataset.text.encoded import ChunkBuilder, EncodedChunk, SplitReport, described
 from dataset.text.encoder_pool import EncoderPool, chunked
 from dataset.text.token_store import SpooledDocuments
@@ -112,8 +112,8 @@ class ChunkEncoder:
         splits = splits_of([conversation.number for conversation in conversations], self._options)
         for conversation, split in zip(conversations, splits, strict=True):
             turns = conversation.turns
-            if not turns or (self._options.loss_on == "assistant" and not has_answer(turns)):
-                chunk.drop(split, "without an answer")
+            if reason := what_is_missing(turns, needs_answer=self._options.loss_on == "assistant"):
+                chunk.drop(split, reason)
                 continue
             encoded, lost = self._encoder.encode_counted(turns)
             chunk.reports[split].lost_tokens += lost

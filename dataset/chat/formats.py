@@ -116,8 +116,9 @@ def _message_list(value: Any) -> list[Turn]:
 
 
 def _instruction(value: Mapping[str, Any]) -> list[Turn]:
-    parts = [make_turn("user", value.get(name)).text for name in ("instruction", "input")]
-    question = Turn("user", "\n\n".join(part for part in parts if part))
+    parts = [make_turn("user", value.get(name)) for name in ("instruction", "input")]
+    text = "\n\n".join(part.text for part in parts if part.text)
+    question = Turn("user", text, is_null=all(part.is_null for part in parts))
     return [make_turn("system", value.get("system")), question, make_turn("assistant", value["output"])]
 
 

@@ -21,7 +21,7 @@ from dataset.files.disk import file_sha256
 from dataset.files.json_file import read_json, read_model
 from dataset.files.jsonl import SPLITS
 from dataset.files.writer import BOARD_SET, TOKENIZER_FOLDER
-from dataset.puzzles.format import open_split
+from dataset.puzzles.format import open_split, read_array
 
 FORMAT_VERSION = 1
 PLACES_FILE = f"{BOARD_SET}__places.npy"  # (documents, 3): row, start, stop
@@ -197,10 +197,7 @@ def _check_folder(path: Path) -> None:
 
 def _open_part(path: Path, split: str, metadata: ChatMetadata) -> ChatPart:
     file = path / split / PLACES_FILE
-    try:
-        places = np.load(file, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise ValueError(f"{file} is not a readable .npy array ({error}). Build it again: {BUILD} {path}") from error
+    places = read_array(file, f"Build it again: {BUILD} {path}")
     part = ChatPart(path / split, metadata.vocab_size, places)
     shape = (metadata.total_groups, metadata.seq_len)
     if part.shapes != {shape}:

@@ -196,32 +196,44 @@ def read_boards(file: Path, symbols: dict[str, int], min_rating: int | None = No
     """Read a CSV file; `symbols` gives the code of each character, rows rated below `min_rating` are left out."""
     questions, answers, lines = bytearray(), bytearray(), array("q")
     num_cells = 0
-    with file.open(newline="", encoding="utf-8") as stream:
-        reader = csv.DictReader(stream)
-        needed = {"question", "answer"} | ({"rating"} if min_rating is not None else set())
-        if not needed <= set(reader.fieldnames or ()):
+    needed = {"question", "answer"} | ({"rating"} if min_rating is not None else set())
+    for line, row in tqdm(_csv_rows(file, needed), desc=file.name, unit=" rows"):
+        question, answer = row["question"] or "", row["answer"] or ""
+        num_cells = num_cells or len(question)
+        if not len(question) == len(answer) == num_cells > 0:
             raise ValueError(
-                f"{file} has the columns {', '.join(reader.fieldnames or ()) or '(none)'}; "
-                f"expected {', '.join(sorted(needed))}."
+                f"{file}, line {line}: question of {len(question)} and answer of {len(answer)} cells; "
+                f"expected {num_cells or 'at least one'}, as in the first row."
             )
-        for row in tqdm(reader, desc=file.name, unit=" rows"):
-            question, answer = row["question"] or "", row["answer"] or ""
-            num_cells = num_cells or len(question)
-            if not len(question) == len(answer) == num_cells > 0:
-                raise ValueError(
-                    f"{file}, line {reader.line_num}: question of {len(question)} and answer of {len(answer)} cells; "
-                    f"expected {num_cells or 'at least one'}, as in the first row."
-                )
-            if min_rating is not None and _rating(row["rating"], file, reader.line_num) < min_rating:
-                continue
-            questions += question.encode("ascii", "replace")
-            answers += answer.encode("ascii", "replace")
-            lines.append(reader.line_num)
+        if min_rating is not None and _rating(row["rating"], file, line) < min_rating:
+            continue
+        questions += question.encode("ascii", "replace")
+        answers += answer.encode("ascii", "replace")
+        lines.append(line)
     if not lines:
         raise ValueError(f"{file} holds no boards{'' if min_rating is None else f' rated {min_rating} or more'}.")
     places = np.array(lines)
     coded = [_coded(text, num_cells, symbols, places, file) for text in (questions, answers)]
     return Boards(coded[0], coded[1], places)
+
+
+def _csv_rows(file: Path, needed: set[str]) -> Iterator[tuple[int, dict[str, str | None]]]:
+    """(line number, row by column) of a CSV file that has the needed columns."""
+    with file.open(newline="", encoding="utf-8") as stream:
+        reader = csv.DictReader(stream)
+        try:
+            columns = reader.fieldnames or ()
+            if not needed <= set(columns):
+                raise ValueError(
+                    f"{file} has the columns {', '.join(columns) or '(none)'}; expected {', '.join(sorted(needed))}."
+                )
+            for row in reader:
+                yield reader.line_num, row
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise ValueError(
+                f"{file}, after line {reader.line_num}: {error}. Expected text with a board a row; repair the file (a "
+                "quotation mark that is never closed takes in all that follows) or fetch it again."
+            ) from error
 
 
 def _rating(text: str | None, file: Path, line: int) -> int:

@@ -1,5 +1,8 @@
 """Opens one split of one data set folder, memory-mapped, and checks that its arrays are what dataset.json says."""
 
+import sys
+import tokenize
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,10 +103,7 @@ def _open_set(folder: Path, name: str) -> PuzzleSet:
             raise ValueError(
                 f"{file} does not exist, though dataset.json lists the set '{name}'. Rebuild the data set."
             )
-        try:
-            arrays[field] = np.load(file, mmap_mode="r" if field in ("inputs", "labels") else None, allow_pickle=False)
-        except (ValueError, EOFError) as error:
-            raise ValueError(f"{file} is not a readable .npy array ({error}). Rebuild the data set.") from error
+        arrays[field] = read_array(file, "Rebuild the data set.", is_mapped=field in ("inputs", "labels"))
         dimensions = 2 if field in ("inputs", "labels") else 1
         if arrays[field].dtype.kind not in "iu" or arrays[field].ndim != dimensions:
             raise ValueError(
@@ -111,6 +111,18 @@ def _open_set(folder: Path, name: str) -> PuzzleSet:
                 f"expected integers with {dimensions} dimension(s). Rebuild the data set."
             )
     return PuzzleSet(**arrays)
+
+
+def read_array(file: Path, remedy: str, is_mapped: bool = False) -> np.ndarray:
+    """The array of a .npy file, memory-mapped or not; anything else under that name is refused with the remedy."""
+    try:
+        if is_mapped:
+            return np.lib.format.open_memmap(file, mode="r")
+        with open(file, "rb") as stream:
+            array: np.ndarray = np.lib.format.read_array(stream, allow_pickle=False)
+            return array
+    except (ValueError, EOFError, OSError, MemoryError, tokenize.TokenError) as error:
+        raise ValueError(f"{file} is not a readable .npy array ({error}). {remedy}") from error
 
 
 def _check_set(folder: Path, name: str, puzzles: PuzzleSet, metadata: PuzzleDatasetMetadata) -> None:
@@ -156,12 +168,17 @@ def _check_set(folder: Path, name: str, puzzles: PuzzleSet, metadata: PuzzleData
         if outside is not None:
             refuse(field, f"has the value {outside[1]} in row {outside[0]}", vocabulary)
 
+    unlabelled = _count_unlabelled(puzzles.labels, ignored)
+    if 0 < unlabelled < len(puzzles.labels):
+        file = folder / f"{name}__labels.npy"
+        print(f"{file}: {unlabelled} of {len(puzzles.labels)} rows have no label and teach nothing", file=sys.stderr)
+    elif unlabelled:
+        refuse("labels", f"has no label in any of its {unlabelled} rows", f"others than {metadata.ignore_label_id}")
+
 
 def _first_outside(tokens: np.ndarray, vocab_size: int, exempt: set[int | None]) -> tuple[int, int] | None:
     """Row and value of the first token outside the vocabulary; reads a memory map piece by piece."""
-    rows = max(1, SCAN_BYTES // max(1, tokens.shape[1] * tokens.itemsize))
-    for start in range(0, len(tokens), rows):
-        piece = np.asarray(tokens[start : start + rows])
+    for start, piece in _pieces(tokens):
         if piece.size == 0 or (piece.min() >= 0 and piece.max() < vocab_size):
             continue
         bad = (piece < 0) | (piece >= vocab_size)
@@ -171,3 +188,21 @@ def _first_outside(tokens: np.ndarray, vocab_size: int, exempt: set[int | None])
             row, column = np.argwhere(bad)[0]
             return start + int(row), int(piece[row, column])
     return None
+
+
+def _count_unlabelled(labels: np.ndarray, ignored: set[int | None]) -> int:
+    """How many rows have nothing but ignored labels."""
+    count = 0
+    for _, piece in _pieces(labels):
+        is_ignored = np.zeros(piece.shape, dtype=np.bool_)
+        for value in ignored - {None}:
+            is_ignored |= piece == value
+        count += int(is_ignored.all(axis=1).sum())
+    return count
+
+
+def _pieces(tokens: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """A memory map piece by piece, each with its first row."""
+    rows = max(1, SCAN_BYTES // max(1, tokens.shape[1] * tokens.itemsize))
+    for start in range(0, len(tokens), rows):
+        yield start, np.asarray(tokens[start : start + rows])

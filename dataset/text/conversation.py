@@ -1,6 +1,6 @@
 """Conversations: a turn, and from the messages of a record to turns; the templates make token ids of them."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -30,6 +30,7 @@ class Turn:
     role: Role
     text: str
     is_trained: bool = False  # whether the model learns to say this; only of answers
+    is_null: bool = False  # the record has no text here, not even an empty one
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,15 @@ def without_empty_system(turns: Iterable[Turn]) -> list[Turn]:
 
 def has_answer(turns: Iterable[Turn]) -> bool:
     return any(turn.is_trained for turn in turns)
+
+
+def what_is_missing(turns: Sequence[Turn], needs_answer: bool = True) -> str | None:
+    """What makes a conversation nothing to learn from, in the words of a report; None if it is whole."""
+    if not turns or (needs_answer and not has_answer(turns)):
+        return "without an answer"
+    if any(turn.role == "user" and turn.is_null for turn in turns):
+        return "without the text of a question"
+    return None
 
 
 def parse_messages(messages: Any) -> list[Turn]:
@@ -112,9 +122,10 @@ def _parse_pair(record: Mapping[str, Any]) -> list[Turn]:
 
 def make_turn(role: Role, text: Any, is_trained: bool = True) -> Turn:
     """An empty answer is nothing to learn."""
-    text = "" if text is None else text
+    is_null = text is None
+    text = "" if is_null else text
     if not isinstance(text, str):
         raise ValueError(f"expected text from the {role}, found {type(text).__name__}")
     if not is_unicode(text):
         raise ValueError(f"the text of the {role} is not valid Unicode (half of a surrogate pair)")
-    return Turn(role, text, role == "assistant" and is_trained and bool(text.strip()))
+    return Turn(role, text, role == "assistant" and is_trained and bool(text.strip()), is_null)

@@ -131,9 +131,12 @@ def test_conversation_without_an_answer_is_dropped_and_counted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     silent = [{"conversations": [{"from": "human", "value": "Hi"}]}, {"conversations": []}]
-    folder = build(tmp_path / "d", [*make_chats(3), *silent], "--train-split", "1")
-    assert "3 conversations" in (out := capsys.readouterr().out) and "dropped: 2 without an answer" in out
-    assert read_chat_metadata(folder, "train").chat.dropped == 2
+    unasked = make_chat(4)
+    unasked["conversations"][0]["value"] = None
+    folder = build(tmp_path / "d", [*make_chats(3), *silent, unasked], "--train-split", "1")
+    assert "3 conversations" in (out := capsys.readouterr().out)
+    assert "dropped: 2 without an answer" in out and "1 without the text of a question" in out
+    assert read_chat_metadata(folder, "train").chat.dropped == 3
 
 
 def test_long_conversations_are_truncated_split_or_dropped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -55,6 +55,7 @@ def test_rating_chooses_rows(tmp_path: Path) -> None:
             "line 3: question of 2 and answer of 1 cells; expected 2, as in the first row",
         ),
         ("question,answer\n.a,ba\n...,bab\n", "line 3: question of 3 and answer of 3 cells; expected 2"),
+        (f'question,answer\n.a,ba\n"{"." * 131_073}",ba\n', "train.csv, after line 2: .*131072"),
         ("question,answer\n.a,ba\n.a\n", "line 3: question of 2 and answer of 0 cells"),
         ("question,answer\n,\n", "line 2: question of 0"),
     ],

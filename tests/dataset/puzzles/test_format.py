@@ -1,5 +1,7 @@
 """Opening a data set says what is wrong with it, where, and what to do."""
 
+import contextlib
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -7,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import dataset.puzzles.format
-from dataset.puzzles.format import open_split
+from dataset.puzzles.format import open_split, read_array
 from tests.dataset.puzzle_samples import write_small_dataset
 
 Change = Callable[[Path], None]
@@ -100,6 +104,21 @@ def test_ignored_labels_are_no_tokens(tmp_path: Path) -> None:
     open_split(folder, "train")
 
 
+def test_rows_without_a_label_are_counted_and_refused_if_there_are_no_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_small_dataset(tmp_path / "d", ((2, 3), (1,), (4, 1, 2)), ignore_label_id=250)
+    open_split(folder, "train")
+    assert capsys.readouterr().err == ""
+    array("labels", set_item(slice(1, 4), 250))(folder)
+    open_split(folder, "train")
+    assert "all__labels.npy: 3 of 13" in capsys.readouterr().err
+    array("labels", set_item((slice(None), 1), -100))(folder)
+    array("labels", set_item((slice(None), slice(0, 3, 2)), 250))(folder)
+    with pytest.raises(ValueError, match=r"all__labels.npy .*13"):
+        open_split(folder, "train")
+
+
 def test_missing_folder_and_split_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"nowhere'.*python -m dataset.build_sudoku_dataset"):
         open_split(tmp_path / "nowhere", "train")
@@ -110,10 +129,28 @@ def test_missing_folder_and_split_are_named(tmp_path: Path) -> None:
 
 def test_file_that_is_no_array_is_named(tmp_path: Path) -> None:
     folder = write_small_dataset(tmp_path / "d")
-    for content in (b"", b"no array", np.lib.format.MAGIC_PREFIX):
-        (folder / "train" / "all__inputs.npy").write_bytes(content)
-        with pytest.raises(ValueError, match="all__inputs.npy"):
-            open_split(folder, "train")
+    archive = io.BytesIO()
+    np.savez(archive, inputs=np.zeros((13, 3), dtype=np.uint8))
+    for field in ("inputs", "group_indices"):
+        file = folder / "train" / f"all__{field}.npy"
+        sound = file.read_bytes()
+        for content in (b"", b"no array", np.lib.format.MAGIC_PREFIX, archive.getvalue(), archive.getvalue()[:40]):
+            file.write_bytes(content)
+            with pytest.raises(ValueError, match=file.name):
+                open_split(folder, "train")
+        file.write_bytes(sound)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(place=st.integers(0, 127), bit=st.integers(0, 7), is_mapped=st.booleans())
+def test_a_damaged_header_is_read_or_told(tmp_path: Path, place: int, bit: int, is_mapped: bool) -> None:
+    file = tmp_path / "a.npy"
+    np.save(file, np.zeros((6, 4), dtype=np.uint8))
+    content = bytearray(file.read_bytes())
+    content[place] ^= 1 << bit
+    file.write_bytes(content)
+    with contextlib.suppress(ValueError):
+        read_array(file, "Build it again.", is_mapped)
 
 
 def test_pickled_array_is_never_loaded(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from dataset.text.conversation import Turn, has_answer, parse_record
+from dataset.text.conversation import Turn, has_answer, parse_record, what_is_missing
 
 
 def message(role: str, text: Any, **more: Any) -> dict[str, Any]:
@@ -51,6 +51,14 @@ def test_an_answer_of_weight_zero_is_not_trained() -> None:
 @pytest.mark.parametrize("answer", ["", " \n", None])
 def test_a_blank_answer_is_no_answer(answer: str | None) -> None:
     assert not has_answer(parse_record({"prompt": "q", "response": answer}))
+
+
+def test_a_question_that_is_null_is_missing_and_an_empty_one_is_not() -> None:
+    turns = parse_record({"prompt": None, "response": "a"})
+    assert "question" in (what_is_missing(turns) or "")
+    assert "question" in (what_is_missing(turns, needs_answer=False) or "")
+    assert what_is_missing(parse_record({"prompt": "", "response": "a"})) is None
+    assert "answer" in (what_is_missing([], needs_answer=False) or "")
 
 
 @pytest.mark.parametrize(
