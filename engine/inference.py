@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dataset.files.disk import write_file
+from engine.build.held_out import check_split
 from engine.build.text import build_text
 from engine.build.text_checkpoint import open_text_checkpoint
 from engine.generate.options import InferenceOptions
@@ -20,15 +21,16 @@ def infer(options: InferenceOptions) -> None:
     plain = ["gradient_accumulation_steps=1", f"eval_save_outputs=[{','.join(options.save_outputs)}]"]
     checkpoint = open_text_checkpoint(options.opening, [*plain, *options.config_changes])
     config, path = checkpoint.instruct_config, checkpoint.path
+    check_split(checkpoint.stored, config, split, allow_other=options.allow_other_split)
     runtime = start_runtime(config.device, config.compile, config.seed)
     try:
         source = build_text(config, runtime, train=False, held_out=split)
         items, num_batches = source.data.eval_items, source.data.num_eval_batches
         if items is None:
             raise ValueError(
-                f"The split {split!r} is empty: no example fell into it with dataset.subset_size="
-                f"{config.dataset.subset_size} and dataset.test_ratio={config.dataset.test_ratio}. "
-                "Raise --subset-size, set --overrides dataset.test_ratio=0.2, or take --split train."
+                f"The split {split!r} is empty: no example fell into it with dataset.test_ratio="
+                f"{config.dataset.test_ratio} and dataset.seed={config.dataset.seed}. Take --split train, or train "
+                "with a larger dataset.test_ratio: another one now would evaluate records that were trained on."
             )
         folder = Path(options.output_dir) if options.output_dir else path.parent / f"inference_{split}"
         report = evaluate(

@@ -4,6 +4,7 @@ import time
 from contextlib import ExitStack
 from typing import Any
 
+from engine.checkpoints.load import load_checkpoint
 from engine.runtime.devices import start_runtime
 from engine.runtime.signals import StopSignal
 from engine.train.evaluate import Report
@@ -61,16 +62,18 @@ def evaluate(job: Job) -> Report | None:
         runtime = start_runtime(settings.device, settings.compile, settings.seed)
         stack.callback(runtime.close)
         say = Notices(runtime.is_main)
+        checkpoint = load_checkpoint(settings.start_from)
+        job.check_held_out(checkpoint)
         directory = job.directory(runtime, say)
         parts = job.compose(RunStart(runtime, directory, None, say, stack))
         data, outputs = parts.data, parts.plan.save_outputs
         if data.eval_items is None:
             raise ValueError(
                 "eval_only=true, but there is no held-out data. For puzzles name a data set with a test split in "
-                "data_paths_test or hold out training puzzles with eval.validation_split, for conversations raise "
-                "dataset.test_ratio."
+                "data_paths_test or hold out training puzzles with eval.validation_split; for conversations train "
+                "with a dataset.test_ratio above 0."
             )
-        say(*start_from(parts.task.module, settings.start_from))
+        say(*start_from(parts.task.module, checkpoint))
         report = evaluate_items(
             parts.task,
             data.eval_items(),

@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataset.common import IGNORE_LABEL_ID, Batch
+from engine.build.held_out import check_split
 from engine.build.text import build_text
 from engine.build.text_checkpoint import open_text_checkpoint
-from engine.generate.options import OpenOptions
+from engine.generate.options import BigramOptions
 from engine.runtime.devices import start_runtime
 from engine.train.evaluate import evaluate
 
@@ -61,15 +62,16 @@ def pairs_of(batch: Batch, only_trained: bool) -> tuple[NDArray[np.int64], NDArr
     return before, np.concatenate((inputs[:, 1:][same], labels[trained_ends]))
 
 
-def compare_with_bigram(options: OpenOptions) -> None:
+def compare_with_bigram(options: BigramOptions) -> None:
     """Held-out loss a token of a checkpoint and of bigrams counted on the tokens that it was trained on."""
-    checkpoint = open_text_checkpoint(options, ["epochs=1", "eval_interval=null"])
+    checkpoint = open_text_checkpoint(options.opening, ["epochs=1", "eval_interval=null"])
     config = checkpoint.instruct_config
+    check_split(checkpoint.stored, config, allow_other=options.allow_other_split)
     runtime = start_runtime(config.device, config.compile, config.seed)
     source = build_text(config, runtime)
     held_out = source.data.eval_items
     if held_out is None:
-        raise ValueError("There is no held-out split to compare on. Raise dataset.test_ratio with --overrides.")
+        raise ValueError("There is no held-out split to compare on. Train with a dataset.test_ratio above 0.")
     results: dict[str, Any] = {"checkpoint": str(checkpoint.path)}
     for name, only_trained in (("bigram_of_all_tokens", False), ("bigram_of_answers", True)):
         print(f"counting {name}", file=sys.stderr)

@@ -15,4 +15,4 @@ if __name__ == "__main__":
     with command_line(BigramOptions(), __doc__) as options:
         from lab.ngram import compare_with_bigram  # imports torch, which --help should not wait for
 
-        compare_with_bigram(options.opening)
+        compare_with_bigram(options)

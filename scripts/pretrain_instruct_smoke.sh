@@ -5,7 +5,7 @@
 #   scripts/pretrain_instruct_smoke.sh                             everything by default
 #   SMOKE_EPOCHS=2 scripts/pretrain_instruct_smoke.sh lr=3e-4      variables and Hydra overrides change the run
 #
-# SMOKE_SUBSET_SIZE  examples of each split          SMOKE_GLOBAL_BATCH  rows of a batch
+# SMOKE_SUBSET_SIZE  examples to train on            SMOKE_GLOBAL_BATCH  rows of a batch
 # SMOKE_SEQ_LEN      positions of a row              SMOKE_EPOCHS        passes over the data
 # SMOKE_TEST_RATIO   share of held-out examples      SMOKE_DATA_DIR      folder of SlimOrca.jsonl or .jsonl.zst
 set -euo pipefail

@@ -71,7 +71,8 @@ def small(command: str, run_name: str) -> list[str]:
         words += ["--system-message", "", "--truncate", "--max-output-tokens", "3"]
         words[words.index("--message") + 1] = "Hi"
     if "calibrate_exit.py" in command:
-        words += ["--conversations", "4", "--overrides", "dataset.test_ratio=0.3", "arch.halt_max_steps=4"]
+        words += ["--conversations", "4", "--allow-other-split"]
+        words += ["--overrides", "dataset.test_ratio=0.3", "arch.halt_max_steps=4"]
     if "bench.py generate" in command:
         words += ["arch.hidden_size=32", "arch.num_heads=2", "arch.H_cycles=1", "arch.L_cycles=1", "device=cpu"]
         words += ["--prompt", "8", "--new-tokens", "4", "--batch", "1", "--vocab-size", "300"]

@@ -1,7 +1,7 @@
 """Reads JSON Lines, plain or packed with gzip or zstd, and divides their lines between training and test."""
 
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -39,15 +39,15 @@ def assign_splits(
     blocks: Iterable[bytes],
     seed: int,
     test_ratio: float,
-    subset_size: int | None,
+    sizes: Sequence[int | None],
     on_found: Callable[[int], Any] = lambda count: None,
 ) -> NDArray[np.uint8]:
     """The split of each line (index into SPLITS, or UNUSED), as far as has to be read to have all that is wanted.
 
-    A hash of (seed, line number) decides, whatever else is read; of each split at most the first `subset_size` lines are
-    used. `on_found` is told how many used lines were added.
+    A hash of (seed, line number) decides, whatever else is read; of each split at most the first `sizes` lines are used,
+    all where it is None. `on_found` is told how many used lines were added.
     """
-    rooms = {split: subset_size for split in range(2 if test_ratio > 0 else 1)}
+    rooms = dict(enumerate(sizes[: 2 if test_ratio > 0 else 1]))
     assigned = [np.zeros(0, dtype=np.uint8)]
     num_lines = 0
     for new_lines in _line_counts(blocks):

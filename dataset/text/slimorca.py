@@ -1,9 +1,10 @@
 """SlimOrca and files of its kind: finds or downloads the corpus, splits it, and tokenizes it in memory."""
 
+import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from tqdm import tqdm
 from dataset.files.download import HubFile, find_hub_file
 from dataset.files.json_stream import parse_line
 from dataset.files.jsonl import SPLITS, UNUSED, assign_splits, numbered_lines, read_blocks
-from dataset.text.conversation import Turn, has_answer, parse_record
+from dataset.text.conversation import Turn, parse_record, what_is_missing
 from dataset.text.encoded import ChunkBuilder, EncodedChunk, SplitReport, described
 from dataset.text.encoder_pool import EncoderPool, chunked
 from dataset.text.sample_corpus import make_sample_records, sample_tokenizer
@@ -29,6 +30,7 @@ HUB_REPO = "Open-Orca/SlimOrca"
 HUB_NAME = "oo-labeled_correct.gpt4.sharegpt.jsonl"  # what a copy of the repository calls the file
 LOCAL_NAMES = ("SlimOrca.jsonl", "SlimOrca.jsonl.zst", HUB_NAME)
 CHUNK_LINES = 1024
+DIGEST_BYTES = 1 << 20  # less than the first step of a download
 POOL_PAYS_LINES = 20_000  # starting processes costs seconds where they are spawned, not forked
 MAX_PROCESSES = 8  # more would wait for the one that reads
 
@@ -41,13 +43,28 @@ class SlimOrcaConfig:
 
     data_dir: str | Path = "data/slimorca"
     source: Literal["auto", "local", "hub", "sample"] = "auto"  # auto: what lies in data_dir, else the Hub
-    subset_size: int | None = 1000  # at most so many records of each split; None: all
+    subset_size: int | None = 1000  # at most so many records for training; None: all
+    test_size: int | None | Literal["auto"] = "auto"  # and for test; auto: a tenth of subset_size
     seq_len: int = 512
     test_ratio: float = 0.05
     seed: int = 0
     truncate: Literal["right", "prompt"] = "right"
     on_error: Literal["raise", "skip"] = "raise"
     sample_size: int = 20_000  # records of the built-in corpus
+
+    @property
+    def sizes(self) -> tuple[int | None, int | None]:
+        """At most so many records of each of SPLITS; None: all."""
+        if self.test_size != "auto":
+            return self.subset_size, self.test_size
+        return self.subset_size, self.subset_size and max(1, self.subset_size // 10)
+
+    @property
+    def lines_wanted(self) -> int | None:
+        """How many lines are used at most; None: as many as the corpus has."""
+        train, test = self.sizes
+        test = test if self.test_ratio > 0 else 0
+        return None if train is None or test is None else train + test
 
 
 @dataclass
@@ -127,24 +144,45 @@ def load_corpus(
     return InstructCorpus(tokenizer, builders["train"].build(), builders["test"].build(), report)
 
 
-def read_texts(config: SlimOrcaConfig, tokenizer_path: str | Path | None = None) -> Iterator[list[str]]:
-    """The messages of one record after the other, as they stand in the corpus."""
-    for _, _, line in _used_lines(config, tokenizer_path, progress=False).lines:
-        yield [turn.text for turn in parse_record(json.loads(line))]
+def read_texts(
+    config: SlimOrcaConfig, tokenizer_path: str | Path | None = None, splits: Sequence[str] = SPLITS
+) -> Iterator[list[str]]:
+    """The messages of one record of these splits after the other, as they stand in the corpus."""
+    used = _used_lines(config, tokenizer_path, progress=False)
+    for line in used.lines:
+        if line[1] in splits and (turns := parse_turns(line, used.source, config.on_error)):
+            yield [turn.text for turn in turns]
+
+
+def corpus_digest(config: SlimOrcaConfig) -> str:
+    """What tells one corpus from another wherever it lies: the SHA-256 of how its text begins."""
+    if config.source == "sample":
+        return "built-in sample corpus"
+    head = b""
+    for block in _blocks(_corpus_file(config, progress=False)):
+        head += block
+        if len(head) >= DIGEST_BYTES:
+            break
+    return hashlib.sha256(head[:DIGEST_BYTES]).hexdigest()
 
 
 def _used_lines(config: SlimOrcaConfig, tokenizer_path: str | Path | None, progress: bool) -> UsedLines:
     if config.source == "sample":
         records = make_sample_records(config.sample_size, config.seed, config.test_ratio)
         tokenizer_path = tokenizer_path or sample_tokenizer(records["train"], Path(config.data_dir))
-        chosen = [(split, record) for split in SPLITS for record in records[split][: config.subset_size]]
+        cuts = zip(SPLITS, config.sizes, strict=True)
+        chosen = [(split, record) for split, size in cuts for record in records[split][:size]]
         lines = [(number, split, json.dumps(record).encode()) for number, (split, record) in enumerate(chosen, start=1)]
         return UsedLines(iter(lines), len(lines), Path(tokenizer_path), "built-in sample corpus")
     tokenizer_path = find_tokenizer(tokenizer_path)  # first: it fails faster than the corpus
-    here = (path for name in LOCAL_NAMES if (path := Path(config.data_dir) / name).exists())
-    file = (next(here, None) if config.source != "hub" else None) or _on_hub(config, progress)
+    file = _corpus_file(config, progress)
     splits = _split_lines(file, config, progress)
     return UsedLines(_read_lines(file, splits), int((splits != UNUSED).sum()), tokenizer_path, str(_path(file)))
+
+
+def _corpus_file(config: SlimOrcaConfig, progress: bool) -> Path | HubFile:
+    here = (path for name in LOCAL_NAMES if (path := Path(config.data_dir) / name).exists())
+    return (next(here, None) if config.source != "hub" else None) or _on_hub(config, progress)
 
 
 def _on_hub(config: SlimOrcaConfig, progress: bool) -> Path | HubFile:
@@ -158,7 +196,7 @@ def _on_hub(config: SlimOrcaConfig, progress: bool) -> Path | HubFile:
     if target.exists():
         return target
     file = find_hub_file(HUB_REPO, _choose_jsonl, target)
-    return file if config.subset_size is not None else file.fetch(progress)
+    return file if config.lines_wanted is not None else file.fetch(progress)
 
 
 def _choose_jsonl(names: list[str]) -> str:
@@ -175,16 +213,13 @@ def _blocks(file: Path | HubFile) -> Iterator[bytes]:
 
 def _split_lines(file: Path | HubFile, config: SlimOrcaConfig, progress: bool) -> NDArray[np.uint8]:
     """The split of every line that is needed; a first pass over the text, so that the next bar has a true total."""
-    rule = (config.seed, config.test_ratio, config.subset_size)
+    rule = (config.seed, config.test_ratio, config.sizes)
     with tqdm(desc=f"reading {_path(file).name}", unit_scale=True, disable=not progress) as bar:
-        if isinstance(file, Path) and config.subset_size is None:
+        if isinstance(file, Path) and config.lines_wanted is None:
             bar.unit, bar.total = "B", file.stat().st_size
             splits = assign_splits(read_blocks(file, bar.update), *rule)
         else:
-            bar.unit, bar.total = (
-                " records",
-                config.subset_size and config.subset_size * (2 if config.test_ratio > 0 else 1),
-            )
+            bar.unit, bar.total = " records", config.lines_wanted
             splits = assign_splits(_blocks(file), *rule, bar.update)
             bar.total = bar.n  # the file may hold fewer than were asked for
     if not len(splits):
@@ -208,7 +243,15 @@ class LineEncoder:
 
     def __call__(self, lines: list[Line]) -> EncodedChunk:
         chunk = ChunkBuilder()
-        parsed = [(split, turns) for number, split, text in lines if (turns := self._parse(number, split, text, chunk))]
+        parsed = []
+        for line in lines:
+            turns = parse_turns(line, self._source, self._on_error)
+            if turns is None:
+                chunk.drop(line[1], "broken lines")
+            elif turns and (reason := what_is_missing(turns)):
+                chunk.drop(line[1], reason)
+            elif turns:
+                parsed.append((line[1], turns))
         encoded = self._encoder.encode_batch([turns for _, turns in parsed])
         for (split, _), conversation in zip(parsed, encoded, strict=True):
             if conversation is None:
@@ -217,22 +260,19 @@ class LineEncoder:
                 chunk.keep(split, [conversation])
         return chunk.build()
 
-    def _parse(self, number: int, split: str, text: bytes, chunk: ChunkBuilder) -> list[Turn]:
-        """The turns of a line; none if there is nothing to learn from it."""
-        if not text.strip():
-            return []
-        try:
-            remedy = "Set dataset.on_error=skip to leave out such lines."
-            turns = parse_line(self._source, number, text, parse_record, remedy)
-        except ValueError:
-            if self._on_error == "raise":
-                raise
-            chunk.drop(split, "broken lines")
-            return []
-        if not has_answer(turns):
-            chunk.drop(split, "without an answer")
-            return []
-        return turns
+
+def parse_turns(line: Line, source: str, on_error: Literal["raise", "skip"]) -> list[Turn] | None:
+    """The turns of a line, none if it is blank; None for a broken one that may be skipped."""
+    number, _, text = line
+    if not text.strip():
+        return []
+    try:
+        remedy = "Set dataset.on_error=skip to leave out such lines."
+        return parse_line(source, number, text, parse_record, remedy)
+    except ValueError:
+        if on_error == "raise":
+            raise
+        return None
 
 
 def _num_cores() -> int:

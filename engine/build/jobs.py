@@ -10,8 +10,10 @@ from typing import Any, Generic, TypeVar
 
 from engine.build import puzzles as build
 from engine.build import text as build_text
+from engine.build.held_out import check_split, check_validation_split
 from engine.build.puzzles import Source
 from engine.build.text import TextSource
+from engine.checkpoints.load import Checkpoint
 from engine.checkpoints.run_directory import RunDirectory, named_directory, start_directory
 from engine.config.check import check
 from engine.config.compose import resolved
@@ -80,7 +82,7 @@ class HydraJob(Job, Generic[Config]):
             data=source.data,
             plan=self.plan(source, may_exceed),
             checkpoint_yaml=start.directory.config_yaml,
-            meta=parameter_counts(task.module),
+            meta=parameter_counts(task.module) | source.meta,
             files=source.files,
             smaller=self.smaller,
         )
@@ -133,6 +135,9 @@ class HydraJob(Job, Generic[Config]):
 class PuzzleJob(HydraJob[PretrainConfig]):
     """A run on puzzles."""
 
+    def check_held_out(self, checkpoint: Checkpoint) -> None:
+        check_validation_split(checkpoint, self.config)
+
     def compose(self, start: RunStart) -> RunParts:
         config, runtime = self.config, start.runtime
         source = build.build_puzzles(config, runtime)
@@ -174,12 +179,15 @@ class TextJob(HydraJob[TextConfigT]):
 class InstructJob(TextJob[InstructConfig]):
     """A run on the instruction corpus."""
 
+    def check_held_out(self, checkpoint: Checkpoint) -> None:
+        check_split(checkpoint, self.config)
+
     def open_source(self, runtime: Runtime) -> TextSource:
         return build_text.build_text(self.config, runtime, train=not self.config.eval_only)
 
     def about_held_out(self) -> str:
         data = self.config.dataset
-        return f"dataset.test_ratio={data.test_ratio}, dataset.subset_size={data.subset_size}"
+        return f"dataset.test_ratio={data.test_ratio}, dataset.test_size={data.test_size}"
 
 
 class ChatJob(TextJob[ChatConfig]):

@@ -1,9 +1,10 @@
 """Turns a checked config into data, model, task and optimizers."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -94,6 +95,7 @@ class Source:
     train_rows: int  # of an epoch
     train_tokens: int  # of an epoch
     files: Sequence[Path] = ()  # to be kept with every checkpoint
+    meta: dict[str, Any] = field(default_factory=dict)  # facts to be kept with every checkpoint
 
 
 def build_puzzles(config: PretrainConfig, runtime: Runtime) -> Source:

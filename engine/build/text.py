@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,14 +13,14 @@ from dataset.chat.reader import chat_splits, chat_tokenizer_folder, open_chat_da
 from dataset.common import Batch, PuzzleDatasetMetadata, text_metadata
 from dataset.cursor import CursorConfig, RowDataset
 from dataset.text.packing import DocumentRows, fill_batch
-from dataset.text.slimorca import InstructCorpus, SlimOrcaConfig, load_corpus, read_texts
+from dataset.text.slimorca import InstructCorpus, SlimOrcaConfig, corpus_digest, load_corpus, read_texts
 from dataset.text.token_store import Documents, DocumentStore
 from dataset.tokenization.protocol import Tokenizer
 from dataset.tokenization.special_tokens import load_chat_tokenizer
 from engine.build.loader import load_batches, train_items
 from engine.build.puzzles import Source, build_recursive_model, check_batch_shares
 from engine.config.registry import load_model_class
-from engine.config.schema import ChatConfig, InstructConfig, TextConfig
+from engine.config.schema import ChatConfig, InstructConfig, TextConfig, TextDataConfig
 from engine.runtime.devices import Runtime
 from engine.tasks.persistent_text import PersistentTextTask
 from engine.tasks.text import TextTask
@@ -57,9 +57,10 @@ def build_text(config: InstructConfig, runtime: Runtime, *, train: bool = True, 
     if runtime.is_main:
         print(corpus.report.summary(), file=sys.stderr)
     tested = corpus.test if held_out == "test" else corpus.train
-    return source_of(
+    source = source_of(
         config, runtime, config.dataset.seq_len, corpus.tokenizer, train=corpus.train if train else None, test=tested
     )
+    return replace(source, meta={"corpus": corpus_digest(corpus_config(config.dataset))})
 
 
 def build_chat(config: ChatConfig, runtime: Runtime, *, train: bool = True) -> TextSource:
@@ -143,16 +144,16 @@ def expected_depth(arch: dict[str, Any]) -> float:
 
 
 def load_text(config: InstructConfig, progress: bool) -> InstructCorpus:
-    return load_corpus(corpus_config(config), config.dataset.tokenizer_path, progress=progress)
+    return load_corpus(corpus_config(config.dataset), config.dataset.tokenizer_path, progress=progress)
 
 
 def corpus_texts(config: InstructConfig) -> Iterator[list[str]]:
     """The messages of one record of the corpus after the other, as they stand there."""
-    return read_texts(corpus_config(config), config.dataset.tokenizer_path)
+    return read_texts(corpus_config(config.dataset), config.dataset.tokenizer_path)
 
 
-def corpus_config(config: InstructConfig) -> SlimOrcaConfig:
-    return SlimOrcaConfig(**config.dataset.model_dump(exclude={"tokenizer_path", "packing", "tokens_per_pass"}))
+def corpus_config(data: TextDataConfig) -> SlimOrcaConfig:
+    return SlimOrcaConfig(**data.model_dump(exclude={"tokenizer_path", "packing", "tokens_per_pass"}))
 
 
 def text_reader(

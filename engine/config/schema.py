@@ -1,7 +1,7 @@
 """The options of a run: names, defaults, bounds and what they mean."""
 
 import re
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -198,7 +198,10 @@ class TextDataConfig(RowsConfig):
     )
     data_dir: str = "data/slimorca"
     tokenizer_path: str | None = Field(None, description="null: LLAMA_TOKENIZER, tokenizers/llama-32k, the Hub")
-    subset_size: int | None = Field(1000, ge=1, description="at most so many records of each split; null: all")
+    subset_size: int | None = Field(1000, ge=1, description="at most so many records for training; null: all")
+    test_size: Annotated[int, Field(ge=1)] | Literal["auto"] | None = Field(
+        "auto", description="at most so many held-out records; auto: a tenth of subset_size; null: all"
+    )
     sample_size: int = Field(20_000, ge=1, description="records of the built-in corpus")
     seq_len: int = Field(512, ge=2)
     test_ratio: float = Field(0.05, ge=0, lt=1)

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from dataset.common import Batch
 from engine.build import text as build_text
+from engine.build.held_out import check_split
 from engine.build.text import HeldOut
 from engine.build.text_checkpoint import load_model
+from engine.checkpoints.load import load_checkpoint
 from engine.config.schema import InstructConfig
 from engine.generate.decode import Decoding
 from engine.generate.exits import MIN_STEPS, evidence, passes, write_thresholds
@@ -173,6 +175,9 @@ def calibrate_checkpoint(options: CalibrateOptions) -> None:
         raise ValueError(
             f"{loaded.path}: arch.halt_max_steps={num_steps} leaves nothing to skip; expected more than {MIN_STEPS}."
         )
+    check_split(load_checkpoint(loaded.path), config, allow_other=options.allow_other_split)
+    if config.dataset.test_size == "auto":  # that bounds evaluations while training
+        config.dataset.test_size = 2 * options.conversations
     held_out = build_text.load_text(config, progress=True).test
     print(f"calibrating on {min(len(held_out), 2 * options.conversations)} held-out conversations", file=sys.stderr)
     found = calibrate(

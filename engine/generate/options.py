@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from engine.config.command_line import Bounded, flag, part
 
@@ -91,6 +91,11 @@ class ExitRule(Bounded):
 
 class UnknownModeError(argparse.ArgumentTypeError, ValueError):
     """A fault of the caller that argparse reports in its own words too."""
+
+
+def split_flag() -> Any:
+    """For programs that evaluate a checkpoint on the corpus it was trained on."""
+    return flag(False, "another ratio, seed or corpus than in training; counts the overlap", action="store_true")
 
 
 def known_mode(text: str) -> str:
@@ -194,7 +199,8 @@ class CalibrateOptions(Bounded):
         checkpoint={"required": True, "help": "run folder or step folder"},
     )
     max_loss_increase: float = flag(0.01, "in nats a token, on held-out data", at_least=0, type=float)
-    conversations: int = flag(256, "to fit on, and as many to evaluate on", type=int)
+    conversations: int = flag(256, "to fit on, and as many to evaluate on", at_least=1, type=int)
+    allow_other_split: bool = split_flag()
 
 
 @dataclass(frozen=True)
@@ -202,6 +208,7 @@ class BigramOptions:
     """What `scripts/bigram_baseline.py` takes."""
 
     opening: OpenOptions = part(OpenOptions(), only=["checkpoint", "overrides"], checkpoint={"required": True})
+    allow_other_split: bool = split_flag()
 
 
 @dataclass(frozen=True)
@@ -212,6 +219,7 @@ class InferenceOptions(Bounded):
         OpenOptions(), only=["checkpoint", "project_name", "run_name", "tokenizer_path", "config_name", "overrides"]
     )
     split: str = flag("test", choices=("train", "test"))
+    allow_other_split: bool = split_flag()
     save_outputs: Sequence[str] = flag((), "tensors to save, such as preds inputs labels", nargs="*", metavar="NAME")
     output_dir: str | None = flag(None, "default: inference_<split> next to the step folder")
     data_dir: str | None = flag(None, "default: where the checkpoint was trained")
@@ -226,6 +234,7 @@ class InferenceOptions(Bounded):
         keys = {
             "dataset.data_dir": self.data_dir,
             "dataset.subset_size": self.subset_size,
+            "dataset.test_size": self.subset_size,
             "dataset.seq_len": self.seq_len,
             "global_batch_size": self.batch_size,
         }

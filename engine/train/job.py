@@ -59,6 +59,9 @@ class Job(ABC):
     def claim(self, directory: RunDirectory, runtime: Runtime) -> None:  # noqa: B027 - most kinds have nothing to do here
         """Called once the directory is locked, on the main rank: refuse it, or write what must come first."""
 
+    def check_held_out(self, checkpoint: Checkpoint) -> None:  # noqa: B027 - most kinds have nothing to do here
+        """Called before a checkpoint is only evaluated: refuse held-out data that it was trained on."""
+
     @abstractmethod
     def compose(self, start: RunStart) -> RunParts:
         """The parts, with fresh weights; the engine loads those of a checkpoint."""

@@ -6,7 +6,7 @@ from torch import nn
 
 from dataset.files.disk import exclusive_lock
 from engine.checkpoints.find import TRAINER_FILE
-from engine.checkpoints.load import load_averaged, load_checkpoint, load_weights
+from engine.checkpoints.load import Checkpoint, load_averaged, load_checkpoint, load_weights
 from engine.checkpoints.run_directory import checkpoint_to_resume
 from engine.checkpoints.save import CheckpointStore
 from engine.runtime.code import code_version
@@ -42,7 +42,7 @@ def open_run(job: Job, stack: ExitStack) -> tuple[Run, Notices]:
     if checkpoint is not None:
         load_weights(module, checkpoint.weights, source=str(checkpoint.path))
     elif settings.start_from:
-        say(*start_from(module, settings.start_from))
+        say(*start_from(module, load_checkpoint(settings.start_from)))
     optimizers = job.optimizers(parts, runtime)
     average = WeightAverage(module, settings.ema_rate) if settings.ema_rate is not None else None
 
@@ -84,9 +84,8 @@ def open_run(job: Job, stack: ExitStack) -> tuple[Run, Notices]:
     return run, say
 
 
-def start_from(module: nn.Module, source: str) -> list[str]:
-    """Load the weights of a checkpoint, the averaged ones where it has them; returns notices."""
-    checkpoint = load_checkpoint(source)
+def start_from(module: nn.Module, checkpoint: Checkpoint) -> list[str]:
+    """Take the weights of a checkpoint, the averaged ones where it has them; returns notices."""
     notices = load_averaged(module, checkpoint)
     return [f"weights from {checkpoint.path}{', averaged ones' if checkpoint.ema else ''}", *notices]
 

@@ -131,7 +131,8 @@ def test_a_run_may_be_named(folder, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("--overrides", "dataset.test_ratio=0"), "subset_size=1000 and dataset.test_ratio"),
+        (("--overrides", "dataset.test_ratio=0"), "dataset.test_ratio=0.0 instead of 0.25.*--allow-other-split"),
+        (("--allow-other-split", "--overrides", "dataset.test_ratio=0"), "empty.*dataset.test_ratio=0.0"),
         (("--max-batches", 0), "max_batches=0"),
         (("--save-outputs", "prds"), "eval_save_outputs.*prds.*preds"),
         (("--overrides", "arch.hiden_size=3"), "arch.hiden_size.*hidden_size"),

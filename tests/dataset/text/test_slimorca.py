@@ -15,7 +15,7 @@ import dataset.files.disk
 import dataset.files.download
 import dataset.text.slimorca
 from dataset.files.jsonl import UNUSED, assign_splits, numbered_lines
-from dataset.text.slimorca import InstructCorpus, SlimOrcaConfig, load_corpus
+from dataset.text.slimorca import InstructCorpus, SlimOrcaConfig, corpus_digest, load_corpus
 from dataset.text.token_store import DocumentStore
 from tests.dataset.instruct_samples import FakeHub, make_lines, make_record
 
@@ -67,11 +67,39 @@ def test_the_split_follows_from_the_seed(write_corpus: Writer, load: Load) -> No
     assert answers(first, load(folder, seed=1).test) != answers(first, first.test)
 
 
-def test_a_subset_caps_each_split_and_moves_no_record(write_corpus: Writer, load: Load) -> None:
+@pytest.mark.parametrize(("test_size", "held_out"), [("auto", 2), (5, 5), (None, None)])
+def test_sizes_cap_each_split_and_move_no_record(
+    write_corpus: Writer, load: Load, test_size: int | str | None, held_out: int | None
+) -> None:
+    """By default what is held out stays a tenth of what is trained on."""
     folder = write_corpus(make_lines(300))
-    whole, subset = load(folder), load(folder, subset_size=20)
+    whole, subset = load(folder), load(folder, subset_size=20, test_size=test_size)
     assert answers(subset, subset.train) == answers(whole, whole.train)[:20]
-    assert answers(subset, subset.test) == answers(whole, whole.test)[:20]
+    assert answers(subset, subset.test) == answers(whole, whole.test)[:held_out] != []
+
+
+@given(subset_size=st.none() | st.integers(1, 10**6))
+def test_evaluation_is_at_most_a_tenth_of_training(subset_size: int | None) -> None:
+    train, test = SlimOrcaConfig(subset_size=subset_size).sizes
+    assert train == subset_size
+    assert test is None if train is None else test == 1 or 1 < test <= train / 10
+
+
+def test_the_corpus_is_known_by_its_text_wherever_it_lies(write_corpus: Writer, tmp_path: Path) -> None:
+    import zstandard
+
+    lines = make_lines(30_000)  # longer than what is looked at
+    folder = write_corpus(lines)
+    content = (folder / "SlimOrca.jsonl").read_bytes()
+    packed, other = tmp_path / "packed", tmp_path / "other"
+    for place, name, data in (
+        (packed, "SlimOrca.jsonl.zst", zstandard.compress(content)),
+        (other, "SlimOrca.jsonl", content[1:]),
+    ):
+        place.mkdir()
+        (place / name).write_bytes(data)
+    known = corpus_digest(SlimOrcaConfig(folder))
+    assert corpus_digest(SlimOrcaConfig(packed)) == known != corpus_digest(SlimOrcaConfig(other))
 
 
 def test_without_a_test_ratio_all_is_for_training(write_corpus: Writer, load: Load) -> None:
@@ -81,26 +109,26 @@ def test_without_a_test_ratio_all_is_for_training(write_corpus: Writer, load: Lo
 
 @given(
     blocks=st.lists(st.text("ab\n", min_size=1, max_size=12), max_size=8), seed=st.integers(0, 2**40),
-    subset_size=st.none() | st.integers(1, 4), test_ratio=st.sampled_from([0.0, 0.3]),
+    sizes=st.tuples(*[st.none() | st.integers(1, 4)] * 2), test_ratio=st.sampled_from([0.0, 0.3]),
 )  # fmt: skip
 def test_lines_are_assigned_as_they_are_numbered(
-    blocks: list[str], seed: int, subset_size: int | None, test_ratio: float
+    blocks: list[str], seed: int, sizes: tuple[int | None, int | None], test_ratio: float
 ) -> None:
     """However the text is cut into blocks; a subset is the beginning of the whole."""
     texts = [block.encode() for block in blocks]
     lines = list(numbered_lines(texts))
     assert b"".join(texts).split(b"\n")[: len(lines)] == [line for _, line in lines]
     assert [number for number, _ in lines] == list(range(1, len(lines) + 1))
-    every = assign_splits(texts, seed, test_ratio, None)
+    every = assign_splits(texts, seed, test_ratio, (None, None))
     assert len(every) == len(lines)
-    some = assign_splits(texts, seed, test_ratio, subset_size)
+    some = assign_splits(texts, seed, test_ratio, sizes)
     for split in (0, 1):
-        np.testing.assert_array_equal(np.flatnonzero(some == split), np.flatnonzero(every == split)[:subset_size])
+        np.testing.assert_array_equal(np.flatnonzero(some == split), np.flatnonzero(every == split)[: sizes[split]])
     assert len(some) == 0 or some[-1] != UNUSED
 
 
 def test_the_share_of_test_lines_is_the_ratio() -> None:
-    splits = assign_splits([b"\n" * 100_000], seed=3, test_ratio=0.05, subset_size=None)
+    splits = assign_splits([b"\n" * 100_000], seed=3, test_ratio=0.05, sizes=(None, None))
     assert 0.047 < (splits == 1).mean() < 0.053
 
 
@@ -189,13 +217,15 @@ def test_bytes_that_are_no_text_are_a_broken_line(write_corpus: Writer, load: Lo
         load(folder)
 
 
-def test_records_without_an_answer_are_skipped_and_counted(write_corpus: Writer, load: Load) -> None:
+def test_records_without_question_or_answer_are_skipped_and_counted(write_corpus: Writer, load: Load) -> None:
     weightless = make_record("q", "a")
     weightless["conversations"][-1]["weight"] = 0
-    lines = [json.dumps(make_record("q", "")), json.dumps(weightless), *make_lines(8)]
-    corpus = load(write_corpus(lines))
+    unasked = make_record("q", "a")
+    unasked["conversations"][0]["value"] = None
+    lines = [json.dumps(record) for record in (make_record("q", ""), weightless, unasked)]
+    corpus = load(write_corpus([*lines, *make_lines(8)]))
     assert set(all_answers(corpus)) == expected_answers(8)
-    assert corpus.report.total.dropped == {"without an answer": 2}
+    assert corpus.report.total.dropped == {"without an answer": 2, "without the text of a question": 1}
 
 
 def test_blank_lines_are_passed_over(write_corpus: Writer, load: Load) -> None:
@@ -233,7 +263,7 @@ def test_progress_goes_to_stderr_and_can_be_silenced(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setenv("SLIMORCA_TQDM", "0" if silent else "1")
-    config = SlimOrcaConfig(write_corpus(make_lines(100)), subset_size=40, test_ratio=0.25)
+    config = SlimOrcaConfig(write_corpus(make_lines(100)), subset_size=40, test_size=40, test_ratio=0.25)
     corpus = load_corpus(config, tokenizer_path)
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -305,7 +335,7 @@ def test_a_subset_downloads_only_the_head(
     monkeypatch.setattr(dataset.files.download, "BLOCK_BYTES", 1000)
     content = hub_file(hub)
     hub.ignores_ranges = ignores_ranges
-    corpus = load(tmp_path, subset_size=10)
+    corpus = load(tmp_path, subset_size=10, test_size=10)
     assert (len(corpus.train), len(corpus.test)) == (10, 10)
     assert not (tmp_path / "SlimOrca.jsonl").exists()
     (part,) = tmp_path.glob("*.part")
@@ -313,7 +343,7 @@ def test_a_subset_downloads_only_the_head(
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # a head that is there serves without a network
     assert (
-        all_answers(load(tmp_path, subset_size=8))
+        all_answers(load(tmp_path, subset_size=8, test_size=8))
         == answers(corpus, corpus.train)[:8] + answers(corpus, corpus.test)[:8]
     )
     with pytest.raises(ValueError, match="HF_HUB_OFFLINE"):
