@@ -68,6 +68,16 @@ def test_defaults_fit_few_conversations_and_few_epochs(data, tmp_path):
     assert "lr_warmup_steps=1000" in ended.err and json.loads(ended.out)["test"]["count"] > 0
 
 
+def test_a_default_batch_can_be_shared_by_any_number_of_passes(data, tmp_path):
+    words = [word for word in chat_flags(data, tmp_path / "run", max_steps=1) if not word.startswith("global_batch")]
+    ended = pretrain([*words, "gradient_accumulation_steps=5"])
+    assert (
+        ended.code == 0
+        and "global_batch_size=32" in ended.err
+        and "global_batch_size: 30" in (tmp_path / "run" / "config.yaml").read_text()
+    ), ended.err
+
+
 def test_a_warm_up_that_was_given_is_kept(data, tmp_path):
     words = [word for word in chat_flags(data, tmp_path / "run", max_steps=3) if not word.startswith("lr_w")]
     ended = pretrain([*words, "lr_warmup_steps=7"])

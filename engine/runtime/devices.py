@@ -76,7 +76,7 @@ class Runtime:
 
 def start_runtime(device: str = "auto", compile: str | bool = "auto", seed: int = 0) -> Runtime:
     """Choose the device, join the process group when torchrun started us, seed torch, and decide about compiling."""
-    rank, world_size, local_rank = _ranks_from_environment()
+    rank, world_size, local_rank = ranks_from_environment()
     chosen = choose_device(device, world_size, local_rank)
     use_compile = _choose_compile(compile, chosen)
     if chosen.type == "cuda":
@@ -109,7 +109,8 @@ def keep_freed_memory() -> None:
     libc.mallopt(trim_threshold, largest_int)
 
 
-def _ranks_from_environment() -> tuple[int, int, int]:
+def ranks_from_environment() -> tuple[int, int, int]:
+    """This rank, how many there are, and its number on this machine."""
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     given = {name: os.environ[name] for name in names if name in os.environ}
     if "WORLD_SIZE" not in given:
