@@ -89,6 +89,21 @@ def test_damaged_file_is_named(two_steps, name, damage):
         assert load_checkpoint(two_steps).path == two_steps / "step_1"
 
 
+@pytest.mark.parametrize("content", [b"Pieces", b"piece", b""])
+def test_a_tokenizer_that_changed_is_named(tmp_path, content):
+    tokenizer = tmp_path / "tokenizer.model"
+    tokenizer.write_bytes(b"pieces")
+    store = CheckpointStore(tmp_path / "run")
+    weights = {"weight": torch.ones(1)}
+    store.save(1, model=weights, ema=None, trainer={}, config_yaml="arch: {}\n", meta={}, files=[tokenizer])
+    store.wait()
+    kept = tmp_path / "run" / "step_1" / "tokenizer.model"
+    assert load_checkpoint(tmp_path / "run").files == [kept]
+    kept.write_bytes(content)
+    with pytest.raises(ValueError, match=r"step_1/tokenizer\.model"):
+        load_checkpoint(tmp_path / "run")
+
+
 def test_inference_needs_no_trainer_file_but_resuming_does(two_steps):
     folder = two_steps / "step_2"
     meta = json.loads((folder / "meta.json").read_text())
