@@ -1,6 +1,6 @@
 # `make smoke` and `make test` need nothing but Python 3.10+: they make .venv where no suitable environment is active.
 .DEFAULT_GOAL := help
-.PHONY: help setup smoke test test-slow runs lint check finetune-teacher clean
+.PHONY: help setup smoke test test-slow test-faults runs lint check finetune-teacher clean
 
 # Test files that run at the same time, each on one thread.
 JOBS ?= 2
@@ -19,6 +19,9 @@ test:  ## all tests but the slow ones; ARGS="-k name" goes to pytest
 
 test-slow:  ## the tests that take minutes
 	@python=$$(scripts/setup_env.sh dev) && "$$python" -m pytest -m slow $(ARGS)
+
+test-faults:  ## kills, signals, damaged files, malformed input, full disks (15 minutes); ARGS="kill/ --place DIR"
+	@python=$$(scripts/setup_env.sh dev) && "$$python" -m tests.faults.campaign $(ARGS)
 
 runs:  ## list the runs in checkpoints/ with their best numbers; ARGS="DIR" lists those below DIR
 	@python=$$(scripts/setup_env.sh run) && "$$python" scripts/list_runs.py $(ARGS)
