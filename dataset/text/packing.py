@@ -54,7 +54,8 @@ class RowPlanner:
                 "Load the data with the same seq_len as the rows."
             )
         self._lengths = lengths
-        row_of_slot = best_fit(np.sort(lengths)[::-1], seq_len) if packing else np.arange(len(lengths))
+        capacity = min(seq_len, int(lengths.sum()))  # a longer row holds no more, and best_fit takes memory for it
+        row_of_slot = best_fit(np.sort(lengths)[::-1], capacity) if packing else np.arange(len(lengths))
         self._slots = np.argsort(row_of_slot, kind="stable")  # slot: rank of a document by falling length
         self._starts = np.searchsorted(row_of_slot[self._slots], np.arange(row_of_slot.max(initial=-1) + 2))
 

@@ -5,6 +5,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+MAX_ROW = 1 << 24  # positions; no machine holds a batch of longer rows
+
 
 class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -203,7 +205,7 @@ class TextDataConfig(RowsConfig):
         "auto", description="at most so many held-out records; auto: a tenth of subset_size; null: all"
     )
     sample_size: int = Field(20_000, ge=1, description="records of the built-in corpus")
-    seq_len: int = Field(512, ge=2)
+    seq_len: int = Field(512, ge=2, le=MAX_ROW)
     test_ratio: float = Field(0.05, ge=0, lt=1)
     seed: int = Field(0, ge=0)
     truncate: Literal["right", "prompt"] = Field("right", description="prompt: shorten it for the answer to fit")
@@ -264,7 +266,7 @@ class ChatConfig(TextConfig):
     dataset_type: Literal["chat"]
     data_paths: list[str] = Field(min_length=1)
     seq_len: int | None = Field(
-        None, ge=2, description="positions of a row, given as arch.seq_len; null: those of the data"
+        None, ge=2, le=MAX_ROW, description="positions of a row, given as arch.seq_len; null: those of the data"
     )
     packing: bool = True
     tokens_per_pass: int = Field(3072, ge=1, description="positions that go through the model at once; bounds memory")

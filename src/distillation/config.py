@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from engine.config.flags import also
-from engine.config.schema import Strict
+from engine.config.schema import MAX_ROW, Strict
 
 Mode = Literal["ce", "direct", "cached", "network"]
 PARTS = ["embed", "mlp", "norms", "qkvo"]  # of a teacher's weights
@@ -118,7 +118,7 @@ class DistillConfig(TeacherOptions):
     init_from_teacher: list[str] = Field(
         [], description=f"weights that the student takes over from the teacher at its start: {','.join(PARTS)}"
     )
-    max_seq_length: int = Field(4096, ge=2, description="tokens of a row, as the corpus was preprocessed")
+    max_seq_length: int = Field(4096, ge=2, le=MAX_ROW, description="tokens of a row, as the corpus was preprocessed")
     use_bf16: bool = Field(True, description="compute in bfloat16; weights stay float32")
     gradient_checkpointing: bool = Field(False, description="keep less for the backward pass, compute it again")
 

@@ -197,7 +197,8 @@ def try_content(
     ended = world.run(reader.door, *reader.words(world, place), place=place, limit=SOON)
     if ended.code == 0:
         return crashes(ended), reader.file
-    return refusal(ended, file.name, str(file.parent), "--input-file", "--config"), reader.file
+    keys = ("hello", "colour", "seed") if reader.contents is YAML else ()  # a wrong option is named, not its file
+    return refusal(ended, file.name, str(file.parent), "--input-file", "--config", *keys), reader.file
 
 
 def cases() -> list[Case]:

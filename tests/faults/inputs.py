@@ -222,12 +222,12 @@ ENTRIES = (
 )
 
 
-def judged(ended: Ended, option: str) -> Problems:
-    """Taken, or refused under its name."""
+def judged(ended: Ended, option: str, value: str) -> Problems:
+    """Taken, or refused under its name or with the value that was given."""
     name = option.rsplit(".", 1)[-1]
     if ended.code == 0:
         return crashes(ended)
-    return refusal(ended, name, name.replace("-", "_"))
+    return refusal(ended, name, name.replace("-", "_"), *([value] if len(value) > 1 else []))
 
 
 def try_option(entry: Entry, option: str, value: str, world: Programs, folder: Path, draw: random.Random) -> Any:
@@ -237,7 +237,7 @@ def try_option(entry: Entry, option: str, value: str, world: Programs, folder: P
     ended = world.run(entry.door, *words, place=place, limit=8 if entry.door == "serve" else SOON)
     if entry.door == "serve" and ended.out.startswith("http"):  # it took the option and serves until it is ended
         return [], f"{option}={value}"
-    return judged(ended, option), f"{option}={value!r}"
+    return judged(ended, option, value), f"{option}={value!r}"
 
 
 def drawn(entry: Entry) -> list[tuple[str, str]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from engine.config.schema import Strict
+from engine.config.schema import MAX_ROW, Strict
 
 UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMG]?)(?:i?B)?", re.IGNORECASE)
@@ -23,7 +23,7 @@ class PreprocessOptions(Strict):
         "meta-llama/Llama-3.2-1B",
         description="a folder with tokenizer.json, a file, a SentencePiece model, or a name of the Hub",
     )
-    max_seq_length: int = Field(8192, ge=2, description="tokens of a row")
+    max_seq_length: int = Field(8192, ge=2, le=MAX_ROW, description="tokens of a row")
     shard_size: str = Field(
         "64M", description="about how large a shard gets: a number of MiB, or with K, M or G; memory follows it"
     )

@@ -146,3 +146,8 @@ def test_rows_in_order_are_the_documents_without_packing() -> None:
 def test_documents_longer_than_a_row_are_refused() -> None:
     with pytest.raises(ValueError, match="3 to 17 .* 16"):
         RowPlanner(np.array([3, 17]), SEQ_LEN, packing=True)
+
+
+def test_rows_longer_than_all_documents_are_planned_at_once():
+    lengths = np.array([3, 9, 4])
+    assert len(RowPlanner(lengths, 10**23, packing=True)) == len(RowPlanner(lengths, 16, packing=True)) == 1

@@ -1,10 +1,13 @@
 """What a run may be told: every problem at once, each with the nearest known key or what to do."""
 
 import pytest
+from pydantic import ValidationError
 
 from engine.config.check import check
 from engine.config.parse import ConfigError, nearest, parse
-from engine.config.schema import ArchChoice, InstructConfig, PretrainConfig
+from engine.config.schema import ArchChoice, InstructConfig, PretrainConfig, TextDataConfig
+from src.distillation.config import DistillConfig
+from src.distillation.corpus.options import PreprocessOptions
 from tests.tiny import ARCH, RUN, TRM
 
 
@@ -187,6 +190,13 @@ def test_arch_options_are_everything_but_name_and_loss():
 @pytest.mark.parametrize(("path", "project"), [("data/arc-aug-1000", "Arc-aug-1000-ACT-torch"), ("x/", "X-ACT-torch")])
 def test_the_project_is_named_after_the_data(path, project):
     assert check(PretrainConfig, config(data_paths=[path])).default_project_name() == project
+
+
+@pytest.mark.parametrize("options", [TextDataConfig, PreprocessOptions, DistillConfig])
+def test_a_row_that_no_memory_holds_is_refused_by_its_option(options):
+    (name,) = {"seq_len", "max_seq_length"} & set(options.model_fields)
+    with pytest.raises(ValidationError, match=name):
+        options.model_validate({name: 10**23})
 
 
 def test_options_of_the_corpus_are_checked_together():
