@@ -198,7 +198,7 @@ def try_content(
     if ended.code == 0:
         return crashes(ended), reader.file
     keys = ("hello", "colour", "seed") if reader.contents is YAML else ()  # a wrong option is named, not its file
-    return refusal(ended, file.name, str(file.parent), "--input-file", "--config", *keys), reader.file
+    return refusal(ended, file.name, str(file.parent), "the input", "--config", *keys), reader.file
 
 
 def cases() -> list[Case]:
