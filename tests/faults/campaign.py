@@ -161,18 +161,19 @@ def main() -> int:
     place = args.place or Path(tempfile.mkdtemp(prefix="faults-"))
     place.mkdir(parents=True, exist_ok=True)
     results = place / "results.jsonl"
-    import_everything()
     world = Programs(ROOT, place.resolve(), sabotaged=args.sabotage)
     known = read(results) if args.resume else {}
     left = [case for case in cases if case.name not in known or known[case.name]["problems"]]
     started = time.monotonic()
-    for part in SETS:
-        part.prepare(world, [case.name for case in left])
-    print(f"inputs made in {time.monotonic() - started:.0f} s; {len(left)} cases", file=sys.stderr)
-    try:
-        run_all(world, left, args.seed, args.jobs, results)
-    finally:
-        requests.close(world)
+    if left:
+        import_everything()
+        try:
+            for part in SETS:
+                part.prepare(world, [case.name for case in left])
+            print(f"inputs made in {time.monotonic() - started:.0f} s; {len(left)} cases", file=sys.stderr)
+            run_all(world, left, args.seed, args.jobs, results)
+        finally:
+            requests.close(world)
     found = read(results)
     listed = [found[case.name] for case in cases if case.name in found]
     missing = [case.name for case in cases if case.name not in found]

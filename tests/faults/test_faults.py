@@ -10,7 +10,7 @@ import pytest
 
 from tests.tiny import ROOT
 
-SAMPLE = ("kill/puzzles/files", "damage/resume/model.safetensors-damaged/flip", "input/sudoku/", "full/sudoku/80")
+SAMPLE = ("kill/puzzles/files", "damage/resume/model.safetensors-damaged/flip", "input/sudoku/", "full/puzzles/35")
 
 
 def campaign(place: Path, *words: str) -> tuple[int, str, dict[str, list[list[str]]]]:
