@@ -6,6 +6,7 @@ python examples/make_conversations.py --count 6000 --output data/pets.json --hel
 import argparse
 import json
 import random
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -84,12 +85,19 @@ def main() -> None:
         "--held-out", type=Path, help="file for one conversation in ten, which are then not in the other"
     )
     args = parser.parse_args()
-    made = conversations(args.count, args.seed)
+    try:
+        made = conversations(args.count, args.seed)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
     kept = len(made) - (len(made) // 10 if args.held_out else 0)
     for path, part in ((args.output, made[:kept]), (args.held_out, made[kept:])):
         if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(part, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            content = json.dumps(part, indent=1, ensure_ascii=False) + "\n"
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(content, encoding="utf-8")
+            except OSError as error:
+                sys.exit(f"error: {path} is not whole: {error.strerror}. Make room or choose another place, and run again.")
             print(f"{len(part)} conversations in {path}")
 
 

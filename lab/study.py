@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from dataset.files.disk import disk_errors, write_file
 from engine.build import text as build_text
 from engine.build.jobs import InstructJob
 from engine.build.text import TextSource
@@ -145,10 +146,12 @@ def write_page(rows: list[dict[str, Any]], page: Path) -> None:
     text = page.read_text() if page.exists() else f"# Recursion on text\n\n{BEGIN}\n{END}\n"
     before, _, rest = text.partition(BEGIN)
     after = rest.partition(END)[2]
-    page.parent.mkdir(parents=True, exist_ok=True)
     picture = page.with_suffix(".png")
-    draw(rows, picture)
-    page.write_text(f"{before}{BEGIN}\n{table(rows)}\n\n![held-out accuracy and loss]({picture.name})\n{END}{after}")
+    with disk_errors(page):
+        page.parent.mkdir(parents=True, exist_ok=True)
+        draw(rows, picture)
+        shown = f"![held-out accuracy and loss]({picture.name})"
+        write_file(page, f"{before}{BEGIN}\n{table(rows)}\n\n{shown}\n{END}{after}")
     print(page)
 
 

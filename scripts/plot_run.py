@@ -11,6 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from dataset.files.disk import disk_errors, new_file
 from engine.entry import user_errors
 from lab.drawing import require_matplotlib
 from lab.plot_run import COLORS, draw, read_run
@@ -31,8 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with user_errors():
         require_matplotlib()
         figure = draw([read_run(run_dir) for run_dir in given.run_dirs])
-        output.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(output, format="png")
+        with disk_errors(output), new_file(output) as file:
+            figure.savefig(file, format="png")
     print(output)
 
 

@@ -47,3 +47,10 @@ def test_example_conversations_are_not_cut(checkout: Path) -> None:
         check=True,
     )
     assert done.stdout.count("0 truncated, 0 split") == 2 and done.stdout.count("dropped: none") == 2
+
+
+def test_conversations_that_cannot_be_written_are_one_message(tmp_path: Path) -> None:
+    program = ROOT / "examples" / "make_conversations.py"
+    limited = f"ulimit -f 4; exec {sys.executable} {program} --count 500 --output {tmp_path / 'a.json'}"
+    done = subprocess.run(["bash", "-c", limited], capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "a.json" in done.stderr and "Traceback" not in done.stderr

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dataset.files.disk import disk_errors
 from dataset.puzzles.samples import Game
 from lab.drawing import INK, MUTED
 from lab.puzzle_pictures.boards import LEGENDS, START, WRONG, draw_board
@@ -29,11 +30,12 @@ MIN_WIDTH = 4.4
 
 def save_picture(game: Game, traces: Sequence[Trace], title: str, output: Path) -> None:
     """Draw to a PNG or, if the name ends so, to an animated GIF."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    if output.suffix.lower() == ".gif":
-        save_animation(game, traces, title, output)
-    else:
-        draw_steps(game, traces, title).savefig(output, format="png", dpi=DPI)
+    with disk_errors(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        if output.suffix.lower() == ".gif":
+            save_animation(game, traces, title, output)
+        else:
+            draw_steps(game, traces, title).savefig(output, format="png", dpi=DPI)
 
 
 def draw_steps(game: Game, traces: Sequence[Trace], title: str) -> "Figure":

@@ -12,7 +12,6 @@ from tests.faults.plants import SmallDisk
 from tests.faults.programs import Programs, wait
 from tests.faults.scenarios import (
     BUILDERS,
-    CHAT_RUN,
     PUZZLE_RUN,
     TEXT_RUN,
     TRAININGS,
@@ -74,7 +73,7 @@ MORE = (
     Scenario("save-outputs", "inference", outputs_words),
     Scenario("eval-save-outputs", "pretrain", saved_words),
     Scenario("plot", "plot", plot_words),
-    Scenario("calibrate", "calibrate", calibrated_words, prepare=partial(copy_run, CHAT_RUN)),
+    Scenario("calibrate", "calibrate", calibrated_words, prepare=partial(copy_run, TEXT_RUN)),
     Scenario("make-conversations", "conversations", conversations_words),
     Scenario("sample-corpus", "instruct", sample_words, ("resume=true",)),
     Scenario("tensorboard", "pretrain", shown_words, ("resume=true",), prepare=copy_chat),
@@ -117,7 +116,7 @@ def on_a_small_disk(
     draft = folder / "draft"
     draft.mkdir()
     inputs = taken(scenario.place(world, draft))
-    size = inputs + max(int(share * (taken(reference) - inputs)), PAGE)
+    size = inputs + max(int(share * (taken(reference) - inputs)) // PAGE, 1) * PAGE
     disk_folder = folder / "disk"
     disk_folder.mkdir()
     disk = SmallDisk(disk_folder, size)

@@ -1,7 +1,9 @@
 """The picture of a run holds its curves, and a run that cannot be drawn is answered with what to do."""
 
+import errno
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -180,6 +182,17 @@ def test_missing_matplotlib_says_how_to_install_it(tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(SystemExit, match=r"^error: .*pip install -e '\.\[plots\]'"):
         plot_run.main([str(write_run(tmp_path / "first"))])
+
+
+def test_a_full_disk_names_the_picture_and_leaves_none(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    write_run(tmp_path / "run")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(SystemExit, match="plot.png.*disk is full"):
+        plot_run.main([str(tmp_path / "run")])
+    assert [file.name for file in (tmp_path / "run").iterdir()] == ["metrics.jsonl"]
 
 
 def test_the_script_runs_by_path_from_anywhere(tmp_path):
