@@ -68,11 +68,7 @@ def evaluate(job: Job) -> Report | None:
         parts = job.compose(RunStart(runtime, directory, None, say, stack))
         data, outputs = parts.data, parts.plan.save_outputs
         if data.eval_items is None:
-            raise ValueError(
-                "eval_only=true, but there is no held-out data. For puzzles name a data set with a test split in "
-                "data_paths_test or hold out training puzzles with eval.validation_split; for conversations train "
-                "with a dataset.test_ratio above 0."
-            )
+            raise ValueError(f"eval_only=true, but there is no held-out data. To have some, {settings.to_hold_out}.")
         say(*start_from(parts.task.module, checkpoint))
         report = evaluate_items(
             parts.task,

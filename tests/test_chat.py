@@ -68,6 +68,15 @@ def test_defaults_fit_few_conversations_and_few_epochs(data, tmp_path):
     assert "lr_warmup_steps=1000" in ended.err and json.loads(ended.out)["test"]["count"] > 0
 
 
+def test_advice_names_options_that_chat_has(data, tmp_path):
+    trained(data, tmp_path / "run", max_steps=1)
+    whole = write_chat_data(tmp_path / "whole", "--tokenizer", str(data / "tokenizer"), "--train-split", "1")
+    ended = pretrain(chat_flags(whole, tmp_path / "no", eval_only=True, load_checkpoint=str(tmp_path / "run")))
+    assert ended.code == 1 and "--train-split" in ended.err and "dataset." not in ended.err.splitlines()[-1]
+    ended = pretrain(chat_flags(data, tmp_path / "no", gradient_accumulation_steps=64, global_batch_size=64))
+    assert ended.code == 1 and "data_paths" in ended.err and "subset_size" not in ended.err
+
+
 def test_a_default_batch_can_be_shared_by_any_number_of_passes(data, tmp_path):
     words = [word for word in chat_flags(data, tmp_path / "run", max_steps=1) if not word.startswith("global_batch")]
     ended = pretrain([*words, "gradient_accumulation_steps=5"])

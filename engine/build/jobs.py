@@ -38,6 +38,7 @@ class HydraJob(Job, Generic[Config]):
     """What puzzles and text have in common: the run directory, the plan and the optimizers."""
 
     smaller = "a smaller arch.hidden_size, fewer arch.H_cycles or a smaller global_batch_size"
+    to_hold_out = "name a data set with a test split in data_paths_test, or set eval.validation_split"
 
     def __init__(self, config: Config, arch_label: str = "model", given: Collection[str] | None = None) -> None:
         self.config = config  # from `compose` on with what was fitted to the data
@@ -59,6 +60,7 @@ class HydraJob(Job, Generic[Config]):
             keep_last=config.keep_last,
             trackers=config.tracker,
             eval_only=config.eval_only,
+            to_hold_out=self.to_hold_out,
             lengths=f"epochs={config.epochs}" + (f" and max_steps={config.max_steps}" if config.max_steps else ""),
         )
 
@@ -179,6 +181,8 @@ class TextJob(HydraJob[TextConfigT]):
 class InstructJob(TextJob[InstructConfig]):
     """A run on the instruction corpus."""
 
+    to_hold_out = "train with a dataset.test_ratio above 0"
+
     def check_held_out(self, checkpoint: Checkpoint) -> None:
         check_split(checkpoint, self.config)
 
@@ -192,6 +196,8 @@ class InstructJob(TextJob[InstructConfig]):
 
 class ChatJob(TextJob[ChatConfig]):
     """A run on chat data sets."""
+
+    to_hold_out = "build the data set with a smaller --train-split"
 
     def open_source(self, runtime: Runtime) -> TextSource:
         return build_text.build_chat(self.config, runtime, train=not self.config.eval_only)

@@ -30,6 +30,7 @@ class RunSettings:
     keep_last: int | None = None
     trackers: Sequence[str] = ()
     eval_only: bool = False
+    to_hold_out: str = ""  # how to get held-out data
     lengths: str = ""  # the options that end the run, and their values
 
 
