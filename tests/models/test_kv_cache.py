@@ -1,5 +1,7 @@
 """Reading on with remembered keys and values gives what reading everything at once gives, in every architecture."""
 
+import threading
+
 import pytest
 import torch
 
@@ -142,3 +144,22 @@ def test_a_compiled_step_says_the_same():
     )
     for key, logits in plain.items():
         torch.testing.assert_close(compiled[key], logits, atol=1e-4, rtol=0)
+
+
+def test_the_cache_has_its_size_whatever_other_threads_do_with_the_model():
+    model, stopped = make_head().model, threading.Event()
+    alone = KeyValueMemory(model, 1, LENGTH, 2).bytes_per_token
+
+    def use() -> None:
+        while not stopped.is_set():
+            KeyValueMemory(model, 1, LENGTH, 1)
+
+    users = [threading.Thread(target=use) for _ in range(3)]
+    for user in users:
+        user.start()
+    try:
+        assert {KeyValueMemory(model, 1, LENGTH, 2).bytes_per_token for _ in range(60)} == {alone}
+    finally:
+        stopped.set()
+        for user in users:
+            user.join()
