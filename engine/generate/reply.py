@@ -24,6 +24,7 @@ class Reply:
     tokens: list[Token] = field(default_factory=list)
     finish: Finish = "interrupted"  # until it ends otherwise
     seconds: float = 0.0
+    fills_window: bool = False  # by its last token: where `finish` is "length", it was not max_tokens that cut it
 
 
 def reply(
@@ -37,22 +38,24 @@ def reply(
     """Answer all conversations in one batch.
 
     `on_text` gets the row and its text as soon as that is certain; `on_token` every token with the text that became
-    certain by it. `decode_lock` is held while a token is computed. An interruption (Ctrl-C) ends all answers with what
-    was generated so far.
+    certain by it. `decode_lock` is held while the model is used: to make room, and while a token is computed. An
+    interruption (Ctrl-C) ends all answers with what was generated so far.
     """
     rows = [Row(loaded, turns, options) for turns in conversations]
     stop_ids = loaded.stop_ids | {found for text in options.stop if (found := loaded.special_id(text)) is not None}
-    decoding = Decoding(
-        loaded.model,
-        [row.ids for row in rows],
-        options.decode,
-        max_new_tokens=[row.room for row in rows],
-        stop_ids=stop_ids,
-        open_lengths=[row.open_length for row in rows],
-    )
+    lock = decode_lock or nullcontext()
+    with lock:
+        decoding = Decoding(
+            loaded.model,
+            [row.ids for row in rows],
+            options.decode,
+            max_new_tokens=[row.room for row in rows],
+            stop_ids=stop_ids,
+            open_lengths=[row.open_length for row in rows],
+        )
     started = time.monotonic()
     try:
-        for tokens in _under_lock(decoding, decode_lock or nullcontext()):
+        for tokens in _under_lock(decoding, lock):
             for token in tokens:
                 row = rows[token.row]
                 text = row.take(token, stop_ids)
@@ -86,6 +89,7 @@ class Row:
 
     def __init__(self, loaded: LoadedModel, turns: Sequence[Turn], options: ReplyOptions) -> None:
         self.ids, self.room = fitted_prompt(loaded, turns, options)
+        self.room_in_window = loaded.window + 1 - len(self.ids)
         answers = [number for number, turn in enumerate(turns) if turn.role == "assistant"]
         # Models whose prompts see themselves in both directions were trained so on what stands before the first answer.
         self.open_length = len(loaded.template.encode_prompt(turns[: answers[0]]) if answers else self.ids)
@@ -105,6 +109,7 @@ class Row:
         text = self._certain(self.decoder.push(token.id))
         if not self.has_ended and len(self.reply.tokens) >= self.room:
             self._ends("length")
+            self.reply.fills_window = self.room == self.room_in_window
         return text
 
     def end(self) -> str:

@@ -10,25 +10,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dataset.text.conversation import Turn
 from dataset.tokenization.protocol import Tokenizer
+from engine.build.text_checkpoint import LoadedModel
 from engine.generate.decode import Token
 from engine.generate.options import ReplyOptions, SamplingOptions
 from engine.generate.reply import Reply
+from engine.serve.http import RequestError
 
 MOST_ALTERNATIVES = 20
 LEAST_CHANCE = 1e-45  # of a token; JSON has no infinity for the logarithm of 0
 FINISH = {"eos": "stop", "stop": "stop", "length": "length", "interrupted": "stop"}
-
-
-class RequestError(ValueError):
-    """A request that cannot be answered, with the status that says why."""
-
-    def __init__(self, message: str, status: int = 400, param: str | None = None) -> None:
-        super().__init__(message)
-        self.status, self.param = status, param
-
-    def body(self) -> dict[str, Any]:
-        kind = "server_error" if self.status >= 500 else "invalid_request_error"
-        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": None}}
 
 
 class Strict(BaseModel):
@@ -76,7 +66,7 @@ class ChatRequest(Strict):
     top_k: int | None = Field(None, ge=1)
     min_p: float | None = Field(None, gt=0, le=1)
     repetition_penalty: float = Field(1.0, gt=0)
-    depth: int | None = Field(None, ge=1, le=256, description="supervision steps of every token")
+    depth: int | None = Field(None, ge=1, description="supervision steps of every token")
     # What clients send along and what changes no answer.
     user: str | None = None
     metadata: dict[str, Any] | None = None
@@ -85,8 +75,11 @@ class ChatRequest(Strict):
     def turns(self) -> list[Turn]:
         return [message.turn() for message in self.messages]
 
-    def options(self, usual: ReplyOptions, window: int) -> ReplyOptions:
+    def options(self, usual: ReplyOptions, loaded: LoadedModel) -> ReplyOptions:
         """The server's usual options, changed by what was asked."""
+        deepest = max(loaded.model.config.halt_max_steps, usual.decode.depth or 1)
+        if self.depth is not None and self.depth > deepest:
+            raise RequestError(f"depth: expected at most {deepest} supervision steps, as trained.", param="depth")
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
         if len(stop) > 16 or not all(0 < len(text) <= 200 for text in stop):
             raise RequestError("stop: expected at most 16 texts of 1 to 200 characters", param="stop")
@@ -106,7 +99,7 @@ class ChatRequest(Strict):
             depth=self.depth or usual.decode.depth,
             num_top=(self.top_logprobs or 0) if self.logprobs else 0,
         )
-        return ReplyOptions(max_tokens=min(asked, window) if asked else None, stop=stop, decode=decode)
+        return ReplyOptions(max_tokens=min(asked, loaded.window) if asked else None, stop=stop, decode=decode)
 
 
 def parsed(content: bytes, model_name: str) -> ChatRequest:
@@ -119,7 +112,7 @@ def parsed(content: bytes, model_name: str) -> ChatRequest:
         found = "; ".join(f"{place}: {problem['msg']}" for place, problem in zip(where[:5], problems, strict=False))
         raise RequestError(found, param=where[0]) from None
     if request.model not in (None, "", model_name):
-        raise RequestError(f"There is no model {request.model!r} here, only {model_name!r}.", 404, "model")
+        raise RequestError(f"There is no model {request.model[:100]!r} here, only {model_name!r}.", 404, "model")
     if request.messages[-1].role != "user":
         raise RequestError("The last message must be the user's: it is what is answered.", param="messages")
     return request

@@ -1,25 +1,21 @@
-"""A small server for one model: OpenAI-compatible answers and a page to chat in; every request is bounded."""
+"""A small server for one model: OpenAI-compatible answers and a page to chat in."""
 
 import json
-import select
-import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from dataset.text.conversation import Turn
 from engine.build.text_checkpoint import LoadedModel, load_model
 from engine.generate.decode import Token
 from engine.generate.exits import calibrated_options
 from engine.generate.options import ReplyOptions, ServeOptions
 from engine.generate.reply import reply
-from engine.serve.api import RequestError, ResponseFormat, parsed
+from engine.serve.api import ResponseFormat, parsed
+from engine.serve.http import Bounds, Connection, Request, RequestError, Server
 
 PAGE = Path(__file__).parent / "page.html"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -28,36 +24,25 @@ PAGE_POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; "
     "frame-ancestors 'none'"
 )
+CHAT = "/v1/chat/completions"
+STOP_SECONDS = 5.0  # that answers have to end after Ctrl-C
 
 
-@dataclass(frozen=True)
-class Bounds:
-    """What requests may take; what exceeds it is refused."""
-
-    body_bytes: int = 1_000_000
-    answers_at_once: int = 4  # their tokens are computed in turn
-    connections: int = 64
-    seconds_of_silence: float = 30.0  # of a client that sends or takes nothing
-
-
-class ChatServer(ThreadingHTTPServer):
-    """What the handlers of all connections share; connections beyond `bounds.connections` are closed at once."""
-
-    daemon_threads = True
-    request_queue_size = 16
+class ChatServer(Server):
+    """What the connections share: the model, how to answer, and whose turn it is."""
 
     def __init__(
         self, address: tuple[str, int], loaded: LoadedModel, options: ReplyOptions, bounds: Bounds | None = None
     ) -> None:
-        self.loaded, self.options, self.bounds = loaded, options, bounds or Bounds()
+        bounds = bounds or Bounds()
+        self.loaded, self.options = loaded, options
         self.model_name = loaded.path.parent.name if loaded.path.name.startswith("step_") else loaded.path.name
         self.names = LOOPBACK if address[0] in LOOPBACK else ()  # by which it may be addressed; empty: any
         self.started = int(time.time())
         self.decode_lock = threading.Lock()  # one token at a time
-        self.answer_places = threading.BoundedSemaphore(self.bounds.answers_at_once)
-        self.free_connections = threading.BoundedSemaphore(self.bounds.connections)
-        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-        super().__init__(address, Handler)
+        self.answer_places = threading.BoundedSemaphore(bounds.answers_at_once)
+        self.is_stopping = False
+        super().__init__(address, ChatConnection, bounds)
 
     @contextmanager
     def answer_place(self) -> Iterator[None]:
@@ -69,77 +54,44 @@ class ChatServer(ThreadingHTTPServer):
         finally:
             self.answer_places.release()
 
-    def process_request(self, request: Any, client_address: Any) -> None:
-        if not self.free_connections.acquire(blocking=False):
-            self.shutdown_request(request)
-            return
-        super().process_request(request, client_address)
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self.free_connections.release()
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that disconnects is not an error of the server."""
-        if not isinstance(sys.exc_info()[1], OSError):
-            super().handle_error(request, client_address)
+    def stop(self) -> None:
+        """End the answers that are being given; while Python shuts down no thread may compute."""
+        self.is_stopping = True
+        deadline = time.monotonic() + STOP_SECONDS
+        for _ in range(self.bounds.answers_at_once):
+            self.answer_places.acquire(timeout=max(0.0, deadline - time.monotonic()))
 
 
-class Handler(BaseHTTPRequestHandler):
-    """One connection."""
+class ChatConnection(Connection):
+    """What is answered."""
 
-    protocol_version = "HTTP/1.1"
     server: ChatServer
 
-    def setup(self) -> None:
-        super().setup()
-        self.connection.settimeout(self.server.bounds.seconds_of_silence)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        print(f"{self.address_string()} {format % args}", file=sys.stderr, flush=True)
-
-    def do_GET(self) -> None:
-        if not self._is_addressed_properly():
-            return
-        if self.path in ("/", "/index.html"):
-            self._send(200, PAGE.read_bytes(), "text/html; charset=utf-8")
-        elif self.path == "/v1/models":
-            model = {
-                "id": self.server.model_name,
-                "object": "model",
-                "created": self.server.started,
-                "owned_by": "local",
-            }
+    def answer(self, request: Request) -> None:
+        server, path = self.server, request.path.partition("?")[0]
+        if server.names and request.host not in server.names:
+            # A page elsewhere must not reach a loopback server through a name of its own.
+            raise RequestError(f"Not a name of this server: {request.headers.get('host', '')[:100]!r}.", 421)
+        if path == CHAT and request.method == "POST":
+            if request.content_type != "application/json":  # a foreign page could send other types unasked
+                raise RequestError("Expected the content type application/json.", 415)
+            with server.answer_place():
+                send_rest = self._answer(request.body)
+            send_rest()  # after the place is free: a client that has read the end may ask again at once
+        elif path not in ("/", "/index.html", "/v1/models", "/health", CHAT):
+            raise RequestError(f"There is nothing at {path[:200]}.", 404)
+        elif path == CHAT or request.method not in ("GET", "HEAD"):
+            raise RequestError(f"{path} takes {'POST' if path == CHAT else 'GET'}, not {request.method}.", 405)
+        elif path == "/v1/models":
+            model = {"id": server.model_name, "object": "model", "created": server.started, "owned_by": "local"}
             self._send_json(200, {"object": "list", "data": [model]})
-        elif self.path == "/health":
+        elif path == "/health":
             self._send_json(200, {"status": "ok"})
         else:
-            self._refuse(RequestError(f"There is nothing at {self.path[:200]}.", 404))
+            self.send(200, PAGE.read_bytes(), "text/html; charset=utf-8", {"Content-Security-Policy": PAGE_POLICY})
 
-    def do_POST(self) -> None:
-        if not self._is_addressed_properly():
-            return
-        try:
-            content = self._content()
-            if self.path != "/v1/chat/completions":
-                raise RequestError(f"There is nothing at {self.path[:200]} to post to.", 404)
-            with self.server.answer_place():
-                send_rest = self._answer(content)
-            send_rest()  # after the place is free: a client that has read the end may ask again at once
-        except RequestError as error:
-            self._refuse(error)
-
-    def _content(self) -> bytes:
-        if self.headers.get_content_type() != "application/json":  # a foreign page could send other types unasked
-            raise RequestError("Expected the content type application/json.", 415)
-        length = self.headers.get("Content-Length", "")
-        if not length.isascii() or not length.isdigit():
-            raise RequestError("Expected a Content-Length.", 411)
-        if int(length) > self.server.bounds.body_bytes:
-            raise RequestError(f"{length} bytes; expected at most {self.server.bounds.body_bytes}.", 413)
-        return self.rfile.read(int(length))
+    def refuse(self, error: RequestError) -> None:
+        self._send_json(error.status, error.body())
 
     def _answer(self, content: bytes) -> Callable[[], None]:
         """Finds the answer, streams it if that is wanted, and returns what sends the rest."""
@@ -147,92 +99,69 @@ class Handler(BaseHTTPRequestHandler):
         request = parsed(content, server.model_name)
         response = ResponseFormat(server.model_name, server.loaded.tokenizer, request)
         try:
-            options = request.options(server.options, server.loaded.window)
-            if request.stream:
-                with_usage = bool(request.stream_options and request.stream_options.include_usage)
-                return self._stream(request.turns(), options, response, with_usage)
+            options = request.options(server.options, server.loaded)
+            on_token = self._streaming(response) if request.stream else self._check_client
             (answer,) = reply(
-                server.loaded,
-                [request.turns()],
-                options,
-                on_token=lambda token, text: self._check_client(),
-                decode_lock=server.decode_lock,
+                server.loaded, [request.turns()], options, on_token=on_token, decode_lock=server.decode_lock
             )
         except RequestError:
             raise
         except ValueError as error:  # what the model cannot do, such as a prompt beyond its window
             raise RequestError(str(error)) from None
-        return lambda: self._send_json(200, response.whole(answer))
+        if not request.stream:
+            return lambda: self._send_whole(encoded(response.whole(answer)))
+        with_usage = bool(request.stream_options and request.stream_options.include_usage)
+        return lambda: self._end_events(response.end(answer, with_usage))
 
-    def _stream(
-        self, turns: list[Turn], options: ReplyOptions, response: ResponseFormat, with_usage: bool
-    ) -> Callable[[], None]:
+    def _streaming(self, response: ResponseFormat) -> Callable[[Token, str], None]:
         """Server-sent events; the headers go out with the first token, so that a refusal can still have its status."""
-        begun = False
 
         def on_token(token: Token, text: str) -> None:
-            nonlocal begun
-            if not begun:
-                begun = True
-                self._begin_events()
+            self._check_running()
+            if not self.has_begun:
+                self.begin(200, "text/event-stream; charset=utf-8", {"Cache-Control": "no-cache"})
                 self._event(response.piece("", [], role="assistant"))
             self._event(response.piece(text, [token]))
 
-        server = self.server
-        (answer,) = reply(server.loaded, [turns], options, on_token=on_token, decode_lock=server.decode_lock)
-
-        def send_end() -> None:
-            for last in response.end(answer, with_usage):
-                self._event(last)
-            self.wfile.write(b"data: [DONE]\n\n")
-            self.wfile.flush()
-
-        return send_end
-
-    def _begin_events(self) -> None:
-        self.send_response(200)
-        self.send_header("Content-Type", "text/event-stream; charset=utf-8")
-        self.send_header("Cache-Control", "no-cache")
-        self.send_header("Connection", "close")
-        self.end_headers()
-        self.close_connection = True
+        return on_token
 
     def _event(self, content: dict[str, Any]) -> None:
-        self.wfile.write(b"data: " + json.dumps(content, ensure_ascii=False).encode() + b"\n\n")
-        self.wfile.flush()
+        self.write(b"data: " + encoded(content) + b"\n\n")
 
-    def _check_client(self) -> None:
-        """Stop answering a client that has disconnected."""
-        readable, _, _ = select.select([self.connection], [], [], 0)
-        if readable and not self.connection.recv(1, socket.MSG_PEEK):
-            raise ConnectionAbortedError("the client has disconnected")
+    def _end_events(self, events: list[dict[str, Any]]) -> None:
+        for event in events:
+            self._event(event)
+        self.write(b"data: [DONE]\n\n")
+        self.end()
 
-    def _is_addressed_properly(self) -> bool:
-        """By a name of this machine: a page elsewhere must not reach a loopback server through a name of its own."""
-        name = self.headers.get("Host", "").rsplit(":", 1)[0] if "]" not in self.headers.get("Host", "") else "::1"
-        if not self.server.names or name in self.server.names:
-            return True
-        self._refuse(RequestError(f"Not a name of this server: {name[:100]!r}.", 421))
-        return False
+    def _check_client(self, token: Token, text: str) -> None:
+        """Stop answering a client that has vanished.
 
-    def _refuse(self, error: RequestError) -> None:
-        self.close_connection = True  # what was not read of the request must not be taken for the next one
-        self._send_json(error.status, error.body())
+        Whether one that sends no more still listens shows when something is sent to it: spaces, which JSON ignores.
+        """
+        self._check_running()
+        if self.has_begun or self.has_ended_its_side:
+            if not self.has_begun:
+                self.begin(200, "application/json")
+            self.write(b" ")
+
+    def _check_running(self) -> None:
+        if self.server.is_stopping:
+            raise RequestError("The server is stopping.", 503)
+
+    def _send_whole(self, content: bytes) -> None:
+        if self.has_begun:
+            self.write(content)
+            self.end()
+        else:
+            self.send(200, content, "application/json")
 
     def _send_json(self, status: int, content: dict[str, Any]) -> None:
-        self._send(status, json.dumps(content, ensure_ascii=False).encode(), "application/json")
+        self.send(status, encoded(content), "application/json")
 
-    def _send(self, status: int, content: bytes, kind: str) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(content)))
-        self.send_header("X-Content-Type-Options", "nosniff")
-        if kind.startswith("text/html"):
-            self.send_header("Content-Security-Policy", PAGE_POLICY)
-        if self.close_connection:
-            self.send_header("Connection", "close")
-        self.end_headers()
-        self.wfile.write(content)
+
+def encoded(content: dict[str, Any]) -> bytes:
+    return json.dumps(content, ensure_ascii=False).encode()
 
 
 def serve_checkpoint(options: ServeOptions) -> None:
@@ -250,3 +179,5 @@ def serve_checkpoint(options: ServeOptions) -> None:
             server.serve_forever()
         except KeyboardInterrupt:
             print("stopped", file=sys.stderr)
+            server.stop()
+            raise

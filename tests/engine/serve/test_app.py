@@ -3,18 +3,24 @@
 import http.client
 import json
 import shutil
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from engine.build.text_checkpoint import load_model
 from engine.generate.options import OpenOptions, ReplyOptions
 from engine.serve import app as room
-from engine.serve.app import Bounds, ChatServer
+from engine.serve.app import ChatServer
+from engine.serve.http import Bounds
+from models import kv_cache
 from tests.chat_runs import chat_flags, write_chat_data
-from tests.tiny import pretrain
+from tests.tiny import ROOT, pretrain
 
 QUESTION = [{"role": "user", "content": "My name is Ada and I have 3 cats."}]
 
@@ -146,7 +152,7 @@ def test_too_many_answers_at_once_are_told_to_come_again(started, monkeypatch):
 
 
 def test_a_client_that_never_reads_or_never_ends_its_request_blocks_nobody(started):
-    port = started(seconds_of_silence=1.0)
+    port = started(client_seconds=1.0)
     idle = [socket.create_connection(("127.0.0.1", port)) for _ in range(3)]
     idle[0].sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n")
     idle[0].sendall(b"Content-Length: 100\r\n\r\n{")
@@ -159,18 +165,97 @@ def test_a_client_that_never_reads_or_never_ends_its_request_blocks_nobody(start
         connection.close()
 
 
-def test_somebody_who_goes_away_is_answered_no_longer(started, monkeypatch):
+@pytest.fixture
+def slow_tokens(monkeypatch):
+    """Every token takes a moment; how many there were is counted."""
+    honest, said = room.reply, []
+
+    def slow(*given, on_token, **options):
+        def and_wait(token, text):
+            said.append(token)
+            time.sleep(0.02)
+            on_token(token, text)
+
+        return honest(*given, on_token=and_wait, **options)
+
+    monkeypatch.setattr(room, "reply", slow)
+    return said
+
+
+def posted(port, **changes):
+    """A connection over which a long answer was asked for."""
+    asked = {"messages": QUESTION, "max_tokens": 60, "temperature": 9, "seed": 1} | changes
+    body = json.dumps(asked).encode()
+    connection = socket.create_connection(("127.0.0.1", port), timeout=20)
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    connection.sendall(head.encode() + b"\r\n\r\n" + body)
+    return connection
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_somebody_who_goes_away_is_answered_no_longer(started, slow_tokens, stream):
     port = started(answers_at_once=1)
-    connection = socket.create_connection(("127.0.0.1", port))
-    body = json.dumps({"messages": QUESTION, "depth": 200, "max_tokens": 60, "temperature": 3}).encode()
-    connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n")
-    connection.sendall(b"Content-Length: %d\r\n\r\n%s" % (len(body), body))
-    time.sleep(0.3)
-    connection.close()
-    deadline = time.monotonic() + 20
+    posted(port, stream=stream).close()
     while ask(port, {"messages": QUESTION, "max_tokens": 1})[0] == 429:
-        assert time.monotonic() < deadline
         time.sleep(0.05)
+    assert len(slow_tokens) < 20
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_only_ends_its_own_side_gets_its_answer(started, slow_tokens, stream):
+    connection = posted(started(), stream=stream, max_tokens=6)
+    connection.shutdown(socket.SHUT_WR)
+    answer = http.client.HTTPResponse(connection)
+    answer.begin()
+    content = answer.read()
+    assert answer.status == 200 and len(slow_tokens) == 6
+    assert content.endswith(b"data: [DONE]\n\n") if stream else json.loads(content)["usage"]["completion_tokens"] == 6
+
+
+def test_a_request_may_not_go_deeper_than_the_model_was_trained(started):
+    port = started()
+    status, answer = ask(port, {"messages": QUESTION, "depth": 4})
+    assert status == 400 and "at most 3" in answer["error"]["message"] and answer["error"]["param"] == "depth"
+    assert ask(port, {"messages": QUESTION, "depth": 3})[0] == 200
+
+
+def test_many_answers_at_once_are_those_that_each_alone_would_be(started, loaded, monkeypatch):
+    port, sizes = started(), set()
+    honest = kv_cache.attention_calls
+    monkeypatch.setattr(kv_cache, "attention_calls", lambda model: sizes.add(size := honest(model)) or size)
+
+    def answers(seeds):
+        asked = {"messages": QUESTION, "temperature": 2.0, "max_tokens": 12}
+        return [ask(port, asked | {"seed": seed})[1]["choices"][0]["message"]["content"] for seed in seeds]
+
+    alone = answers(range(12))
+    with ThreadPoolExecutor(4) as pool:
+        together = [text for found in pool.map(answers, ([n, n + 4, n + 8] for n in range(4))) for text in found]
+    assert sorted(together) == sorted(alone) and len(sizes) == 1
+
+
+def test_an_answer_that_is_being_given_when_the_server_stops_ends_with_a_word(loaded, slow_tokens):
+    server = ChatServer(("127.0.0.1", 0), loaded, ReplyOptions())
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    whole, streamed = (posted(server.server_address[1], stream=stream) for stream in (False, True))
+    assert streamed.recv(12) == b"HTTP/1.1 200"
+    server.shutdown()
+    server.stop()
+    server.server_close()
+    assert whole.recv(12) == b"HTTP/1.1 503"
+    while piece := streamed.recv(4096):
+        assert b"[DONE]" not in piece
+
+
+def test_ctrl_c_during_an_answer_ends_the_server_and_says_so(loaded):
+    command = [sys.executable, str(ROOT / "serve.py"), "--checkpoint", str(loaded.path), "--port", "0"]
+    process = subprocess.Popen([*command, "--depth", "2000"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
+    port = int(process.stdout.readline().rsplit(b":", 1)[1])
+    streamed = posted(port, stream=True, max_tokens=90)
+    assert streamed.recv(12) == b"HTTP/1.1 200"
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and b"stopped" in err and b"Traceback" not in err and out == b""
 
 
 def test_the_page_is_served_and_may_load_nothing_from_elsewhere(started):
