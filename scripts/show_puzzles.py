@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dataset.files.flags import not_negative, positive
+from dataset.files.flags import positive, seed
 
 
 def main() -> None:
@@ -18,7 +18,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", required=True, help="step folder, run folder, or weights of the reference")
     parser.add_argument("--data-path", help="data set to draw from (default: the one it was trained on)")
     parser.add_argument("--count", type=positive, default=4, help="how many puzzles (default %(default)s)")
-    parser.add_argument("--seed", type=not_negative, default=0, help="which puzzles (default %(default)s)")
+    parser.add_argument("--seed", type=seed, default=0, help="which puzzles (default %(default)s)")
     parser.add_argument(
         "--output", type=Path, default=Path("puzzles.png"), help=".png, or .gif to animate (default %(default)s)"
     )

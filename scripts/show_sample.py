@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dataset.files.flags import not_negative, positive, user_errors
+from dataset.files.flags import positive, seed, user_errors
 
 
 def main() -> None:
@@ -17,7 +17,7 @@ def main() -> None:
     parser.add_argument("path", type=Path, help="folder of the data set")
     parser.add_argument("--split", default="train", help="default: %(default)s")
     parser.add_argument("--count", type=positive, default=3, help="how many (default %(default)s)")
-    parser.add_argument("--seed", type=not_negative, default=0, help="of the draw (default %(default)s)")
+    parser.add_argument("--seed", type=seed, default=0, help="of the draw (default %(default)s)")
     parser.add_argument("--color", action="store_true", help="in colour even where the output is not a terminal")
     args = parser.parse_args()
 

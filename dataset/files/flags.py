@@ -7,24 +7,27 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
-def at_least(smallest: int) -> Callable[[str], int]:
-    """The type of a flag whose value must be a whole number of at least `smallest`."""
+def at_least(smallest: int, largest: int | None = None) -> Callable[[str], int]:
+    """The type of a flag whose value must be a whole number of at least `smallest` and at most `largest`."""
 
     def whole_number(text: str) -> int:  # argparse names it in its error
         number = int(text)
         if number < smallest:
             raise argparse.ArgumentTypeError(f"{number} is not {smallest} or more")
+        if largest is not None and number > largest:
+            raise argparse.ArgumentTypeError(f"{number} is not from {smallest} to {largest}")
         return number
 
     return whole_number
 
 
 positive, not_negative = at_least(1), at_least(0)
+seed = at_least(0, 2**32 - 1)  # what every generator takes
 
 
 def add_common_flags(parser: argparse.ArgumentParser, default_seed: int) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace a different data set in the output folder")
-    parser.add_argument("--seed", type=not_negative, default=default_seed, help="of every draw (default %(default)s)")
+    parser.add_argument("--seed", type=seed, default=default_seed, help="of every draw (default %(default)s)")
 
 
 def add_workers_flag(parser: argparse.ArgumentParser) -> None:

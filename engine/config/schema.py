@@ -83,7 +83,7 @@ class RunConfig(Strict):
     # Where and how
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     compile: Literal["auto", True, False] = Field("auto", description="auto: on CUDA; DISABLE_COMPILE=1 always wins")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=2**63 - 1)
     dataloader_workers: int = Field(0, ge=0)
 
     # Run folder
@@ -207,7 +207,7 @@ class TextDataConfig(RowsConfig):
     sample_size: int = Field(20_000, ge=1, description="records of the built-in corpus")
     seq_len: int = Field(512, ge=2, le=MAX_ROW)
     test_ratio: float = Field(0.05, ge=0, lt=1)
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=2**63 - 1)
     truncate: Literal["right", "prompt"] = Field("right", description="prompt: shorten it for the answer to fit")
     on_error: Literal["raise", "skip"] = Field("raise", description="skip: leave broken lines out and count them")
 

@@ -63,7 +63,7 @@ class SamplingOptions(Bounded):
         if not 0 < self.repetition_penalty < math.inf:
             raise ValueError(f"repetition_penalty={self.repetition_penalty}: expected a number above 0 (1 is none).")
         if self.seed not in SEEDS:
-            raise ValueError(f"seed={self.seed}: expected a whole number of at most 64 bits.")
+            raise ValueError(f"seed={self.seed}: expected a whole number from {SEEDS.start} to {SEEDS.stop - 1}.")
 
 
 @dataclass(frozen=True)

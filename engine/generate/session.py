@@ -9,7 +9,7 @@ from dataset.files.disk import write_file
 from dataset.files.json_file import read_json
 from dataset.text.conversation import Turn, parse_messages
 from engine.build.text_checkpoint import LoadedModel
-from engine.generate.options import ReplyOptions
+from engine.generate.options import SEEDS, ReplyOptions
 from engine.generate.reply import Reply, reply
 
 MAX_BYTES = 10_000_000  # of a saved conversation
@@ -31,7 +31,7 @@ class ChatSession:
         try:
             turns, left_out = self._fitting_turns()
             (answer,) = reply(self.loaded, [turns], self._next_options(), on_text=on_text)
-        except ValueError:
+        except (ValueError, KeyboardInterrupt):
             self.turns.pop()
             raise
         self.turns.append(Turn("assistant", answer.text))
@@ -90,7 +90,8 @@ class ChatSession:
     def _next_options(self) -> ReplyOptions:
         """Each answer has the next seed, so that asking twice may give two answers, and a second run the same two."""
         decode = self.options.decode
-        sampling = replace(decode.sampling, seed=decode.sampling.seed + len(self.answers))
+        seed = min(decode.sampling.seed + len(self.answers), SEEDS.stop - 1)
+        sampling = replace(decode.sampling, seed=seed)
         return replace(self.options, decode=replace(decode, sampling=sampling))
 
 

@@ -156,6 +156,8 @@ def converse(session: ChatSession, lines: Iterable[str]) -> None:
                 print_end(*session.answer(text, print_piece))
         except (ValueError, OSError) as error:
             print_error(str(error))
+        except KeyboardInterrupt:  # before the first token, or in a command
+            print_error("\n(stopped)")
 
 
 def command(session: ChatSession, text: str) -> None:
@@ -194,7 +196,8 @@ def print_end(answer: Reply, left_out: int = 0, *, is_printed: bool = True) -> N
     if answer.finish == "interrupted":
         print_error("(stopped)")
     if answer.finish == "length":
-        print_error("(cut: no room for more)")
+        most = f"the limit of {len(answer.tokens)} new tokens is reached"
+        print_error(f"(cut: {'the window is full' if answer.fills_window else most})")
     if left_out:
         print_error(f"(the window is full: the oldest {left_out} turns were left out)")
 

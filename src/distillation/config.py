@@ -58,7 +58,7 @@ class TeacherOptions(Strict):
     on_missing: Literal["error", "direct"] = Field(
         "error", description="what happens if an answer is not there: stop, or ask the model itself"
     )
-    seed: int = Field(42, ge=0, description="of every draw")
+    seed: int = Field(42, ge=0, le=2**63 - 1, description="of every draw")
 
     @property
     def temperatures(self) -> tuple[float, ...]:

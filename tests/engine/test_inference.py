@@ -1,6 +1,8 @@
 """Evaluating an instruction checkpoint: the same numbers as in training, every flag, and bad input in words."""
 
+import errno
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -70,6 +72,16 @@ def test_it_says_what_training_said_last(folder, place):
     assert found.keys() >= {"accuracy", "exact_accuracy", "lm_loss", "token_loss", "perplexity", "bits_per_byte"}
     assert found.keys() >= {"q_halt_accuracy", "q_halt_loss", "q_halt_auc"}
     assert found["by_depth"]["2"]["lm_loss"] == found["lm_loss"] != found["by_depth"]["1"]["lm_loss"]
+
+
+def test_a_full_disk_is_told_with_the_file_and_leaves_none(folder, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    told = refused("--checkpoint", folder / "run", "--output-dir", folder / "out")
+    assert str(folder / "out" / "metrics_") in told and "The disk is full" in told
+    assert list((folder / "out").iterdir()) == []
 
 
 def test_it_is_the_averaged_weights_that_are_evaluated(folder):

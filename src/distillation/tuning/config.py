@@ -73,7 +73,7 @@ class TeacherFtConfig(Strict):
     num_workers: int = Field(0, ge=0)
     ram_disk: bool = Field(False, description="read the corpus from a copy in /dev/shm, if there is room for it")
     ram_disk_cleanup: bool = Field(False, description="remove that copy at the end")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=2**63 - 1)
     log_interval: int = Field(10, ge=1)
     tracker: list[Literal["wandb", "tensorboard"]] = Field([], description="beside metrics.jsonl")
 

@@ -28,6 +28,12 @@ def test_a_good_config_keeps_what_it_was_told():
     assert checked.arch.name == TRM
 
 
+@pytest.mark.parametrize("seed", ["99999999999999999999999", 2**63, -1])
+def test_a_seed_beyond_what_generators_take_is_refused(seed):
+    (problem,) = problems(seed=seed)
+    assert problem.startswith("seed: ") and str(seed) in problem
+
+
 def test_all_problems_are_reported_in_one_error():
     arch = {"name": TRM, **ARCH, "hiden_size": 64, "causal": True, "mlp_t": True, "halt_max_steps": 0}
     arch["loss"] = {"name": "losses@ACTLossHead", "loss_type": "hinge"}

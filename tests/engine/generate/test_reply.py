@@ -159,6 +159,14 @@ def test_a_reply_has_half_of_the_window_unless_told(loaded):
     assert {short.finish, usual.finish} <= {"length", "eos"}
 
 
+def test_a_reply_that_was_cut_knows_whether_the_window_was_full(monkeypatch, loaded):
+    room = loaded.window + 1 - len(loaded.template.encode_prompt(QUESTION))
+    for wanted, is_full in ((3, False), (room - 1, False), (room, True), (5000, True)):
+        monkeypatch.setattr(reply_room, "Decoding", Scripted(loaded, ["five six seven " * 40]))
+        (answer,) = reply(loaded, [QUESTION], ReplyOptions(max_tokens=wanted))
+        assert (answer.finish, answer.fills_window) == ("length", is_full)
+
+
 def test_a_prompt_that_does_not_fit_is_refused_by_how_much_or_shortened(monkeypatch, loaded):
     long = [Turn("system", "be kind"), Turn("user", "word " * 100)]
     ids = loaded.template.encode_prompt(long)

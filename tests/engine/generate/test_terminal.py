@@ -1,15 +1,17 @@
 """The conversation in a terminal: what is remembered, what every command does, and how it ends."""
 
+import errno
 import json
+import os
 from types import SimpleNamespace
 
 import pytest
 
 from engine.generate import session as room
-from engine.generate.options import DecodeOptions, ReplyOptions, SamplingOptions
+from engine.generate.options import SEEDS, DecodeOptions, ReplyOptions, SamplingOptions
 from engine.generate.reply import Reply
 from engine.generate.session import ChatSession
-from engine.generate.terminal import converse
+from engine.generate.terminal import converse, print_end
 
 WINDOW = 40
 
@@ -113,3 +115,45 @@ def test_a_refused_message_is_not_remembered(session, monkeypatch, capsys):
     monkeypatch.setattr(room, "reply", refuse)
     talk(session, "too long")
     assert session.turns == [] and "99 tokens" in capsys.readouterr().err
+
+
+def test_an_interruption_before_the_first_token_leaves_the_conversation_as_it_was(session, monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    honest = room.reply
+    talk(session, "one")
+    monkeypatch.setattr(room, "reply", interrupted)
+    talk(session, "two")
+    monkeypatch.setattr(room, "reply", honest)
+    talk(session, "three")
+    assert roles(session.heard[-1]) == [("user", "one"), ("assistant", "ONE"), ("user", "three")]
+    assert "(stopped)" in capsys.readouterr().err
+
+
+def test_a_conversation_that_the_disk_has_no_room_for_is_not_half_written(session, monkeypatch, tmp_path, capsys):
+    file = tmp_path / "talk.json"
+    talk(session, "one", f"/save {file}")
+    before = file.read_text()
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    talk(session, "two", f"/save {file}")
+    told = capsys.readouterr().err
+    assert str(file) in told and "The disk is full" in told
+    assert file.read_text() == before and list(tmp_path.iterdir()) == [file]
+
+
+def test_the_last_seeds_are_no_end_of_the_conversation(session):
+    sampling = SamplingOptions(seed=SEEDS.stop - 2)
+    session.options = ReplyOptions(8, decode=DecodeOptions(sampling))
+    talk(session, "one", "two", "three")
+    assert session.seeds == [SEEDS.stop - 2, SEEDS.stop - 1, SEEDS.stop - 1]
+
+
+@pytest.mark.parametrize(("fills_window", "told"), [(True, "window"), (False, "2 new tokens")])
+def test_an_answer_that_was_cut_says_by_what(capsys, fills_window, told):
+    print_end(Reply(1, "x", [None, None], "length", fills_window=fills_window))
+    assert told in capsys.readouterr().err
