@@ -97,7 +97,9 @@ def main() -> None:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(content, encoding="utf-8")
             except OSError as error:
-                sys.exit(f"error: {path} is not whole: {error.strerror}. Make room or choose another place, and run again.")
+                sys.exit(
+                    f"error: {path} is not whole: {error.strerror}. Make room or choose another place, and run again."
+                )
             print(f"{len(part)} conversations in {path}")
 
 

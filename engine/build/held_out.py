@@ -54,7 +54,8 @@ def check_validation_split(stored: Checkpoint, config: PretrainConfig) -> None:
     share, trained = config.eval.validation_split, stored.config()
     if not share or trained is None:
         return
-    rule = {"eval.validation_split": (trained.get("eval") or {}).get("validation_split", 0.0)}
+    held = trained.get("eval")
+    rule = {"eval.validation_split": held.get("validation_split", 0.0) if isinstance(held, dict) else 0.0}
     rule["seed"] = trained.get("seed", 0)
     asked = {"eval.validation_split": share, "seed": config.seed}
     differences = [f"{name}={asked[name]} instead of {rule[name]}" for name in rule if asked[name] != rule[name]]

@@ -76,9 +76,9 @@ def _config(stored: Checkpoint, config_name: str, tokenizer_path: str | None, wo
 
     own = stored.config()
     if own is not None:
+        if isinstance(data := own.get("dataset"), dict):  # once subset_size held for both splits
+            data.setdefault("test_size", data.get("subset_size", 1000))
         base = OmegaConf.create(own)
-        if "dataset" in base and "test_size" not in base.dataset:  # once subset_size held for both splits
-            base.dataset.test_size = base.dataset.get("subset_size", 1000)
     else:
         print(f"{stored.path} carries no config; taking {config_name}, and not knowing its split", file=sys.stderr)
         if not (CONFIG_DIR / f"{config_name}.yaml").is_file():
