@@ -130,7 +130,7 @@ def on_a_small_disk(
     if ended.code == 0:
         return (success(ended) if disk.kind.startswith("RLIMIT") else [Problem("campaign", "was not full")]), where
     problems = crashes(ended) or refusal(ended, str(disk_folder))
-    if not problems and not any(word in ended.err for word in ("full", "room", "space", "needed", "too large")):
+    if not problems and not any(word in ended.err for word in ("full", "room", "space", "need", "too large")):
         problems.append(Problem("no remedy", ended.last))
     left = sorted(name for name in all_names(place) - before if HIDDEN.search(name))
     if left:

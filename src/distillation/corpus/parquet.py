@@ -25,12 +25,19 @@ def import_parquet() -> Any:
 
 
 def write_parquet(path: Path, content: Any, **options: Any) -> None:
-    """Write a table so that it survives a loss of power, each page with a checksum that reading verifies."""
+    """Write a table so that it survives a loss of power, each page with a checksum that reading verifies.
+
+    A file that cannot be written to its end is removed.
+    """
     parquet = import_parquet()
     with disk_errors(path), open(path, "wb") as file:
-        parquet.write_table(content, file, write_page_checksum=True, **options)
-        file.flush()
-        os.fsync(file.fileno())
+        try:
+            parquet.write_table(content, file, write_page_checksum=True, **options)
+            file.flush()
+            os.fsync(file.fileno())
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
 
 
 class ShardFiles(Generic[Row]):

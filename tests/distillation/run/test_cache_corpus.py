@@ -114,6 +114,7 @@ def test_a_full_disk_is_said_and_survived(
         patch.setattr(os, "fsync", full)
         message = write_fails(root, capsys, "--output-dir", str(tmp_path))
     assert "shard-00000.parquet" in message and "The disk is full" in message
+    assert contents(tmp_path) == {}
     write_cache(root, "--output-dir", str(tmp_path))
     assert contents(tmp_path) == contents(root / "cache")
 
