@@ -116,7 +116,7 @@ def on_a_small_disk(
     draft = folder / "draft"
     draft.mkdir()
     inputs = taken(scenario.place(world, draft))
-    size = inputs + max(int(share * (taken(reference) - inputs)) // PAGE, 1) * PAGE
+    size = max(inputs + int(share * (taken(reference) - inputs)) // PAGE * PAGE, PAGE)
     disk_folder = folder / "disk"
     disk_folder.mkdir()
     disk = SmallDisk(disk_folder, size)
