@@ -15,6 +15,8 @@ from engine.train.opening import open_run, start_from
 from engine.train.tracking.metrics_file import last_evaluation
 from engine.train.tracking.tracker import Notices
 
+LARGE_SHARE = 0.1  # of the start in averaged weights; more than that is reported
+
 
 def train(job: Job) -> dict[str, Any] | None:
     """Carry a run out, from the start or from a checkpoint, until it is over or a signal stops it.
@@ -36,7 +38,7 @@ def train(job: Job) -> dict[str, Any] | None:
             say(*about_finished(run), f"to train on raise {job.settings.lengths} in: {job.resume_command(run.run_dir)}")
         elif run.plan.is_over(run.state):
             seconds = time.monotonic() - started
-            say(f"done: {run.state.step - first} steps in {seconds:.0f} s, see {run.run_dir}")
+            say(f"done: {run.state.step - first} steps in {seconds:.0f} s, see {run.run_dir}", *notice_of_start(run))
         else:
             say(f"stopped after step {run.state.step}; resume with: {job.resume_command(run.run_dir)}")
         result = job.finish(run, report, say)
@@ -52,6 +54,18 @@ def about_finished(run: Run) -> list[str]:
     last = last_evaluation(run.run_dir)
     numbers = [f"{key} {value:.5g}" for key, value in last.items() if key.count("/") == 1 and value is not None]
     return [*lines, f"last evaluation, of step {last['step']}: {', '.join(numbers)}"] if last else lines
+
+
+def notice_of_start(run: Run) -> list[str]:
+    """What to say if the averaged weights are still much like those that the run began with."""
+    average, updates = run.average, run.state.updates
+    if average is None or updates == 0 or (share := average.share_of_start(updates)) <= LARGE_SHARE:
+        return []
+    return [
+        f"warning: {share:.0%} of the averaged weights, with which the run was evaluated, are still those of its start "
+        f"({updates} steps, ema_rate={average.rate}). Train longer, set ema_rate to {LARGE_SHARE ** (1 / updates):.3g} "
+        "or less, or set ema=false."
+    ]
 
 
 def evaluate(job: Job) -> Report | None:

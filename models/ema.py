@@ -1,5 +1,6 @@
 """An exponential moving average of the trained parameters, swapped in for evaluation."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -8,10 +9,14 @@ from torch import Tensor, nn
 
 
 class WeightAverage:
-    """Keeps one averaged copy of every parameter that requires gradient."""
+    """Keeps one averaged copy of every parameter that requires gradient.
 
-    def __init__(self, module: nn.Module, rate: float) -> None:
+    `is_warmed_up`: the rate grows with the number of updates, so that a short run does not average over its start.
+    """
+
+    def __init__(self, module: nn.Module, rate: float, is_warmed_up: bool = False) -> None:
         self.rate = rate
+        self.is_warmed_up = is_warmed_up
         self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self.shadow = {name: p.detach().clone() for name, p in self.parameters.items()}
         # A tied weight has several names and is averaged once, under the first one.
@@ -19,12 +24,19 @@ class WeightAverage:
         every = module.named_parameters(remove_duplicate=False)
         self.first_names = {name: first[p] for name, p in every if p.requires_grad}
 
+    def rate_of(self, number: int) -> float:
+        """What the update of this number, counted from 1, keeps of the average."""
+        return min(self.rate, (1 + number) / (10 + number)) if self.is_warmed_up else self.rate
+
     @torch.no_grad()
-    def update(self) -> None:
+    def update(self, number: int) -> None:
         if self.shadow:
-            torch._foreach_lerp_(
-                list(self.shadow.values()), [p.detach() for p in self.parameters.values()], 1 - self.rate
-            )
+            live = [p.detach() for p in self.parameters.values()]
+            torch._foreach_lerp_(list(self.shadow.values()), live, 1 - self.rate_of(number))
+
+    def share_of_start(self, updates: int) -> float:
+        """The weight that the first parameters still have in the average after so many updates."""
+        return math.prod(self.rate_of(number) for number in range(1, updates + 1)) if self.shadow else 0.0
 
     @contextmanager
     def swapped_in(self) -> Iterator[None]:

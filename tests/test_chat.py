@@ -46,6 +46,15 @@ def test_chat_models_train_evaluate_and_answer(data, tmp_path, arch):
     assert answer.code == 0 and answer.out.endswith("\n") and len(answer.out) > 1
 
 
+def test_a_short_run_is_evaluated_with_weights_that_have_learnt(data, tmp_path):
+    """cfg_chat averages the weights by default; the average may not be that of the random start."""
+    averaged = trained(data, tmp_path / "averaged", epochs=12, eval_interval=12)
+    plain = trained(data, tmp_path / "plain", epochs=12, eval_interval=12, ema=False)
+    (with_average,), (without,) = (json.loads(run.out.splitlines()[-1]).values() for run in (averaged, plain))
+    assert with_average["token_loss"] == pytest.approx(without["token_loss"], abs=0.3)
+    assert "ema_rate" not in averaged.err
+
+
 def test_the_run_has_the_names_of_the_guide(data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = [word for word in chat_flags(data, tmp_path) if not word.startswith("checkpoint_path")]

@@ -5,6 +5,7 @@ import shlex
 import sys
 from abc import abstractmethod
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -153,6 +154,10 @@ class TextJob(HydraJob[TextConfigT]):
     """A run on conversations; what is special of a corpus is how it is opened."""
 
     smaller = "arch=trm_tiny"
+
+    @property
+    def settings(self) -> RunSettings:
+        return replace(super().settings, ema_is_warmed_up=True)  # puzzles keep the plain rate of the reference
 
     @abstractmethod
     def open_source(self, runtime: Runtime) -> TextSource:

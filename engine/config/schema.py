@@ -75,7 +75,7 @@ class RunConfig(Strict):
     grad_clip: float | None = Field(None, gt=0, description="largest gradient norm; null: no clipping")
     max_bad_steps: int = Field(10, ge=1, description="non-finite steps in a row that stop the run")
     ema: bool = False
-    ema_rate: float = Field(0.999, ge=0, lt=1)
+    ema_rate: float = Field(0.999, ge=0, lt=1, description="on text it grows to this: (1 + step) / (10 + step) at most")
     freeze_weights: bool = Field(False, description="train the puzzle embedding only")
     puzzle_emb_lr: float = Field(1e-2, ge=0)
     puzzle_emb_weight_decay: float = Field(0.1, ge=0)

@@ -27,6 +27,7 @@ class RunSettings:
     resume_from: str | None = None  # as `checkpoint_to_resume` understands it
     start_from: str | None = None  # a checkpoint whose weights a new run starts with
     ema_rate: float | None = None
+    ema_is_warmed_up: bool = False
     keep_last: int | None = None
     trackers: Sequence[str] = ()
     eval_only: bool = False

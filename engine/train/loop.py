@@ -131,7 +131,7 @@ def train_step(run: Run, item: LoaderItem) -> None:
         task.commit()
         state.bad_steps_in_row = 0
         if run.average is not None:
-            run.average.update()
+            run.average.update(state.updates)
     else:
         task.discard()
         state.bad_steps += 1

@@ -44,7 +44,8 @@ def open_run(job: Job, stack: ExitStack) -> tuple[Run, Notices]:
     elif settings.start_from:
         say(*start_from(module, load_checkpoint(settings.start_from)))
     optimizers = job.optimizers(parts, runtime)
-    average = WeightAverage(module, settings.ema_rate) if settings.ema_rate is not None else None
+    rate = settings.ema_rate
+    average = None if rate is None else WeightAverage(module, rate, settings.ema_is_warmed_up)
 
     trainer = None if checkpoint is None else parts.trainer or checkpoint.trainer
     saved = TrainState()

@@ -21,6 +21,11 @@ class TrainState:
     improved_value: float | None = None  # what the next evaluation must improve on
     evaluations_waited: int = 0  # since the last one that improved enough
 
+    @property
+    def updates(self) -> int:
+        """Steps that have moved the weights."""
+        return self.step - self.bad_steps
+
 
 @dataclass(frozen=True)
 class Plan:

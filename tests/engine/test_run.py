@@ -289,3 +289,11 @@ def test_the_config_on_disk_says_all_that_was_decided(folder):
     assert meta["parameters_trunk"] == 28672 and meta["best_metric"] == "lm_loss"
     for line in ("run_name: run", "project_name: Data-ACT-torch", "max_bad_steps: 10", "hidden_size: 32"):
         assert line in written
+
+
+@pytest.mark.parametrize(("rate", "told"), [(0.999, ("99%", "ema_rate=0.999", "0.774")), (0.7, ())])
+def test_a_run_says_that_its_average_is_still_its_start(tmp_path, rate, told):
+    data = write_sudoku(tmp_path / "data")
+    ended = pretrain(flags(data, tmp_path / "run", epochs=3, ema=True, ema_rate=rate))
+    assert ended.code == 0, ended.err
+    assert all(word in ended.err for word in told) and ("ema_rate" in ended.err) == bool(told)

@@ -79,7 +79,7 @@ def test_the_loop_equals_the_reference_step_by_step(tmp_path):
     run = reference_run(items)
     fit(run, StopSignal())
     assert run.state.step == 5, "the sixth batch is beyond the end"
-    run.average.update()  # the reference averages once more after a sixth call that trains nothing
+    run.average.update(6)  # the reference averages once more after a sixth call that trains nothing
     check(6)
 
     expected = [metrics for metrics in info["train_metrics"] if metrics]

@@ -1,0 +1,37 @@
+"""The moving average of the weights: its rate, and how much of the start is left in it."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models.ema import WeightAverage
+
+
+def averaged_from_one_to_zero(rate: float, is_warmed_up: bool, updates: int) -> WeightAverage:
+    """The average of a weight that was 1 at the start and 0 ever after: the share of the start itself."""
+    module = torch.nn.Linear(1, 1, bias=False).double()
+    torch.nn.init.ones_(module.weight)
+    average = WeightAverage(module, rate, is_warmed_up)
+    torch.nn.init.zeros_(module.weight)
+    for number in range(1, updates + 1):
+        average.update(number)
+    return average
+
+
+@given(rate=st.floats(0, 0.9999), is_warmed_up=st.booleans(), updates=st.integers(1, 50))
+def test_share_of_start_is_the_weight_that_the_first_values_have(rate, is_warmed_up, updates):
+    average = averaged_from_one_to_zero(rate, is_warmed_up, updates)
+    assert average.shadow["weight"].item() == pytest.approx(average.share_of_start(updates), rel=1e-6, abs=1e-12)
+
+
+def test_a_warmed_up_average_forgets_its_start_and_reaches_its_rate():
+    plain, warm = WeightAverage(torch.nn.Linear(1, 1), 0.999), WeightAverage(torch.nn.Linear(1, 1), 0.999, True)
+    assert [plain.rate_of(number) for number in (1, 120, 10**5)] == [0.999] * 3
+    assert [warm.rate_of(number) for number in (1, 120, 10**5)] == [2 / 11, 121 / 130, 0.999]
+    assert plain.share_of_start(120) > 0.88 and warm.share_of_start(120) < 1e-9
+
+
+def test_a_module_without_trained_weights_has_no_start():
+    module = torch.nn.Linear(1, 1).requires_grad_(False)
+    assert WeightAverage(module, 0.999).share_of_start(3) == 0
