@@ -247,5 +247,10 @@ def _where(flags: Tensor, new: Latents, old: Latents) -> Latents:
     return type(new)(*(torch.where(in_rows(flags, n), n, o) for n, o in zip(new, old, strict=True)))
 
 
+def zeroed(flags: Tensor, z: Latents) -> Latents:
+    """The latents with zeros in the rows that are flagged (B,)."""
+    return _where(flags, type(z)(*(torch.zeros_like(state) for state in z)), z)
+
+
 def detached(z: Latents) -> Latents:
     return type(z)(*(state.detach() for state in z))

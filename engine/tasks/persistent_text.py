@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from dataset.common import IGNORE_LABEL_ID, Batch, LoaderItem, hash_seed
-from engine.tasks.protocol import Sums, add_sums, check_shapes
+from engine.tasks.protocol import Sums, add_sums, check_shapes, finite_rows
 from engine.tasks.text import TextTask, sampled_depth
-from models.core import Latents
+from models.core import Latents, in_rows, zeroed
 from models.losses.text import Supervision
 
 
@@ -224,8 +224,18 @@ class PersistentTextTask(TextTask):
         self.rows_retired += retired.item()
         self.slots, self.pending = self.pending, None
 
-    def discard(self) -> None:
-        self.pending = None
+    def discard(self) -> int:
+        """Rows move on as after any step; those that are not finite are retired."""
+        assert self.slots is not None and self.pending is not None
+        stepped = self.pending
+        is_finite = finite_rows(*stepped.latents, stepped.losses)
+        stepped.latents = zeroed(~is_finite, stepped.latents)  # zero times a stale NaN would still be NaN
+        stepped.losses = torch.where(in_rows(is_finite, stepped.losses), stepped.losses, 0)
+        stepped.is_busy = stepped.is_busy & is_finite
+        freed = (self.slots.is_busy & ~is_finite).sum().float().reshape(1)
+        self.runtime.all_reduce_sum_([freed])
+        self.commit()
+        return int(freed.item())
 
     def state_dict(self) -> dict[str, Any]:
         """The slots, the queue and the counts of all ranks; queues differ in length, so each is padded to a batch."""

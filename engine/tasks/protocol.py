@@ -45,9 +45,10 @@ class Task(Protocol):
         """The optimizer has used the step."""
         return
 
-    def discard(self) -> None:
-        """The step was not finite: drop what it left behind."""
-        return
+    def discard(self) -> int:
+        """The step was not finite and moved no weight: free what lasts of rows that are not finite, so that they do not
+        spoil the next step too; returns how many they are, over all ranks."""
+        return 0
 
     def eval_batch(self, batch: Batch, return_keys: Collection[str]) -> tuple[Sums, dict[str, Tensor]]:
         """Sums and wanted outputs of one batch, from a fresh start."""
@@ -103,6 +104,11 @@ def split_rows(batch: Batch, parts: int) -> list[Batch]:
         return [batch]
     chunks = {name: value.chunk(parts) for name, value in batch.items()}
     return [{name: values[i] for name, values in chunks.items()} for i in range(parts)]
+
+
+def finite_rows(*tensors: Tensor) -> Tensor:
+    """Which rows (B,) hold finite numbers alone, in all of the tensors."""
+    return torch.stack([tensor.isfinite().flatten(1).all(1) for tensor in tensors]).all(0)
 
 
 def add_sums(totals: Sums, sums: Sums) -> None:

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from dataset.common import Batch, LoaderItem, hash_seed
 from engine.runtime.devices import Runtime
-from engine.tasks.protocol import Sums, Task, add_sums, check_shapes, split_rows
+from engine.tasks.protocol import Sums, Task, add_sums, check_shapes, finite_rows, split_rows
 from engine.tasks.rollouts import ONE_TRY, Effort, surest_rollout
 from models.act import Carry, ExplorationDraws
+from models.core import Latents, zeroed
 from models.flops import training_flops
 from models.losses.puzzles import ACTLossHead
 
@@ -85,8 +86,24 @@ class PuzzleTask(Task):
     def commit(self) -> None:
         self.carries, self.pending = self.pending, None
 
-    def discard(self) -> None:
-        self.pending = None
+    def discard(self) -> int:
+        """Rows move on as after any step; those that are not finite take new data."""
+        assert self.pending is not None
+        freed = torch.zeros(1, device=self.runtime.device)
+        for carry in self.pending:
+            is_finite = self._is_finite(carry.inner_carry)
+            carry.inner_carry = zeroed(~is_finite, carry.inner_carry)
+            carry.halted = carry.halted | ~is_finite
+            freed += (~is_finite).sum()
+        self.runtime.all_reduce_sum_([freed])
+        self.commit()
+        return int(freed.item())
+
+    @torch.no_grad()
+    def _is_finite(self, latents: Latents) -> Tensor:
+        core = self.head.model.inner
+        logits = core.lm_head(core.hidden(getattr(latents, core.answer)))
+        return finite_rows(*latents, logits)
 
     def eval_batch(self, batch: Batch, return_keys: Collection[str]) -> tuple[Sums, dict[str, Tensor]]:
         self.head.eval()

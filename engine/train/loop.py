@@ -133,10 +133,10 @@ def train_step(run: Run, item: LoaderItem) -> None:
         if run.average is not None:
             run.average.update(state.updates)
     else:
-        task.discard()
+        state.freed_rows += task.discard()
         state.bad_steps += 1
         state.bad_steps_in_row += 1
-        facts["skipped_steps"] = state.bad_steps
+        facts |= {"skipped_steps": state.bad_steps, "freed_rows": state.freed_rows}
     optimizers.zero_grad()
 
     run.speed.add(item[1], task.flops(item), task.product_dtype)

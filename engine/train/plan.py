@@ -14,6 +14,7 @@ class TrainState:
     batches_done: int = 0  # batches of this pass that have been used
     bad_steps: int = 0  # skipped because they were not finite
     bad_steps_in_row: int = 0
+    freed_rows: int = 0  # whose state was not finite
     best_value: float | None = None
     best_step: int | None = None  # that had it; None as well where it was reached in an earlier version
     evaluated_step: int = 0  # the last step that has been evaluated

@@ -13,7 +13,7 @@ from engine.checkpoints.run_directory import RunDirectory
 WANDB_ID_FILE = "wandb_id"
 LOG_FILE = "train.log"
 SHOWN = ["loss", "ce", "kd", "agreement", "accuracy", "lr", "grad_norm", "skipped_steps"]  # of a training step
-SHOWN += ["perf/tokens_per_second", "perf/matmul_share"]
+SHOWN += ["freed_rows", "perf/tokens_per_second", "perf/matmul_share"]
 
 
 @dataclass(frozen=True)

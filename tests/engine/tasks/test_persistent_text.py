@@ -206,14 +206,36 @@ def test_progress_and_learning_rate_follow_the_rows_that_were_retired():
     assert task.progress() == 1.0 and task.schedule_step(7) == 100
 
 
-def test_a_step_that_is_discarded_leaves_the_rows_as_they_were():
-    task = make_task("sampled")
-    item, _ = next(task.feed(reader_of(CPU)))
-    before = task.slots
-    task.train_step(item, 1)
-    task.discard()
-    assert task.slots is before and task.pending is None and task.rows_retired == 0
-    assert before.steps.tolist() == [0] * ROWS and before.is_busy.all()
+@pytest.mark.parametrize("poison", ["latents", "losses"])
+def test_a_discarded_step_frees_the_poisoned_row_and_leaves_the_others_as_they_are(poison):
+    tasks = [make_task("fixed", halt_max_steps=3) for _ in range(2)]
+    fed = [iter(task.feed(reader_of(CPU))) for task in tasks]
+    poisoned, freed = tasks
+
+    def step(task, number):
+        item, _ = next(fed[tasks.index(task)])
+        task.module.zero_grad()
+        return task.train_step(item, number)
+
+    for task in tasks:
+        step(task, 1)
+        task.commit()
+        step(task, 2)
+    if poison == "latents":
+        poisoned.pending.latents[0][1, 0, 0] = torch.nan
+    else:
+        poisoned.pending.losses[1, 0] = torch.inf
+    assert (poisoned.discard(), freed.discard()) == (1, 0)
+    assert poisoned.rows_retired == 1 and poisoned.slots.is_busy.tolist() == [True, False, True, True]
+    freed.slots.is_busy[1], freed.rows_retired = False, 1.0
+    for task in tasks:
+        step(task, 3)
+        task.commit()
+    state, expected = poisoned.state_dict(), freed.state_dict()
+    torch.testing.assert_close(state, expected, rtol=0, atol=0)
+    of_freed = gradients(freed.head)
+    for name, grad in gradients(poisoned.head).items():
+        assert grad.isfinite().all() and torch.equal(grad, of_freed[name]), name
 
 
 def test_ranks_share_a_batch_without_changing_its_update():

@@ -87,17 +87,29 @@ def test_torch_randomness_is_left_alone():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_discarded_step_leaves_the_carry_and_a_committed_one_moves_it():
-    task = make_task(halt_max_steps=4)
-    task.train_step(make_item(1), 1)
-    task.discard()
-    assert task.carries is None and task.state_dict() == {}
-    carry = train(task, 1)
-    task.train_step(make_item(2), 2)
-    task.discard()
-    assert task.carries[0] is not None and torch.equal(
-        merge_carries(task.carries).inner_carry.z_H, carry.inner_carry.z_H
-    )
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_discarded_step_frees_the_poisoned_row_and_leaves_the_others_as_they_are(parts):
+    tasks = [make_task(micro_batches=parts, halt_max_steps=9, halt_exploration_prob=0.5) for _ in range(2)]
+    for task in tasks:
+        assert not train(task, 2).halted.all()
+    poisoned, freed = tasks
+    busy = int((~merge_carries(freed.carries).halted).nonzero()[0])
+    index, row = divmod(busy, ROWS // parts)
+    poisoned.carries[index].inner_carry.z_H[row, 0, 0] = torch.nan
+
+    sums = poisoned.train_step(make_item(3), 3)
+    assert not sums["lm_loss"].isfinite() and poisoned.discard() == 1
+    freed.train_step(make_item(3), 3)
+    assert freed.discard() == 0
+    freed.carries[index].halted[row] = True
+    for task in tasks:
+        task.module.zero_grad()
+        task.train_step(make_item(4), 4)
+        task.commit()
+    torch.testing.assert_close(poisoned.state_dict(), freed.state_dict(), rtol=0, atol=0)
+    of_freed = dict(freed.module.named_parameters())
+    for name, parameter in poisoned.module.named_parameters():
+        assert parameter.grad.isfinite().all() and torch.equal(parameter.grad, of_freed[name].grad), name
 
 
 def test_the_gradient_is_that_of_the_mean_over_the_global_batch():

@@ -103,9 +103,8 @@ def test_the_loop_equals_the_reference_step_by_step(tmp_path):
 
 
 def everything(run: Run):
-    """All that lasts from one step to the next, apart from the counters."""
-    state = run.task.head.state_dict(), run.average.shadow, run.task.state_dict(), run.optimizers.state_dict()
-    return copy.deepcopy(state)
+    """All that a step learns."""
+    return copy.deepcopy((run.task.head.state_dict(), run.average.shadow, run.optimizers.state_dict()))
 
 
 def spoil_weight(run: Run) -> None:
@@ -117,7 +116,7 @@ def spoil_puzzle_rows(run: Run) -> None:
 
 
 @pytest.mark.parametrize("spoil", [spoil_weight, spoil_puzzle_rows, None])
-def test_a_step_that_is_not_finite_changes_nothing(spoil):
+def test_a_step_that_is_not_finite_teaches_nothing(spoil):
     items = train_items(arrays("train_loop.npz"), 4)
     run = reference_run(None)
     train_step(run, items[0])
@@ -138,6 +137,7 @@ def test_a_step_that_is_not_finite_changes_nothing(spoil):
     torch.testing.assert_close(everything(run), before, rtol=0, atol=0)
     assert (run.state.step, run.state.bad_steps, run.state.bad_steps_in_row) == (3, 2, 2)
     assert [line.get("train/skipped_steps") for line in run.tracker.lines] == [None, 1, 2]
+    assert [line.get("train/freed_rows") for line in run.tracker.lines] == [None, 0, 0], "no row was to blame"
     assert all("train/lr" not in line for line in run.tracker.lines[1:])
 
     train_step(run, items[3])
@@ -208,3 +208,17 @@ def test_a_run_is_over_after_its_last_step_or_its_last_pass():
     assert not whole.is_over(TrainState(step=9, iteration=2))
     assert whole.is_over(TrainState(step=10, iteration=1))
     assert whole.is_over(TrainState(step=4, iteration=3)), "the estimate of the steps may have been too high"
+
+
+def test_a_poisoned_row_costs_one_step_and_not_the_run():
+    """With every row in flight for all its steps, it would spoil each of them."""
+    run = reference_run(None)
+    run.plan = dataclasses.replace(run.plan, max_bad_steps=2)
+    items = train_items(arrays("train_loop.npz"), 4)
+    train_step(run, items[0])
+    run.task.carries[0].inner_carry.z_H[2] = math.nan
+    run.task.carries[0].halted[:] = False
+    for item in items[1:]:
+        train_step(run, item)
+    assert (run.state.step, run.state.bad_steps, run.state.freed_rows) == (4, 1, 1)
+    assert [line.get("train/freed_rows") for line in run.tracker.lines] == [None, 1, None, None]
