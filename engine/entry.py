@@ -4,42 +4,74 @@ import json
 import math
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from engine.config.compose import as_additions, store_defaults
+from engine.runtime.signals import StoppedError
 
 INTERRUPTED = 130  # exit code after Ctrl-C
+RECORD = "TORCHELASTIC_ERROR_FILE"  # torchrun gives each rank a file in which to say why it ends
 
 
 def launch(main: Callable[[], None]) -> None:
     """Start an entry point that Hydra decorates."""
     sys.argv[1:] = as_additions(["dry_run=true" if word == "--dry-run" else word for word in sys.argv[1:]])
     store_defaults()
-    main()
+    code: Any = 0
+    try:
+        with user_errors():
+            main()
+    except SystemExit as leaving:
+        code = leaving.code
+        if isinstance(code, str):  # as Python itself would do it
+            print(code, file=sys.stderr)
+            code = 1
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         # Gloo's threads may still hold tensors of the last collective; freeing them while the interpreter shuts down
         # aborts the process now and then, after all work is done. So leave without that shutdown.
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(0)
+        os._exit(code or 0)
+    if code:
+        raise SystemExit(code)
 
 
 @contextmanager
 def user_errors(if_interrupted: str | None = None) -> Iterator[None]:
-    """User errors end the program with their message and exit code 1, Ctrl-C ends it with 130.
+    """User errors end the program with their message and exit code 1, Ctrl-C ends it with 130, and a training run that a
+    signal stopped with 128 and the signal's number.
 
     `if_interrupted` says what Ctrl-C leaves and how to resume.
     """
     try:
         yield
+    except StoppedError as stopped:  # which the run has said already
+        leave_record(str(stopped))
+        raise SystemExit(stopped.exit_code) from None
+    except ConnectionAbortedError as error:  # another rank has ended and leaves the record
+        raise SystemExit(f"error: {error}" if is_speaker() else 1) from None
     except (ValueError, OSError, FloatingPointError) as error:
-        raise SystemExit(f"error: {error}") from None
+        leave_record(f"error: {error}")
+        raise SystemExit(f"error: {error}" if is_speaker() else 1) from None
     except KeyboardInterrupt:
-        if if_interrupted is not None:
-            print(f"\ninterrupted: {if_interrupted}", file=sys.stderr)
+        if is_speaker():
+            print(f"\ninterrupted: {if_interrupted or 'what is on disk stays as it is'}", file=sys.stderr)
         raise SystemExit(INTERRUPTED) from None
+
+
+def leave_record(message: str) -> None:
+    """Let torchrun repeat why this rank has ended: it prints that last, behind lines of its own."""
+    if file := os.environ.get(RECORD):
+        Path(file).write_text(json.dumps({"message": message, "timestamp": str(int(time.time()))}), encoding="utf-8")
+
+
+def is_speaker() -> bool:
+    """Whether this process says what ends it; of torchrun's ranks one does, and torchrun speaks for the others."""
+    return RECORD not in os.environ or os.environ.get("RANK") == "0"
 
 
 def show(result: dict[str, Any] | None) -> None:

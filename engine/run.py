@@ -1,12 +1,13 @@
 """Runs or evaluates a Job: what entry points call."""
 
+import signal
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 from engine.checkpoints.load import load_checkpoint
 from engine.runtime.devices import start_runtime
-from engine.runtime.signals import StopSignal
+from engine.runtime.signals import CutShortError, StoppedError, StopSignal
 from engine.train.evaluate import Report
 from engine.train.evaluate import evaluate as evaluate_items
 from engine.train.job import Job, RunStart
@@ -19,9 +20,10 @@ LARGE_SHARE = 0.1  # of the start in averaged weights; more than that is reporte
 
 
 def train(job: Job) -> dict[str, Any] | None:
-    """Carry a run out, from the start or from a checkpoint, until it is over or a signal stops it.
+    """Carry a run out, from the start or from a checkpoint, until it is over.
 
-    Returns its result on the main rank, None on the others. With `eval_only` nothing is trained.
+    Returns its result on the main rank, None on the others. Raises StoppedError if a signal stopped it. With `eval_only`
+    nothing is trained.
     """
     if job.settings.eval_only:
         return evaluate(job)
@@ -29,18 +31,23 @@ def train(job: Job) -> dict[str, Any] | None:
         run, say = open_run(job, stack)
         first, started, was_over = run.state.step, time.monotonic(), run.plan.is_over(run.state)
         with StopSignal(announce=run.runtime.is_main) as stop:
-            report = fit(run, stop)
+            report, is_over = None, False
+            with suppress(CutShortError):
+                report, is_over = fit(run, stop), True
             if run.store is not None:
                 run.store.wait()
-        if run.plan.is_over(run.state):
-            run.tracker.complete()
+        if not is_over:
+            told = f"stopped after step {run.state.step}; resume with: {job.resume_command(run.run_dir)}"
+            say(told)
+            run.tracker.close()
+            run.runtime.barrier()  # torchrun ends all ranks as soon as one has left
+            raise StoppedError(told, stop.number or signal.SIGTERM)
+        run.tracker.complete()
         if was_over:
             say(*about_finished(run), f"to train on raise {job.settings.lengths} in: {job.resume_command(run.run_dir)}")
-        elif run.plan.is_over(run.state):
+        else:
             seconds = time.monotonic() - started
             say(f"done: {run.state.step - first} steps in {seconds:.0f} s, see {run.run_dir}", *notice_of_start(run))
-        else:
-            say(f"stopped after step {run.state.step}; resume with: {job.resume_command(run.run_dir)}")
         result = job.finish(run, report, say)
         return result if run.runtime.is_main else None
 

@@ -18,10 +18,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # Late, so that --help needs nothing but the options.
     from engine.entry import show, user_errors
-    from engine.run import train
-    from src.distillation.tuning.job import TuneTeacherJob
 
     with user_errors():
+        from engine.run import train
+        from src.distillation.tuning.job import TuneTeacherJob
+
         show(train(TuneTeacherJob(config)))
 
 

@@ -58,7 +58,7 @@ def test_sigterm_saves_and_tells_how_to_go_on(tmp_path):
     data, run_dir = write_sudoku(tmp_path / "data"), tmp_path / "run"
     process = start(flags(data, run_dir, epochs=90, **{"eval_interval": 90}), ROOT)
     stopped = signal_at_step(process, run_dir, 5, signal.SIGTERM)
-    assert stopped.code == 0, stopped.err
+    assert stopped.code == 143, stopped.err
     (step,) = steps_on_disk(run_dir)
     assert 5 <= step < 270
     assert logged(run_dir)[-1]["step"] == step
@@ -78,7 +78,7 @@ def test_ctrl_c_stops_the_loader_workers_too(tmp_path):
     data, run_dir = write_sudoku(tmp_path / "data"), tmp_path / "run"
     process = start(flags(data, run_dir, epochs=90, eval_interval=90, dataloader_workers=2), tmp_path)
     stopped = signal_at_step(process, run_dir, 5, signal.SIGINT)
-    assert stopped.code == 0, stopped.err
+    assert stopped.code == 130, stopped.err
     assert "resume with: " in stopped.err and "Traceback" not in stopped.err
     assert len(steps_on_disk(run_dir)) == 1
 

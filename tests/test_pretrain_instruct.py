@@ -205,19 +205,25 @@ def test_two_ranks_make_the_same_run_as_one(data, tmp_path):
 
 
 def stopped_at(step: int, arguments: list[str]) -> str:
-    """Run, and get SIGTERM while that step is under way; what was told."""
+    """Run, and get SIGTERM after the first of two micro-batches of that step, which is then left; what was told."""
     task_class = PersistentTextTask if "arch.recursion=carry" in arguments else TextTask
     honest = task_class.train_step
 
+    def with_signal(parts):
+        first, second = parts
+        yield first
+        os.kill(os.getpid(), signal.SIGTERM)
+        yield second
+
     def interrupted(task, item, number):
         if number == step:
-            os.kill(os.getpid(), signal.SIGTERM)
+            task.until_stopped = lambda parts: task_class.until_stopped(task, with_signal(parts))
         return honest(task, item, number)
 
     with mock.patch.object(task_class, "train_step", interrupted):
         ended = train_text(arguments)
-    assert ended.code == 0 and ended.out == "", "a run that was stopped has no result"
-    assert f"stopped after step {step}; resume with: " in ended.err
+    assert ended.code == 143 and ended.out == "", "a run that was stopped has no result"
+    assert f"stopped after step {step - 1}; resume with: " in ended.err
     return ended.err
 
 
@@ -232,7 +238,7 @@ def test_a_run_stopped_twice_ends_as_if_it_had_not_been(mode, data, tmp_path):
     for step in stops:
         stopped_at(step, [*command, *(["resume=true"] if step != stops[0] else [])])
     ended = train_text([*command, "resume=true"])
-    assert ended.code == 0 and f"resumed from {broken / f'step_{stops[1]}'}" in ended.err
+    assert ended.code == 0 and f"resumed from {broken / f'step_{stops[1] - 1}'}" in ended.err
     assert logged(broken) == logged(whole)
     assert_same_end(whole, broken)
     assert json.loads(ended.out)["test"]["count"] == 18

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -34,12 +35,12 @@ class Runtime:
     def all_reduce_sum_(self, tensors: Sequence[Tensor]) -> None:
         """Replace every tensor by its sum over the ranks; all ranks pass the same shapes in the same order."""
         if self.world_size > 1:
-            _apply_in_buckets(tensors, lambda flat: dist.all_reduce(flat, op=dist.ReduceOp.SUM))
+            _apply_in_buckets(tensors, lambda flat: with_peers(dist.all_reduce, flat, op=dist.ReduceOp.SUM))
 
     def broadcast_(self, tensors: Sequence[Tensor]) -> None:
         """Replace every tensor by that of rank 0."""
         if self.world_size > 1:
-            _apply_in_buckets(tensors, lambda flat: dist.broadcast(flat, src=0))
+            _apply_in_buckets(tensors, lambda flat: with_peers(dist.broadcast, flat, src=0))
 
     def all_gather_rows(self, tensor: Tensor) -> Tensor:
         """Concatenate the equal-shaped tensors of all ranks along dimension 0, in rank order."""
@@ -47,7 +48,7 @@ class Runtime:
             return tensor
         local = tensor.detach().contiguous()
         parts = [torch.empty_like(local) for _ in range(self.world_size)]
-        dist.all_gather(parts, local)
+        with_peers(dist.all_gather, parts, local)
         return torch.cat(parts)
 
     def any_rank(self, flag: bool) -> bool:
@@ -55,12 +56,12 @@ class Runtime:
         if self.world_size == 1:
             return flag
         votes = torch.tensor([int(flag)], dtype=torch.int32, device=self.device)
-        dist.all_reduce(votes, op=dist.ReduceOp.MAX)
+        with_peers(dist.all_reduce, votes, op=dist.ReduceOp.MAX)
         return bool(votes.item())
 
     def barrier(self) -> None:
         if self.world_size > 1:
-            dist.barrier(device_ids=[self.device.index] if self.device.type == "cuda" else None)
+            with_peers(dist.barrier, device_ids=[self.device.index] if self.device.type == "cuda" else None)
 
     def synchronize(self) -> None:
         """Wait until the device has done everything it was asked for."""
@@ -167,6 +168,16 @@ def _choose_compile(asked: str | bool, device: torch.device) -> bool:
     if os.environ.get("DISABLE_COMPILE", "").lower() not in ("", "0", "false"):
         return False
     return device.type == "cuda" if word == "auto" else word == "true"
+
+
+def with_peers(collective: Callable[..., object], *values: Any, **options: Any) -> None:
+    """A collective; raises ConnectionAbortedError if another rank has ended, which then says why."""
+    try:
+        collective(*values, **options)
+    except RuntimeError as error:
+        if "peer" not in str(error) and not isinstance(error, dist.DistError):
+            raise
+        raise ConnectionAbortedError("another rank has ended; its own message says why.") from error
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Turns SIGINT and SIGTERM into a wish to stop, so that a run can finish its step and save."""
+"""Turns SIGINT and SIGTERM into a wish to stop, so that a run can save before it ends."""
 
 import os
 import signal
@@ -9,18 +9,34 @@ from typing import Any
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
+class CutShortError(Exception):
+    """A signal asked to stop in the middle of a step or an evaluation, which left nothing behind."""
+
+
+class StoppedError(Exception):
+    """A signal stopped the run; the message says how to resume it, and a program leaves with `exit_code`."""
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + number
+
+
 class StopSignal:
-    """While entered, the first signal sets `requested` and a second one ends the process at once.
+    """While entered, the first signal sets `number` and a second one ends the process at once.
 
     Outside the main thread, where Python allows no handlers, it only ever says that nothing was requested.
     """
 
     def __init__(self, announce: bool = True) -> None:
         self._announce = announce  # of several ranks only one needs to speak
-        self.requested = False
+        self.number: int | None = None  # of the signal
         self._owner = 0
         self._former: dict[signal.Signals, Any] = {}
         self._terminal: list[Any] | None = None
+
+    @property
+    def requested(self) -> bool:
+        return self.number is not None
 
     def __enter__(self) -> "StopSignal":
         if threading.current_thread() is threading.main_thread():
@@ -46,11 +62,11 @@ class StopSignal:
                 _restore_terminal(self._terminal)
             finally:
                 os._exit(128 + number)
-        self.requested = True
+        self.number = number
         if self._announce:
             name = signal.Signals(number).name
             # Not print(): the signal may have come in the middle of one, and a buffered stream cannot be entered twice.
-            message = f"\n{name}: finishing the current step and saving the state. A second signal exits at once.\n"
+            message = f"\n{name}: finishing the current micro-batch and saving the state. A second one exits at once.\n"
             os.write(2, message.encode())
 
 

@@ -58,7 +58,8 @@ class PersistentTextTask(TextTask):
         self.pending: Slots | None = None
         self.is_restored = False  # the slots are those of a checkpoint, and no batch has been seen yet
         self.queue: Batch = {}  # rows that wait for a slot
-        self.ahead = 0  # loader batches that this rank has opened and another rank has not
+        self.ahead = 0  # loader batches that this rank has opened and that do not count as opened yet
+        self.opened = 0  # those of them that count once the step is done
         self.rows_taken = 0  # by this rank
         self.rows_retired = 0.0  # by all ranks
 
@@ -91,9 +92,8 @@ class PersistentTextTask(TextTask):
                 self.ahead = 0
                 return
             assert self.slots is not None
-            opened_by_all = int(self.runtime.all_gather_rows(self._count(self.ahead)).min())
-            self.ahead -= opened_by_all
-            yield (set_name, self.slots.data, int(self.slots.is_busy.sum())), opened_by_all
+            self.opened = int(self.runtime.all_gather_rows(self._count(self.ahead)).min())
+            yield (set_name, self.slots.data, int(self.slots.is_busy.sum())), self.opened
 
     def _count(self, number: int) -> Tensor:
         return torch.tensor([number], device=self.runtime.device)
@@ -177,7 +177,8 @@ class PersistentTextTask(TextTask):
         places = [Supervision.of(part.data) for part in parts]
         total = self._global_total(places)
         totals: Sums = {}
-        stepped = [self._step_part(part, at, total, totals) for part, at in zip(parts, places, strict=True)]
+        both = self.until_stopped(zip(parts, places, strict=True))
+        stepped = [self._step_part(part, at, total, totals) for part, at in both]
         self.pending = map_slots(lambda *tensors: torch.cat(tensors), *stepped)
         self._halt_learned(self.pending, step)
         return totals
@@ -222,6 +223,7 @@ class PersistentTextTask(TextTask):
         retired = (self.slots.is_busy & ~self.pending.is_busy).sum().float().reshape(1)
         self.runtime.all_reduce_sum_([retired])
         self.rows_retired += retired.item()
+        self.ahead -= self.opened
         self.slots, self.pending = self.pending, None
 
     def discard(self) -> int:

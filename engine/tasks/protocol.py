@@ -2,15 +2,17 @@
 
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import is_dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from dataset.common import Batch, LoaderItem
 from engine.runtime.devices import Runtime
+from engine.runtime.signals import CutShortError, StopSignal
 
 SAME_RUN = "Resume with the global_batch_size, the data and the options of arch that the run began with."
+T = TypeVar("T")
 Sums = dict[str, Tensor]  # metrics as sums over rows, `count` among them; they add over ranks and batches
 
 
@@ -21,10 +23,18 @@ class Task(Protocol):
     """
 
     micro_batches: int = 1  # passes through the model that an item is split into
+    stop: StopSignal | None = None  # looked at between micro-batches
 
     @property
     def module(self) -> nn.Module:
         """What is trained and saved."""
+
+    def until_stopped(self, parts: Iterable[T]) -> Iterator[T]:
+        """The micro-batches of a step, until a signal asks to stop."""
+        for part in parts:
+            if self.stop is not None and self.stop.requested:
+                raise CutShortError("the step")
+            yield part
 
     def feed(self, items: Iterable[LoaderItem]) -> Iterator[tuple[LoaderItem, int]]:
         """What each optimizer step works on, and how many items of the loader were opened for it."""
@@ -35,7 +45,10 @@ class Task(Protocol):
         return step
 
     def train_step(self, item: LoaderItem, step: int) -> Sums:
-        """Forward and backward of one global batch; leaves the gradients of its mean in the module."""
+        """Forward and backward of one global batch; leaves the gradients of its mean in the module.
+
+        Raises CutShortError between two micro-batches if a signal asks to stop.
+        """
 
     def start_step(self, step: int) -> int:
         """Set the model up for an optimizer step, as `train_step` does; returns its number of supervision steps."""

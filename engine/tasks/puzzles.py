@@ -58,7 +58,7 @@ class PuzzleTask(Task):
             carries, self.is_restored = carries or fresh, False
         totals: Sums = {}
         self.pending = []
-        for index, (part, carry) in enumerate(zip(parts, carries, strict=True)):
+        for index, (part, carry) in enumerate(self.until_stopped(zip(parts, carries, strict=True))):
             self._seed_draws(step, index, rows=part["inputs"].shape[0])
             carry, loss, sums, _, _ = self.head(return_keys=(), carry=carry, batch=part)
             (loss / global_batch_size).backward()

@@ -36,7 +36,7 @@ class TokenTask(Task):
         parts = split_rows(self.runtime.to_device(batch), self.micro_batches)
         places = [Supervision.of(part) for part in parts]
         total = self._global_total(places)
-        for part, at in zip(parts, places, strict=True):
+        for part, at in self.until_stopped(zip(parts, places, strict=True)):
             yield part, at, at.weights(self.reduction, total)
 
     def _global_total(self, places: list[Supervision]) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 from dataset.common import Batch, LoaderItem
 from dataset.files.disk import disk_errors, new_file
 from engine.runtime.devices import Runtime
+from engine.runtime.signals import CutShortError, StopSignal
 from engine.tasks.protocol import Sums, Task, add_sums, fetched
 
 Report = dict[str, dict[str, float]]
@@ -54,10 +55,12 @@ def evaluate(
     save_outputs: Sequence[str] = (),
     output_dir: Path | None = None,
     label: str = "",
+    stop: StopSignal | None = None,
 ) -> Report:
     """Score all items; the averaged weights, if any, have been swapped in by the caller.
 
-    An evaluator that fails is reported and left out; the run continues.
+    An evaluator that fails is reported and left out; the run continues. Raises CutShortError within a batch of a signal
+    that asks to stop.
     """
     from tqdm import tqdm
 
@@ -66,18 +69,24 @@ def evaluate(
     working = list(evaluators)
     for evaluator in evaluators:
         evaluator.begin_eval()
+    is_cut = False
     wanted = set(save_outputs).union(*(evaluator.required_outputs for evaluator in evaluators))
 
     with torch.no_grad():
         for set_name, batch, _ in tqdm(
             items, desc="evaluate", total=num_batches, file=sys.stderr, leave=False, disable=not runtime.is_main
         ):
+            if is_cut := stop is not None and stop.requested:
+                break
             sums, outputs = task.eval_batch(batch, wanted)
             add_sums(totals.setdefault(set_name, {}), sums)
             outputs = {name: value.cpu() for name, value in outputs.items()}
             for name in save_outputs:
                 saved[name].append(outputs[name])
             working = [e for e in working if _succeeds(e, lambda: e.update_batch(batch, outputs))]  # noqa: B023
+
+    if runtime.any_rank(is_cut):
+        raise CutShortError("the evaluation")
 
     # In one order that every rank shares, because fetching adds the sums of all ranks.
     report = {name: task.eval_report(fetched(totals[name], runtime)) for name in set_names if name in totals}

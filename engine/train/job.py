@@ -78,8 +78,8 @@ class Job(ABC):
         """Called right before the first step."""
 
     def finish(self, run: Run, report: Report | None, say: Notices) -> dict[str, Any] | None:
-        """The result of a run that is over or was stopped; `report` is its last evaluation."""
-        return report if run.plan.is_over(run.state) else None
+        """The result of a run that is over; `report` is its last evaluation."""
+        return report
 
     @abstractmethod
     def resume_command(self, run_dir: Path) -> str:

@@ -2,18 +2,17 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from dataset.common import LoaderItem
 from engine.checkpoints.save import CheckpointStore
 from engine.runtime.devices import Runtime
-from engine.runtime.signals import StopSignal
+from engine.runtime.signals import CutShortError, StopSignal
 from engine.tasks.protocol import Sums, Task, fetched
 from engine.train.evaluate import Evaluator, Report, evaluate, flat, stateful
 from engine.train.optimizers import OptimizerSet
@@ -61,6 +60,8 @@ class Run(RunParts):
     average: WeightAverage | None = None
     state: TrainState = field(default_factory=TrainState)
     unlogged: list[tuple[int, int, Sums, dict[str, float]]] = field(default_factory=list)
+    saved_step: int = 0  # the last one that is on disk
+    stop: StopSignal = field(default_factory=StopSignal)
     speed: Speedometer = field(init=False)
 
     def __post_init__(self) -> None:
@@ -68,11 +69,26 @@ class Run(RunParts):
 
 
 def fit(run: Run, stop: StopSignal) -> Report | None:
-    """Train until the plan is over or a signal asks to stop; returns the last evaluation."""
+    """Train until the plan is over; returns the last evaluation.
+
+    Raises CutShortError where a signal asks to stop, once the state is saved.
+    """
+    run.stop = run.task.stop = stop
+    try:
+        return follow_plan(run)
+    except CutShortError as cut:
+        run.tracker.print(f"{cut} after step {run.state.step} was cut short; resuming repeats it")
+        if run.saved_step != run.state.step:
+            save(run)
+        raise
+
+
+def follow_plan(run: Run) -> Report | None:
+    """Train, evaluate and save as the plan says; returns the last evaluation."""
     state, plan = run.state, run.plan
     if plan.eval_at_start and state.base_value is None:
         measure_base(run)
-    report = evaluate_and_save(run, is_due(state.step, plan.eval_every_steps), False)  # where a signal came before it
+    report = evaluate_and_save(run, plan.was_evaluation_due(state), False)  # if a signal cut it short
     first = state.step
     while not plan.is_over(state):
         ended = state.iteration
@@ -83,9 +99,6 @@ def fit(run: Run, stop: StopSignal) -> Report | None:
             state.batches_done += opened
             if plan.is_over(state):
                 break
-            if run.runtime.any_rank(stop.requested):
-                save(run)
-                return report
             is_eval, is_save = is_due(state.step, plan.eval_every_steps), is_due(state.step, plan.save_every_steps)
             report = evaluate_and_save(run, is_eval, is_save or (is_eval and plan.save_every_eval)) or report
             if plan.is_over(state):
@@ -107,7 +120,7 @@ def evaluate_and_save(run: Run, is_eval_due: bool, is_save_due: bool) -> Report 
         run.tracker.log(flat(report), state.step)
         state.evaluated_step = state.step
         is_best = is_best_so_far(run, report)
-    if is_save_due or is_best:
+    if is_save_due or is_best or (report is not None and run.plan.is_over(state)):
         save(run, is_best)
     if report is not None or is_save_due:
         run.speed.restart()
@@ -115,14 +128,22 @@ def evaluate_and_save(run: Run, is_eval_due: bool, is_save_due: bool) -> Report 
 
 
 def train_step(run: Run, item: LoaderItem) -> None:
-    """Forward, backward, sum over ranks, and, if all of it is finite, the optimizers."""
+    """Forward, backward, sum over ranks, and, if all of it is finite, the optimizers.
+
+    Raises CutShortError, with everything as it was, if a signal asks one of the ranks to stop.
+    """
     state, task, optimizers = run.state, run.task, run.optimizers
+    sums: Sums | None = None
+    with suppress(CutShortError):
+        sums = task.train_step(item, state.step + 1)
+    if run.runtime.any_rank(sums is None) or sums is None:
+        optimizers.zero_grad()
+        raise CutShortError("the step")
     state.step += 1
-    sums = task.train_step(item, state.step)
 
     dense = optimizers.dense_gradients()
     run.runtime.all_reduce_sum_(dense)
-    norm, is_finite = gradient_norm(run, dense, sums)
+    norm, is_finite = optimizers.gradient_norm(dense, sums, run.runtime)
     facts = {"grad_norm": norm}
     if is_finite:
         if run.plan.grad_clip is not None and norm > run.plan.grad_clip:
@@ -148,21 +169,6 @@ def train_step(run: Run, item: LoaderItem) -> None:
         raise_not_finite(run)
 
 
-def gradient_norm(run: Run, dense: list[Tensor], sums: Sums) -> tuple[float, bool]:
-    """Norm of the summed gradients, and whether they and every rank's puzzle rows and losses are finite; the step's
-    only wait."""
-    squares = torch.zeros(3, device=run.runtime.device)
-    for slot, gradients in enumerate((dense, run.optimizers.sparse_gradients())):
-        if gradients:
-            squares[slot] = torch.stack(torch._foreach_norm(gradients)).square().sum()
-    for name, value in sums.items():
-        if name.endswith("loss"):
-            squares[2] += value
-    run.runtime.all_reduce_sum_([squares[1:]])  # what differs between the ranks; the gradients are summed already
-    dense_square, *others = squares.tolist()
-    return math.sqrt(dense_square) if dense_square >= 0 else math.nan, math.isfinite(dense_square + sum(others))
-
-
 def flush_log(run: Run) -> None:
     """Fetch the sums of the last steps in one go and log every step, the last one with their speed."""
     speed = run.speed.read()
@@ -179,9 +185,7 @@ def raise_not_finite(run: Run) -> None:
     if run.store is not None:
         run.store.wait()
         good = run.store.latest_step()
-    where = (
-        f"The last good checkpoint is {run.run_dir / f'step_{good}'}" if good else "No checkpoint had been saved yet"
-    )
+    where = f"The last good checkpoint is {run.run_dir}/step_{good}" if good else "No checkpoint had been saved yet"
     raise FloatingPointError(
         f"Loss or gradient was not finite in {run.state.bad_steps_in_row} steps in a row, up to step {run.state.step}. "
         f"{where}. Lower lr, set grad_clip, or look at the data; then resume with resume=true."
@@ -212,6 +216,7 @@ def evaluate_now(run: Run) -> Report:
             save_outputs=run.plan.save_outputs,
             output_dir=run.run_dir,
             label=f"step_{run.state.step}",
+            stop=run.stop,
         )
 
 
@@ -248,6 +253,7 @@ def best_metric_of(run: Run, report: Report) -> float | None:
 def save(run: Run, is_best: bool = False) -> None:
     """Checkpoint this very step; all ranks take part because each holds some rows of the carry."""
     flush_log(run)
+    run.saved_step = run.state.step
     trainer = {
         "state": asdict(run.state),
         "optimizers": run.optimizers.state_dict(),

@@ -56,6 +56,13 @@ class Plan:
         is_out_of_patience = self.patience is not None and state.evaluations_waited >= self.patience
         return state.step >= self.total_steps or state.iteration > self.iterations or is_out_of_patience
 
+    def was_evaluation_due(self, state: TrainState) -> bool:
+        """Whether the place at which a run resumes is one to evaluate at."""
+        if self.eval_every_steps is not None:
+            return is_due(state.step, self.eval_every_steps) or self.is_over(state)
+        has_ended_pass = state.batches_done == 0 and state.iteration > self.first_eval_iteration
+        return has_ended_pass or self.is_over(state)
+
     def is_better(self, value: float, than: float | None, by: float = 0.0) -> bool:
         """Whether a value of the best metric beats another one by this share of it; any number beats None and NaN."""
         if not math.isfinite(value):

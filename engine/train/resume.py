@@ -57,6 +57,7 @@ def state_of(trainer: Mapping[str, Any]) -> TrainState:
 def restore(run: Run, trainer: Mapping[str, Any], ema: dict[str, Tensor] | None) -> None:
     """Continue where a checkpoint stands; its weights have been loaded already."""
     run.state = state_of(trainer)
+    run.saved_step = run.state.step
     run.optimizers.load_state_dict(trainer["optimizers"])
     run.task.load_state_dict(trainer["task"])
     states = trainer.get("evaluators", {})  # in files of earlier versions there are none

@@ -1,6 +1,10 @@
 """How a global batch is split, over ranks or over micro-batches, changes nothing but rounding."""
 
+import contextlib
+import os
 import shutil
+import signal
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +17,7 @@ from tests.tiny import (
     pretrain,
     start,
     steps_on_disk,
+    wait_for,
     write_sudoku,
 )
 
@@ -69,3 +74,41 @@ def test_two_ranks_equal_one_process_and_can_be_continued_by_one(whole):
 def evaluate_words(folder):
     words = [word for word in command(folder, "unused") if not word.startswith("load_checkpoint=")]
     return [*words, "eval_only=true", f"load_checkpoint={folder / 'whole'}"]
+
+
+def last_line(err: str) -> str:
+    """torchrun frames what it repeats."""
+    return [line for line in err.splitlines() if line.strip(" =")][-1]
+
+
+@pytest.mark.parametrize("is_alone", [False, True])
+def test_what_ends_one_of_two_ranks_or_both_is_said_last(whole, tmp_path, is_alone):
+    """A directory that is in use is refused by the first rank alone, while the other waits for it."""
+    words = command(whole, "whole" if is_alone else "new", **({} if is_alone else {"max_steps": -1}))
+    ended = end(start(words, tmp_path, *TORCHRUN))
+    assert ended.code == 1 and ended.out == ""
+    wanted = f"error: {whole / 'whole'}" if is_alone else "max_steps"
+    assert wanted in last_line(ended.err), ended.err
+    assert ended.err.count("Traceback") <= 1, "torchrun has one of its own"
+
+
+def process_of_rank(parent: int, rank: int) -> int:
+    """The child that torchrun started as this rank."""
+    for found in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            is_child = int(found.read_text().rpartition(")")[2].split()[1]) == parent
+            if is_child and f"RANK={rank}".encode() in found.with_name("environ").read_bytes().split(b"\0"):
+                return int(found.parent.name)
+    raise AssertionError("no such rank")
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc to find the rank")
+def test_a_signal_to_one_of_two_ranks_saves_and_the_last_line_says_how_to_resume(whole):
+    words = command(whole, "signalled", max_steps=3000, epochs=3000, eval_interval=3000, checkpoint_interval=1)
+    process = start(words, whole, *TORCHRUN)
+    wait_for(lambda: (whole / "signalled" / "latest").exists())
+    os.kill(process_of_rank(process.pid, 1), signal.SIGTERM)
+    ended = end(process)
+    step = steps_on_disk(whole / "signalled")[-1]
+    assert f"stopped after step {step}; resume with" in last_line(ended.err), ended.err
+    assert logged(whole / "signalled")[-1]["step"] == step

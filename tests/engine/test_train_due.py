@@ -1,13 +1,17 @@
 """What a run evaluates, saves and logs, and when; also where it was stopped and goes on."""
 
 import math
+import os
+import signal
 import subprocess
 import sys
 from unittest import mock
 
 import pytest
 
+from engine.tasks.puzzles import PuzzleTask
 from engine.train import loop as train
+from models.losses.puzzles import ACTLossHead
 from tests.tiny import DOOR, ROOT, flags, logged, pretrain, steps_on_disk, wait_for, write_sudoku
 
 
@@ -163,3 +167,59 @@ def test_every_step_is_logged_whatever_the_interval(tmp_path):
         lines.append(logged(run_dir))
     assert lines[0] == lines[1] == lines[2]
     assert [line["step"] for line in lines[0]] == [*range(1, 10), 9]
+
+
+def signalled_at(cls, method, call, number):
+    """The signal arrives in the course of that call of a method; what it does is counted."""
+    honest, calls = getattr(cls, method), []
+
+    def counted(*args, **kwargs):
+        calls.append(None)
+        if len(calls) == call:
+            os.kill(os.getpid(), number)
+        return honest(*args, **kwargs)
+
+    return mock.patch.object(cls, method, counted), calls
+
+
+@pytest.mark.parametrize(
+    ("batch", "step", "number"),
+    [(1, 3, signal.SIGTERM), (2, 3, signal.SIGINT), (5, 9, signal.SIGTERM)],
+)
+def test_a_signal_ends_an_evaluation_which_a_resumed_run_repeats(tmp_path, batch, step, number):
+    """Two batches are an evaluation, three steps a pass."""
+    data, whole, broken = write_sudoku(tmp_path / "data"), tmp_path / "whole", tmp_path / "broken"
+    assert pretrain(flags(data, whole, epochs=3, eval_interval=1)).code == 0
+    command = flags(data, broken, epochs=3, eval_interval=1)
+    patch, calls = signalled_at(PuzzleTask, "eval_batch", batch, number)
+    with patch:
+        ended = pretrain(command)
+    assert (ended.code, ended.out) == (128 + number, "") and f"stopped after step {step}; resume with" in ended.err
+    is_complete = batch % 2 == 0  # the signal came in its last batch
+    assert len(calls) == batch and (f"the evaluation after step {step} was cut short" in ended.err) != is_complete
+    again = pretrain([*command, "resume=true"])
+    assert again.code == 0 and again.report == {"all": mock.ANY}
+    assert logged(broken) == logged(whole)
+
+
+def test_a_signal_leaves_a_step_after_the_current_micro_batch(tmp_path):
+    data, whole, broken = write_sudoku(tmp_path / "data"), tmp_path / "whole", tmp_path / "broken"
+    options = {"epochs": 3, "gradient_accumulation_steps": 4, "ema": True}
+    assert pretrain(flags(data, whole, **options)).code == 0
+    command = flags(data, broken, **options)
+    patch, calls = signalled_at(ACTLossHead, "forward", 14, signal.SIGTERM)  # the second of four in the fourth step
+    with patch:
+        ended = pretrain(command)
+    assert ended.code == 143 and len(calls) == 14 and "stopped after step 3;" in ended.err
+    assert steps_on_disk(broken) == [3]
+    assert pretrain([*command, "resume=true"]).code == 0
+    assert logged(broken) == logged(whole)
+
+
+def test_ctrl_c_before_the_first_step_is_one_line(tmp_path):
+    data, run_dir = write_sudoku(tmp_path / "data"), tmp_path / "run"
+    with mock.patch("engine.run.open_run", side_effect=KeyboardInterrupt):
+        ended = pretrain(flags(data, run_dir))
+    assert (ended.code, ended.out) == (130, "")
+    (line,) = ended.err.strip().splitlines()
+    assert line.startswith("interrupted") and not run_dir.exists()

@@ -18,10 +18,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # Late, so that --help needs nothing but the options.
     from engine.entry import show, user_errors
-    from engine.run import train
-    from src.distillation.run.job import DistillJob, dry_run
 
     with user_errors():
+        from engine.run import train
+        from src.distillation.run.job import DistillJob, dry_run
+
         show(dry_run(config) if args.dry_run else train(DistillJob(config)))
 
 

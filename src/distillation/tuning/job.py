@@ -133,10 +133,8 @@ class TuneTeacherJob(Job):
         return OptimizerSet(optimizer, config.learning_rate, None, 0.0, schedule)
 
     def finish(self, run: Run, report: Report | None, say: Notices) -> dict[str, Any] | None:
-        """Write the best weights as an adapter and as a whole model, and score what was written; None if stopped."""
+        """Write the best weights as an adapter and as a whole model, and score what was written."""
         config, task, runtime, state = self.config, run.task, run.runtime, run.state
-        if not run.plan.is_over(state):
-            return None
         ended_early = state.step < run.plan.total_steps
         if ended_early:
             say(f"step {state.step}: {config.patience} evaluations in a row brought no better loss, so it ends")

@@ -51,7 +51,8 @@ def run_of(plan: Plan, values: list[float], **state: Any) -> tuple[Run, list[tup
     def save(run: Run, is_best: bool = False) -> None:
         happened.append(("best" if is_best else "save", run.state.step))
 
-    patches = mock.patch.multiple(loop, train_step=step, evaluate_now=evaluate, save=save)
+    told = {"expectation": lambda *_: ""}
+    patches = mock.patch.multiple(loop, train_step=step, evaluate_now=evaluate, save=save, **told)
     return run, happened, patches
 
 
