@@ -4,8 +4,7 @@ Every row of a rank's batch is a slot. A slot keeps its row until the depth draw
 row from a queue; an epoch ends when every row has been retired once.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -14,34 +13,10 @@ from torch import Tensor
 
 from dataset.common import IGNORE_LABEL_ID, Batch, LoaderItem, hash_seed
 from engine.tasks.protocol import Sums, add_sums, check_shapes, finite_rows
+from engine.tasks.slots import Slots, map_slots
 from engine.tasks.text import TextTask, sampled_depth
-from models.core import Latents, in_rows, zeroed
+from models.core import in_rows, zeroed
 from models.losses.text import Supervision
-
-
-@dataclass
-class Slots:
-    """The rows in flight on this rank; the first dimension of every tensor is the slot."""
-
-    data: Batch
-    latents: Latents
-    steps: Tensor  # supervision steps that the row has had
-    depth: Tensor  # steps after which it is retired at the latest
-    is_busy: Tensor
-    losses: Tensor  # (rows, S) of the step before, where supervised
-
-
-def map_slots(function: Callable[..., Tensor], *slots: Slots) -> Slots:
-    """The slots that `function` makes of the tensors at the same place of all given ones."""
-    first = slots[0]
-    return Slots(
-        data={name: function(*(each.data[name] for each in slots)) for name in first.data},
-        latents=type(first.latents)(*(function(*z) for z in zip(*(each.latents for each in slots), strict=True))),
-        steps=function(*(each.steps for each in slots)),
-        depth=function(*(each.depth for each in slots)),
-        is_busy=function(*(each.is_busy for each in slots)),
-        losses=function(*(each.losses for each in slots)),
-    )
 
 
 class PersistentTextTask(TextTask):
@@ -178,10 +153,23 @@ class PersistentTextTask(TextTask):
         total = self._global_total(places)
         totals: Sums = {}
         both = self.until_stopped(zip(parts, places, strict=True))
-        stepped = [self._step_part(part, at, total, totals) for part, at in both]
+        stepped = [self._step_busy(part, at, total, totals) for part, at in both]
         self.pending = map_slots(lambda *tensors: torch.cat(tensors), *stepped)
         self._halt_learned(self.pending, step)
         return totals
+
+    def _step_busy(self, part: Slots, at: Supervision, total: Tensor, totals: Sums) -> Slots:
+        """The part after a step; slots without a row are not computed, unless a compiled step is to keep its shape."""
+        busy = part.is_busy.nonzero().squeeze(-1)
+        if not len(busy):
+            if totals:  # of a part before it, so that every weight has its gradient
+                return part
+            busy = torch.zeros_like(part.steps[:1]).long()
+        if self.runtime.use_compile or len(busy) == len(part.steps):
+            return self._step_part(part, at, total, totals)
+        rows = map_slots(lambda tensor: tensor[busy], part)
+        stepped = self._step_part(rows, Supervision.of(rows.data), total, totals)
+        return map_slots(lambda old, new: old.index_copy(0, busy, new), part, stepped)
 
     def _step_part(self, part: Slots, at: Supervision, total: Tensor, totals: Sums) -> Slots:
         width = part.data["labels"].shape[1]

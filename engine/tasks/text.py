@@ -31,13 +31,28 @@ class TokenTask(Task):
         self.reduction = reduction
 
     def parts(self, item: LoaderItem) -> Iterator[tuple[Batch, Supervision, Tensor]]:
-        """Each micro-batch of this rank with where it is supervised, and its tokens' weights in the mean."""
+        """Each micro-batch of this rank with where it is supervised, and its tokens' weights in the mean.
+
+        Those without a supervised token are left out; the first one is not, so that every weight gets a gradient.
+        """
         _, batch, _ = item
-        parts = split_rows(self.runtime.to_device(batch), self.micro_batches)
+        parts = [self.with_labels(part) for part in split_rows(self.runtime.to_device(batch), self.micro_batches)]
         places = [Supervision.of(part) for part in parts]
         total = self._global_total(places)
         for part, at in self.until_stopped(zip(parts, places, strict=True)):
-            yield part, at, at.weights(self.reduction, total)
+            if len(at.places) or part is parts[0]:
+                yield part, at, at.weights(self.reduction, total)
+
+    def with_labels(self, batch: Batch) -> Batch:
+        """The rows that have a supervised token, at least one row; the others only fill up the last batch of an epoch.
+
+        A compiled step keeps its shape and computes them all.
+        """
+        has_label = (batch["labels"] != IGNORE_LABEL_ID).any(dim=1)
+        if self.runtime.use_compile or bool(has_label.all()):
+            return batch
+        rows = has_label.nonzero().squeeze(-1) if bool(has_label.any()) else slice(1)
+        return {name: value[rows] for name, value in batch.items()}
 
     def _global_total(self, places: list[Supervision]) -> Tensor:
         """Tokens, or documents, that the loss is a mean over; 1 where there are none, so that it is 0 and not NaN."""
@@ -104,12 +119,12 @@ class TextTask(TokenTask):
         self.head.eval()
         self.head.model.inner.depth = self.head.model.config.depth_at(1.0)
         batch = self.runtime.to_device(batch)
-        at = Supervision.of(batch)
-        sums, preds = self.scores(batch, at)
+        rows = self.with_labels(batch)
+        sums, preds = self.scores(rows, Supervision.of(rows))
         outputs = dict(batch)
         if "preds" in return_keys:  # what the model says at supervised places, IGNORE_LABEL_ID elsewhere
-            places = torch.full_like(batch["labels"], IGNORE_LABEL_ID).flatten()
-            outputs["preds"] = places.index_copy_(0, at.places, preds.to(places.dtype)).view_as(batch["labels"])
+            labels = batch["labels"]
+            outputs["preds"] = labels.masked_scatter(labels != IGNORE_LABEL_ID, preds.to(labels.dtype))
         return sums, {name: outputs[name] for name in return_keys}
 
     def scores(self, batch: Batch, at: Supervision) -> tuple[Sums, Tensor]:

@@ -69,7 +69,7 @@ class TeacherTask(TokenTask):
     def eval_batch(self, batch: Batch, return_keys: Collection[str]) -> tuple[Sums, dict[str, Tensor]]:
         assert not return_keys, "nothing asks a teacher for its outputs"
         self.teacher.eval()
-        batch = self.runtime.to_device(batch)
+        batch = self.with_labels(self.runtime.to_device(batch))
         at = Supervision.of(batch)
         return self.scores(batch, at, torch.ones(len(at.places), device=self.runtime.device))[1], {}
 

@@ -1,7 +1,9 @@
 """Text with a lasting carry: rows come and go by themselves, none is lost or seen twice, and a resume changes nothing."""
 
+import dataclasses
 import io
 from collections import Counter
+from unittest import mock
 
 import pytest
 import torch
@@ -236,6 +238,25 @@ def test_a_discarded_step_frees_the_poisoned_row_and_leaves_the_others_as_they_a
     of_freed = gradients(freed.head)
     for name, grad in gradients(poisoned.head).items():
         assert grad.isfinite().all() and torch.equal(grad, of_freed[name]), name
+
+
+@every_policy
+def test_slots_without_a_row_are_not_computed_and_change_no_number(policy):
+    """Towards the end of an epoch, when the queue is empty."""
+    found = []
+    for runtime in (CPU, dataclasses.replace(CPU, use_compile=True)):  # a compiled step keeps its shape
+        task = make_task(policy, runtime)
+        core = task.head.model.inner
+        with mock.patch.object(core, "embed", side_effect=core.embed) as embedded:
+            watch = Watch(task).epoch(reader_of(CPU))
+        computed = [len(call.args[0]["labels"]) for call in embedded.mock_calls]
+        found.append((watch.reports, gradients(task.head), watch.steps_of_row, computed))
+    (reports, grads, steps, computed), (all_reports, all_grads, all_steps, all_computed) = found
+    assert steps == all_steps and sum(computed) < sum(all_computed) == ROWS * len(all_reports)
+    for one, other in zip(reports, all_reports, strict=True):
+        assert one == pytest.approx(other, rel=1e-5, abs=1e-7)
+    for name, grad in all_grads.items():
+        torch.testing.assert_close(grads[name], grad, rtol=1e-4, atol=1e-6)
 
 
 def test_ranks_share_a_batch_without_changing_its_update():

@@ -1,5 +1,6 @@
 """Training on text: splitting a batch changes nothing, depth follows its law, and an epoch shows every document once."""
 
+import dataclasses
 import itertools
 import math
 from collections import Counter
@@ -7,6 +8,8 @@ from unittest import mock
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dataset.common import IGNORE_LABEL_ID
 from engine.tasks.protocol import add_sums, fetched
@@ -245,3 +248,51 @@ def test_training_learns_an_answer():
         optimizer.step()
         optimizer.zero_grad()
     assert losses[-1] < 0.3 * losses[0]
+
+
+COMPILED = dataclasses.replace(CPU, use_compile=True)  # computes every row, because a compiled step keeps its shape
+
+
+def batch_with_empty_rows(seed: int, empty: int):
+    """As at the end of an epoch; the empty rows stand between the others."""
+    batch = make_batch(DOCUMENTS, packing=True, seed=seed)
+    rows = len(batch["labels"])
+    blank = {name: torch.zeros_like(value[:1]).expand(empty, -1) for name, value in batch.items()}
+    blank["labels"] = torch.full_like(blank["labels"], IGNORE_LABEL_ID)
+    order = torch.randperm(rows + empty, generator=torch.Generator().manual_seed(seed))
+    return {name: torch.cat((value, blank[name]))[order] for name, value in batch.items()}, rows
+
+
+@given(seed=st.integers(0, 99), empty=st.integers(0, 20), micro_batches=st.sampled_from([1, 2, 4]))
+@settings(max_examples=10, deadline=None)
+def test_empty_rows_are_not_computed_and_change_no_number(seed, empty, micro_batches):
+    batch, _ = batch_with_empty_rows(seed, empty)
+    batch = {name: value[: len(value) // 4 * 4] for name, value in batch.items()}
+    found = []
+    for runtime in (CPU, COMPILED):
+        task = make_task(runtime=runtime, micro_batches=micro_batches)
+        core = task.head.model.inner
+        with mock.patch.object(core, "embed", side_effect=core.embed) as embedded:
+            sums = task.train_step(("train", batch, 0), 1)
+            scored, outputs = task.eval_batch(batch, {"preds", "labels"})
+        numbers = [task.train_report(fetched(s, CPU), 1) for s in (sums, scored)]
+        found.append(
+            (numbers, gradients(task.head), outputs, sum(len(call.args[0]["labels"]) for call in embedded.mock_calls))
+        )
+    (numbers, grads, outputs, computed), (all_numbers, all_grads, all_outputs, all_computed) = found
+    for one, other in zip(numbers, all_numbers, strict=True):
+        assert one == pytest.approx(other, rel=1e-5, abs=1e-7)
+    for name, grad in all_grads.items():
+        torch.testing.assert_close(grads[name], grad, rtol=1e-4, atol=1e-6)
+    assert all(torch.equal(outputs[name], all_outputs[name]) for name in outputs)
+    real = int((batch["labels"] != IGNORE_LABEL_ID).any(1).sum())
+    assert 2 * real <= computed <= 2 * real + 1 and computed <= all_computed
+
+
+def test_a_rank_without_a_row_has_gradients_to_sum_all_the_same():
+    batch, _ = batch_with_empty_rows(0, 2)
+    empty = {name: value[(batch["labels"] == IGNORE_LABEL_ID).all(1)] for name, value in batch.items()}
+    task = make_task()
+    task.train_step(("train", empty, 0), 1)
+    assert gradients(task.head).keys() == one_step()[0].keys()
+    assert not any(grad.any() for grad in gradients(task.head).values())
