@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from engine.config.compose import composed
 from engine.config.registry import load_model_class
 from tests.chat_runs import chat_flags, run_door, write_chat_data
-from tests.tiny import ROOT, end, pretrain
+from tests.tiny import ROOT, end, logged, pretrain, start
 
 RECURSIVE = {"H_cycles": 2, "L_cycles": 2, "halt_max_steps": 3, "halt_mean_steps": 2.0}
 
@@ -123,6 +123,24 @@ def test_two_ranks_make_the_update_of_one(data, tmp_path):
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     for key, value in one.items():
         torch.testing.assert_close(two[key], value, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_two_ranks_equal_two_micro_batches_in_bfloat16_too(data, tmp_path):
+    """Gradients are summed in float32; a batch in one piece has other products rounded."""
+    ranks = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    ways = {"one": ([], 1), "halves": ([], 2), "two": (ranks, 1)}
+    for name, (before, parts) in ways.items():
+        arch = RECURSIVE | {"forward_dtype": "bfloat16"}
+        words = chat_flags(data, tmp_path / name, arch, max_steps=4, gradient_accumulation_steps=parts, packing=False)
+        ended = end(start(words, tmp_path, *before, OMP_NUM_THREADS="1"))
+        assert ended.code == 0, ended.err
+    one, halves, two = (logged(tmp_path / name) for name in ways)
+    of_two = weights(tmp_path / "two")
+    for key, value in weights(tmp_path / "halves").items():
+        torch.testing.assert_close(of_two[key], value, rtol=0, atol=1e-6, msg=key)
+    losses = [[line["train/token_loss"] for line in run if "train/token_loss" in line] for run in (one, halves, two)]
+    assert losses[2] == pytest.approx(losses[1], rel=1e-6) and losses[2] == pytest.approx(losses[0], rel=5e-3)
 
 
 def test_the_sizes_in_the_documents_are_those_of_the_models():
