@@ -12,6 +12,7 @@ from engine.config.command_line import Bounded, flag, part
 Mode = Literal["exact", "recompute"]
 ExitKind = Literal["kl", "margin", "head"]
 
+MAX_DEPTH = 4096  # every supervision step of a token has its own cache
 SEEDS = range(-(2**63), 2**64)  # what torch.Generator takes
 NEWEST = "step or run folder; of several that match, the newest"
 REMOVED_MODE = (
@@ -121,6 +122,8 @@ class DecodeOptions(Bounded):
     def __post_init__(self) -> None:
         super().__post_init__()
         known_mode(self.mode)
+        if self.depth is not None and self.depth > MAX_DEPTH:
+            raise ValueError(f"depth={self.depth}: expected at most {MAX_DEPTH} supervision steps.")
         if self.exit.kind != "none" and self.mode == "recompute":
             raise ValueError(f"--exit {self.exit.kind}: mode=recompute takes every step. Use mode=exact, or no rule.")
 

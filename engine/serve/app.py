@@ -1,6 +1,7 @@
 """A small server for one model: OpenAI-compatible answers and a page to chat in."""
 
 import json
+import os
 import sys
 import threading
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.build.text_checkpoint import LoadedModel, load_model
+from engine.entry import INTERRUPTED
 from engine.generate.decode import Token
 from engine.generate.exits import calibrated_options
 from engine.generate.options import ReplyOptions, ServeOptions
@@ -55,7 +57,7 @@ class ChatServer(Server):
             self.answer_places.release()
 
     def stop(self) -> None:
-        """End the answers that are being given; while Python shuts down no thread may compute."""
+        """End the answers that are being given, each with a word to its client."""
         self.is_stopping = True
         deadline = time.monotonic() + STOP_SECONDS
         for _ in range(self.bounds.answers_at_once):
@@ -180,4 +182,7 @@ def serve_checkpoint(options: ServeOptions) -> None:
         except KeyboardInterrupt:
             print("stopped", file=sys.stderr)
             server.stop()
-            raise
+            # A client's thread may still be inside torch, and Python's shutdown under it would abort the process.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(INTERRUPTED)

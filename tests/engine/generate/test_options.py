@@ -121,6 +121,7 @@ def test_bad_sampling_is_refused(options, told):
         (ExitRule, {"kind": "kl", "threshold": -1.0}, "-1.0"),
         (ExitRule, {"threshold": 0.5}, "--exit "),
         (DecodeOptions, {"depth": 0}, "depth=0"),
+        (DecodeOptions, {"depth": 10**23}, "depth=1.*4096"),
         (DecodeOptions, {"mode": "fast"}, "mode=fast"),
         (DecodeOptions, {"mode": "recompute", "exit": ExitRule("kl", 1e9)}, "mode=exact"),
         (ReplyOptions, {"stop": ("ok", "")}, "stop text"),
