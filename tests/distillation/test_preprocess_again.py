@@ -180,6 +180,7 @@ def test_what_a_killed_run_left_is_removed(corpus: Path) -> None:
     before = contents(corpus / "packed")
     (corpus / "packed" / "a" / "train-00007.parquet.tmp").write_bytes(b"half")
     (corpus / "packed" / "a" / "val-00000-0123abcd.parquet").write_bytes(b"not in the manifest yet")
+    (corpus / "packed" / "manifest.json.999.tmp").write_bytes(b"half")
     (corpus / "packed" / "mine.parquet").write_bytes(b"somebody's")
     preprocess_folder(corpus, "--skip-existing")
     assert contents(corpus / "packed") == before | {"mine.parquet": b"somebody's"}

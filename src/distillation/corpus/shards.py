@@ -153,7 +153,9 @@ def rows_per_shard(shard_bytes: int, max_length: int) -> int:
 
 
 def remove_unnamed_shards(output: Path) -> None:
-    """Remove what an interrupted run left: shards of ours that the manifest on disk does not name."""
+    """Remove what an interrupted run left: shards of ours that the manifest on disk does not name, and unfinished ones."""
+    for unfinished in output.glob(f"{MANIFEST_FILE}.*{UNFINISHED}"):
+        unfinished.unlink()
     shards = load_manifest(output).shards if (output / MANIFEST_FILE).exists() else []
     named = {output / shard.file for shard in shards}
     for file in list(output.rglob("*.parquet*")):  # before directories are removed
