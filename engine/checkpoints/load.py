@@ -98,6 +98,8 @@ def load_checkpoint(
         else:
             if damages:
                 say(f"{' '.join(damages)} Taking {each} instead.")
+            if _has_edited_config(loaded):
+                say(f"{each / CONFIG_FILE} is not what was saved; what it says now counts.")
             return loaded
     if len(found) == 1 and Path(path) == found[0]:
         where = found[0].parent
@@ -134,6 +136,12 @@ def _load_folder(folder: Path, with_trainer: bool) -> Checkpoint:
         meta=meta,
         files=files,
     )
+
+
+def _has_edited_config(loaded: Checkpoint) -> bool:
+    """A config may be edited by hand, which weights and trainer state may not."""
+    entry = loaded.meta.get("files", {}).get(CONFIG_FILE)
+    return entry is not None and file_sha256(loaded.path / CONFIG_FILE) != entry["sha256"]
 
 
 def _config_text(path: Path) -> str | None:

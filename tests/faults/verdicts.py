@@ -5,6 +5,7 @@ import os
 import random
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,10 +79,13 @@ def success(ended: Ended, code: int = 0) -> Problems:
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
-    """The whole lines of metrics.jsonl without their times."""
+    """The whole lines of metrics.jsonl without their times; a damaged line is none."""
     file = run / "metrics.jsonl"
-    lines = file.read_bytes().split(b"\n")[:-1] if file.exists() else []
-    return [{key: value for key, value in json.loads(line).items() if not TIMES.search(key)} for line in lines]
+    found = []
+    for line in file.read_bytes().split(b"\n")[:-1] if file.exists() else []:
+        with suppress(ValueError):
+            found.append({key: value for key, value in json.loads(line).items() if not TIMES.search(key)})
+    return found
 
 
 def tree(folder: Path, with_content: Callable[[str], bool] = lambda name: True) -> dict[str, str]:

@@ -119,7 +119,11 @@ def test_inference_needs_no_trainer_file_but_resuming_does(two_steps):
 def test_config_may_be_edited_by_hand(two_steps):
     edited = "arch: {}\n# moved to another machine\n"
     (two_steps / "step_2" / "config.yaml").write_text(edited)
-    assert load_checkpoint(two_steps).config_yaml == edited
+    said: list[str] = []
+    assert load_checkpoint(two_steps, say=said.append).config_yaml == edited
+    assert len(said) == 1 and "step_2/config.yaml" in said[0]
+    load_checkpoint(two_steps / "step_1", say=said.append)
+    assert len(said) == 1
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"files": {"model.safetensors": 3}}', None])
