@@ -79,12 +79,14 @@ def success(ended: Ended, code: int = 0) -> Problems:
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
-    """The whole lines of metrics.jsonl without their times; a damaged line is none."""
+    """The whole lines of metrics.jsonl without their times; a damaged line is none, one that is said again counts once."""
     file = run / "metrics.jsonl"
-    found = []
+    found: list[dict[str, Any]] = []
     for line in file.read_bytes().split(b"\n")[:-1] if file.exists() else []:
         with suppress(ValueError):
-            found.append({key: value for key, value in json.loads(line).items() if not TIMES.search(key)})
+            values = {key: value for key, value in json.loads(line).items() if not TIMES.search(key)}
+            if [values] != found[-1:]:
+                found.append(values)
     return found
 
 
