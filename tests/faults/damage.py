@@ -236,9 +236,13 @@ def try_damaged(
     problems = judged(file, ended, is_same)
     if not problems and "newest" in pattern and subject is RESUME and ended.code == 0:
         found = STARTED_AGAIN.search(ended.err)
-        if (found is None or f"step_{found[1]}" != file.parent.name) and file.name not in ended.err:
+        if (found is None or f"step_{found[1]}" != file.parent.name) and not is_said(file, ended):
             problems = [Problem("silent restart", f"from step {found[1] if found else 0}, {file} is not named")]
     return problems, str(file.relative_to(place))
+
+
+def is_said(file: Path, ended: Ended) -> bool:
+    return file.name in ended.err or f"{file.parent} is not whole" in ended.err
 
 
 def judged(file: Path, ended: Ended, is_same: bool) -> Problems:
@@ -246,7 +250,7 @@ def judged(file: Path, ended: Ended, is_same: bool) -> Problems:
         return refusal(ended, file.name, file.parent.name, str(file.parent.parent))
     if problems := crashes(ended):
         return problems
-    if is_same or file.name in ended.err or f"{file.parent} is not whole" in ended.err:
+    if is_same or is_said(file, ended):
         return []
     return [Problem("different result", f"{file.name} is not named: {ended.last}")]
 
