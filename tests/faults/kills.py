@@ -136,9 +136,10 @@ def how_it_ended(ended: Ended, number: int, trace: Path, kind: str) -> Problems:
         is_over = ended.code == 0 and kind == "time"  # it was quicker than the undisturbed one
         return [] if ended.code == -number or is_over else [Problem("exit code", f"was not killed: {ended.code}")]
     is_before = kind in BEFORE_TRAINING and ended.code == -number  # what a shell calls 128 + number
-    if ended.code == 0 and "done:" in ended.err:  # it was over within a micro-batch, or all but its last save was done
-        if late_work(trace) <= 1 or (kind in SAVING and "late call backward" not in trace.read_text()):
-            return crashes(ended)
+    # Over within a micro-batch, or all but its last save was done.
+    is_over = late_work(trace) <= 1 or (kind in SAVING and "late call backward" not in trace.read_text())
+    if ended.code == 0 and "done:" in ended.err and is_over:
+        return crashes(ended)
     problems = [] if is_before else crashes(ended)
     if not problems and not is_before and ended.code != 128 + number:
         problems.append(Problem("exit code", f"{ended.code} instead of {128 + number}: {ended.last}"))
