@@ -148,6 +148,9 @@ def fitted_prompt(loaded: LoadedModel, turns: Sequence[Turn], options: ReplyOpti
     """Ids of the prompt, and how many tokens the answer may have; the last of them takes no position."""
     if not turns or turns[-1].role != "user" or not turns[-1].text.strip():
         raise ValueError("The message is empty: there is nothing to answer.")
+    for turn in turns:
+        if any("\ud800" <= letter <= "\udfff" for letter in turn.text):
+            raise ValueError(f"The {turn.role}'s text {turn.text[:40]!r} is not whole Unicode. Give it as UTF-8.")
     wanted = options.max_tokens or max(1, loaded.window // 2)
     ids = loaded.template.encode_prompt(turns)
     if len(ids) > loaded.window and options.truncate:

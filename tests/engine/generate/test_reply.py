@@ -201,6 +201,13 @@ def test_nothing_to_answer_is_refused(loaded, turns):
         reply(loaded, [turns], ReplyOptions())
 
 
+@pytest.mark.parametrize("role", ["system", "user"])
+def test_half_a_character_in_a_prompt_is_refused_with_its_place(loaded, role):
+    turns = {"system": "be kind", "user": "hello"} | {role: "half \udcff"}
+    with pytest.raises(ValueError, match=f"{role}.*udcff.*UTF-8"):
+        reply(loaded, [[Turn(role, text) for role, text in turns.items()]], ReplyOptions())
+
+
 def test_the_same_seed_says_the_same_alone_or_in_a_batch(loaded):
     options = sampled(1.5, seed=4, max_tokens=12)
     questions = [[Turn("user", text)] for text in ("What is 2 plus 3?", "Say it", "Which day comes after Monday?")]
