@@ -35,7 +35,7 @@ def infer(options: InferenceOptions) -> None:
         folder = Path(options.output_dir) if options.output_dir else path.parent / f"inference_{split}"
         report = evaluate(
             checkpoint.task(source, runtime),
-            islice(items(), options.max_batches),
+            islice(items(), options.max_batches and min(options.max_batches, sys.maxsize)),
             source.data.eval_sets,
             runtime,
             num_batches=num_batches if options.max_batches is None else min(num_batches or 0, options.max_batches),

@@ -122,6 +122,11 @@ def test_the_removed_mode_is_refused(run):
         (["--message", "x", "--max-output-tokens", "0"], "max_tokens=0"),
         (["--message", "x", "--overrides", "dataset.seq_len"], "'dataset.seq_len'"),
         (["--message", "x", "--overrides", "arch.hidden_sise=3"], "hidden_size"),
+        (["--message", "x", "--overrides", "seed=[1,2"], "'seed=[1,2'"),
+        (["--message", "x", "--overrides", "[=1"], "'[=1'"),
+        (["--message", "x", "--depth", "9" * 23], "4096"),
+        (["--message", "x\udcff"], "udcff"),
+        (["--message-file", "no\0where"], "Cannot read"),
         (["--message", "x", "--tokenizer-path", "none.model"], "none.model"),
     ],
 )

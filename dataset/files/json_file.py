@@ -16,6 +16,8 @@ def read_json(file: Path, kind: type[Content], remedy: str) -> Content:
         content = json.loads(file.read_bytes())
     except FileNotFoundError as error:
         raise ValueError(f"{file} does not exist. {remedy}") from error
+    except RecursionError as error:
+        raise ValueError(f"{file} is nested too deeply. {remedy}") from error
     except ValueError as error:
         raise ValueError(f"{file} is not JSON or is damaged ({error}). {remedy}") from error
     if not isinstance(content, kind):

@@ -89,6 +89,12 @@ def _config(stored: Checkpoint, config_name: str, tokenizer_path: str | None, wo
     wrong = [word for word in words if "=" not in word]
     if wrong:
         raise ConfigError([f"{word!r} is not key=value" for word in wrong])
+    for word in words:
+        try:
+            OmegaConf.from_dotlist([word])
+        except Exception as error:  # of many classes: of YAML, of OmegaConf, and of Python
+            reason = " ".join(str(error).split())[:100]
+            raise ConfigError([f"{word!r} is not key=value with a value in YAML, put it into quotes ({reason})"]) from error
     if "dataset" in base and tokenizer_path is not None:
         OmegaConf.update(base, "dataset.tokenizer_path", tokenizer_path)
     data = OmegaConf.to_container(OmegaConf.merge(base, OmegaConf.from_dotlist(words)), resolve=True)

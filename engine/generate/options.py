@@ -191,6 +191,11 @@ class ServeOptions(Bounded):
     reply: ReplyOptions = part(CHAT_REPLY, only=["temperature", *REPLY_FLAGS])
     answers_at_once: int = flag(4, "further requests get status 429", at_least=1, type=int)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.host:
+            raise ValueError("--host is empty. Name an address of this machine; 0.0.0.0 stands for all of them.")
+
 
 @dataclass(frozen=True)
 class CalibrateOptions(Bounded):

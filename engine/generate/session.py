@@ -97,6 +97,8 @@ class ChatSession:
 
 def read_turns(file: Path) -> list[Turn]:
     """The turns of a file that `ChatSession.save` or a user wrote."""
+    if not file.is_file():  # a device may have no end
+        raise ValueError(f"{file} is not a file.")
     if file.stat().st_size > MAX_BYTES:
         raise ValueError(f"{file} has {file.stat().st_size} bytes; expected at most {MAX_BYTES}.")
     expected = 'Expected {"messages": [{"role": ..., "content": ...}, ...]}.'

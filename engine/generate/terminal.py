@@ -100,6 +100,8 @@ def read_messages(message: str | None, file: str | None) -> list[str]:
         text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as problem:
         raise ValueError(f"{source} is not UTF-8 text ({problem}). Convert it to UTF-8.") from None
+    except (OSError, ValueError) as problem:
+        raise ValueError(f"Cannot read {source} ({problem}). Name a file of text, or - for standard input.") from None
     found = [line for line in text.split("\n") if line.strip()]  # other separators may stand within a message
     if not found:
         raise ValueError(f"There is no message in {source}: expected one a line.")
@@ -220,3 +222,5 @@ def typed_lines() -> Iterator[str]:
             print_error("\n(Ctrl-D or /quit leaves)")
         except EOFError:
             return
+        except UnicodeDecodeError as problem:
+            raise ValueError(f"Standard input is not UTF-8 text ({problem}). Convert it to UTF-8.") from None

@@ -171,7 +171,14 @@ def serve_checkpoint(options: ServeOptions) -> None:
     loaded = load_model(options.opening)
     usual = calibrated_options(options.reply, loaded.path)
     bounds = Bounds(answers_at_once=options.answers_at_once)
-    with ChatServer((options.host, options.port), loaded, usual, bounds) as server:
+    try:
+        opened = ChatServer((options.host, options.port), loaded, usual, bounds)
+    except (OSError, OverflowError, TypeError) as error:  # names and numbers that sockets do not take
+        raise ValueError(
+            f"Cannot listen at --host {options.host!r} --port {options.port} ({error}). Choose another address of this "
+            "machine, or a port from 0 (a free one) to 65535."
+        ) from None
+    with opened as server:
         host, port = server.server_address[:2]
         shown = f"[{host!s}]" if ":" in str(host) else str(host)
         print(f"http://{shown}:{port}", flush=True)

@@ -1,6 +1,7 @@
 """Saved conversations: what is read, and what is refused."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,7 @@ from engine.generate.session import read_turns
     ("content", "told"),
     [
         ("{", "JSON"),
+        ("[" * 100_000, "nested"),
         ("[]", "list"),
         ("{}", "NoneType"),
         ('{"messages": "x"}', "str"),
@@ -31,6 +33,11 @@ def test_a_conversation_is_read_as_it_was_written(tmp_path):
     record = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
     file.write_text(json.dumps(record))
     assert [(turn.role, turn.text) for turn in read_turns(file)] == [("user", "a"), ("assistant", "b")]
+
+
+def test_a_device_is_not_read():
+    with pytest.raises(ValueError, match="/dev/zero"):
+        read_turns(Path("/dev/zero"))
 
 
 def test_a_huge_file_is_not_read(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from engine.build.text_checkpoint import load_model
-from engine.generate.options import OpenOptions, ReplyOptions
+from engine.generate.options import OpenOptions, ReplyOptions, ServeOptions
 from engine.serve import app as room
 from engine.serve.app import ChatServer
 from engine.serve.http import Bounds
@@ -256,6 +256,15 @@ def test_ctrl_c_during_an_answer_ends_the_server_and_says_so(loaded):
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130 and b"stopped" in err and b"Traceback" not in err and out == b""
+
+
+@pytest.mark.parametrize(
+    "address", [("127.0.0.1", -1), ("127.0.0.1", 10**9), ("999.1.1.1", 0), ("a\0b", 0), ("\ud800", 0)]
+)
+def test_an_address_that_cannot_be_had_is_told(loaded, monkeypatch, address):
+    monkeypatch.setattr(room, "load_model", lambda _: loaded)
+    with pytest.raises(ValueError, match="--host.*--port"):
+        room.serve_checkpoint(ServeOptions(host=address[0], port=address[1]))
 
 
 def test_the_page_is_served_and_may_load_nothing_from_elsewhere(started):
