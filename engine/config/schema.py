@@ -53,7 +53,7 @@ class RunConfig(Strict):
     arch: ArchChoice
 
     # Length
-    global_batch_size: int = Field(ge=1)
+    global_batch_size: int = Field(ge=1, le=2**20)
     epochs: int = Field(ge=1)
     eval_interval: int | None = Field(
         None, ge=1, description="epochs between evaluations; the end is evaluated too, with null only that"

@@ -34,6 +34,10 @@ def test_a_seed_beyond_what_generators_take_is_refused(seed):
     assert problem.startswith("seed: ") and str(seed) in problem
 
 
+def test_a_batch_that_no_machine_holds_is_refused():
+    assert problems(global_batch_size=10**23)[0].startswith("global_batch_size: ")
+
+
 def test_all_problems_are_reported_in_one_error():
     arch = {"name": TRM, **ARCH, "hiden_size": 64, "causal": True, "mlp_t": True, "halt_max_steps": 0}
     arch["loss"] = {"name": "losses@ACTLossHead", "loss_type": "hinge"}
