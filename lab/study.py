@@ -54,6 +54,7 @@ BASE = [
     "lr_warmup_steps=50",
     "epochs=1000",
     "arch.grad_cycles=all",
+    "arch.supervise=cycle",
 ]
 
 

@@ -141,6 +141,7 @@ def test_without_held_out_conversations_training_goes_on_and_says_so(data, tmp_p
     [
         (["arch.causal=false"], "arch.causal=false"),
         (["arch.puzzle_emb_ndim=32"], "arch.puzzle_emb_ndim: conversations are not puzzles"),
+        (["arch.supervise=cycle"], "arch.grad_cycles=last_cycle"),
         (["arch.halt_policy=learned"], "arch.halt_policy=learned needs arch.recursion=carry"),
         (["arch=trm", "arch.detach_between_steps=false"], "arch.detach_between_steps=false"),
         (["eval_save_outputs=[logits]"], "eval_save_outputs: no model returns logits. Choose from inputs, labels"),

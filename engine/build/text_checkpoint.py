@@ -14,7 +14,7 @@ from dataset.tokenization.protocol import Tokenizer
 from dataset.tokenization.special_tokens import load_chat_tokenizer
 from engine.build.text import TextSource, build_text_head, build_text_task
 from engine.checkpoints.load import Checkpoint, load_averaged, load_checkpoint
-from engine.config.check import check
+from engine.config.check import check, is_supervise_idle
 from engine.config.compose import CONFIG_DIR, composed
 from engine.config.parse import ConfigError
 from engine.config.schema import ChatConfig, InstructConfig, TextConfig
@@ -85,6 +85,10 @@ def _config(stored: Checkpoint, config_name: str, tokenizer_path: str | None, wo
             names = ", ".join(sorted(file.stem for file in CONFIG_DIR.glob("*.yaml")))
             raise ValueError(f"There is no config {config_name!r}. Choose one of {names}.")
         base = OmegaConf.create(composed(config_name, []))
+    if "arch" in base and is_supervise_idle(dict(base.arch)):
+        OmegaConf.update(
+            base, "arch.supervise", "step"
+        )  # the same; older versions of arch=trm_text wrote it the other way
     words = [word.removeprefix("++").removeprefix("+") for word in words]
     wrong = [word for word in words if "=" not in word]
     if wrong:

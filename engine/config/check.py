@@ -80,12 +80,23 @@ def conversation_problems(arch: dict[str, Any]) -> list[str]:
         problems.append("arch.causal=false: the model would read the answers. Set arch.causal=true")
     if arch.get("puzzle_emb_ndim"):
         problems.append("arch.puzzle_emb_ndim: conversations are not puzzles with identifiers. Set it to 0")
+    if is_supervise_idle(arch):
+        problems.append(
+            "arch.supervise=cycle: a loss after every H cycle with gradient, but with arch.grad_cycles=last_cycle only the "
+            "last one has any. Set arch.grad_cycles=all (or a number of calls), or arch.supervise=step"
+        )
     is_carry = arch.get("recursion", "carry") == "carry"
     if not is_carry and arch.get("halt_policy", "learned") == "learned":
         problems.append("arch.halt_policy=learned needs arch.recursion=carry. Set that, or sampled or fixed")
     if is_carry and arch.get("detach_between_steps") is False:
         problems.append("arch.detach_between_steps=false: a lasting carry has no gradient. Set arch.recursion=unrolled")
     return problems
+
+
+def is_supervise_idle(arch: dict[str, Any]) -> bool:
+    """Whether supervise=cycle changes nothing: the last cycle is supervised in any case."""
+    grad_cycles = arch.get("grad_cycles", ArchConfig.model_fields["grad_cycles"].default)
+    return arch.get("supervise") == "cycle" and grad_cycles == "last_cycle"
 
 
 def arch_problems(arch: dict[str, Any]) -> list[str]:
