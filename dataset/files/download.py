@@ -4,6 +4,7 @@ import http.client
 import importlib.util
 import json
 import os
+import socket
 import ssl
 import time
 import urllib.error
@@ -22,7 +23,14 @@ from dataset.files.disk import check_space, disk_errors, exclusive_lock, file_sh
 BLOCK_BYTES = 1 << 18
 HEAD_STEP_BYTES = 8 << 20  # how much more of a file is asked for when its head turns out too short
 TIMEOUT_SECONDS = 30
-RETRY_SECONDS = (1, 4, 15)  # pauses after failures in a row; one failure more gives up
+CONTACT_SECONDS = 10
+# Pauses after failures in a row of a busy server or an interrupted transfer; one failure more gives up. A Hub that does
+# not answer at all when it is asked first is not asked again.
+RETRY_SECONDS = (1, 4, 15)
+
+
+class HubUnreachable(ValueError):
+    """Nobody answers: asking for another file would not help."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +121,7 @@ class HubFile:
                 if not _is_passing(error) or failures > len(RETRY_SECONDS):
                     raise ValueError(
                         f"The download of {self.url} stopped at {position / 1e6:.1f} MB of {self.size / 1e6:.1f} MB: "
-                        f"{error}. Run again to continue, or put the file at {self.target} by hand."
+                        f"{in_words(error)}. Run again to continue, or put the file at {self.target} by hand."
                     ) from error
                 time.sleep(RETRY_SECONDS[failures - 1])
 
@@ -132,15 +140,52 @@ def hub_files(repo: str, by_hand: Path, repo_type: str = "datasets") -> tuple[st
     """The newest revision of a repository, and what the Hub says of each file; errors name the place `by_hand`."""
     api = f"{_endpoint()}/api/{repo_type}/{repo}/revision/main?blobs=true"
     try:
-        with _open_url(api) as response:
-            answer = json.loads(response.read())
+        answer = json.loads(_asked(api))
         return answer["sha"], {entry["rfilename"]: entry for entry in answer["siblings"]}
     except (OSError, http.client.HTTPException) as error:
-        raise ValueError(
-            f"Cannot reach {api}: {error}. Check the network (and HF_ENDPOINT), or put the file at {by_hand} by hand."
+        kind = ValueError if isinstance(error, urllib.error.HTTPError) else HubUnreachable
+        raise kind(
+            f"Cannot reach {api}: {in_words(error)}. Check the network (and HF_ENDPOINT), or put the file at {by_hand} "
+            "by hand."
         ) from error
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{api} did not answer with a list of files ({error!r}). Check HF_ENDPOINT.") from error
+
+
+def hub_problem() -> str | None:
+    """Why the Hub cannot be asked; None if it answers.
+
+    For libraries that would try for half a minute, file by file: without an answer they are to take what is in their cache.
+    """
+    url = _endpoint()
+    try:
+        with _open_url(url, method="HEAD", timeout=CONTACT_SECONDS):
+            return None
+    except urllib.error.HTTPError:
+        return None
+    except (OSError, http.client.HTTPException) as error:
+        return f"{url}: {in_words(error)}"
+    except HubUnreachable as error:
+        return str(error).removesuffix(".")
+
+
+def offline_remedy(repo: str) -> str:
+    return (
+        f"Offline: `hf download {repo} --local-dir FOLDER` where there is a network, copy that folder and name it here."
+    )
+
+
+def in_words(error: BaseException) -> str:
+    """The cause of a request's failure."""
+    if isinstance(error, urllib.error.HTTPError):
+        gated = "; if the repository is gated, accept its licence and set HF_TOKEN" if error.code in (401, 403) else ""
+        return f"it answered {error.code} ({error.reason}){gated}"
+    reason = getattr(error, "reason", error)
+    if isinstance(reason, socket.gaierror):
+        return "the name of the server cannot be resolved"
+    if isinstance(reason, TimeoutError):
+        return "no answer in time"
+    return (isinstance(reason, OSError) and reason.strerror) or str(reason) or type(reason).__name__
 
 
 def find_hub_file(
@@ -172,11 +217,26 @@ def _endpoint() -> str:
     return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
 
 
-def _open_url(url: str, headers: dict[str, str] | None = None) -> http.client.HTTPResponse:
+def _asked(url: str) -> bytes:
+    """What a GET answers; a server that is busy is asked again."""
+    for pause in (*RETRY_SECONDS, None):
+        try:
+            with _open_url(url) as response:
+                return response.read()
+        except urllib.error.HTTPError as error:
+            if pause is None or not _is_passing(error):
+                raise
+            time.sleep(pause)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _open_url(
+    url: str, headers: dict[str, str] | None = None, *, method: str = "GET", timeout: float = TIMEOUT_SECONDS
+) -> http.client.HTTPResponse:
     if os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on"):
-        raise ValueError(f"HF_HUB_OFFLINE is set, so {url} is not fetched. Unset it or provide the file by hand.")
-    request = urllib.request.Request(url, headers=headers or {})
-    return urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS, context=_certificates())
+        raise HubUnreachable(f"HF_HUB_OFFLINE is set, so {url} is not fetched. Unset it or provide the file by hand.")
+    request = urllib.request.Request(url, headers=headers or {}, method=method)
+    return urllib.request.urlopen(request, timeout=timeout, context=_certificates())
 
 
 def _certificates() -> ssl.SSLContext:

@@ -14,6 +14,7 @@ from typing import TypeVar
 import numpy as np
 from tqdm import tqdm
 
+from dataset.files.download import hub_problem
 from dataset.files.flags import add_common_flags, add_workers_flag, positive
 
 DEFAULT_SEED = 42
@@ -182,11 +183,13 @@ def _download(repo: str, file_name: str) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
+    problem = hub_problem()
     try:
-        return Path(hf_hub_download(repo_id=repo, filename=file_name, repo_type="dataset"))
+        return Path(hf_hub_download(repo, file_name, repo_type="dataset", local_files_only=problem is not None))
     except (OSError, ValueError, EntryNotFoundError) as error:
+        cause = problem or f"{type(error).__name__}: {str(error).splitlines()[0]}"
         raise ValueError(
-            f"Cannot get {file_name} of '{repo}' from the Hub ({type(error).__name__}: {str(error).splitlines()[0]}). "
+            f"Cannot get {file_name} of '{repo}' from the Hub ({cause}). "
             "Check the network and --source-repo; or pass --source FOLDER with train.csv and test.csv, or make puzzles "
             "with --generate."
         ) from error

@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from dataset.files.download import find_hub_file
+from dataset.files.download import find_hub_file, hub_problem, offline_remedy
 from dataset.tokenization.protocol import Tokenizer
 from dataset.tokenization.sentencepiece import SentencePieceTokenizer
 from dataset.tokenization.tokenizer_json import CONFIG_FILE, JSON_FILE, open_json_tokenizer
@@ -83,29 +83,34 @@ def named_tokenizer_file(name: str, kinds: Sequence[str], ways: str) -> Path:
         )
     from huggingface_hub.errors import HfHubHTTPError
 
+    problem = hub_problem()
     try:
         for kind, files in HUB_FILES.items():
-            if kind in kinds and (found := _fetch(name, files[0])):
+            if kind in kinds and (found := _fetch(name, files[0], problem is not None)):
                 for file in files[1:]:
-                    _fetch(name, file)
+                    _fetch(name, file, problem is not None)
                 return found
-    except (HfHubHTTPError, OSError) as error:  # also gated, unknown and out of reach
+    except (HfHubHTTPError, OSError) as error:  # also gated and unknown
+        problem = f"{' '.join(str(error).split())[:300]} If the model is gated, accept its licence and set HF_TOKEN"
+    if problem is not None:
         raise ValueError(
-            f"The tokenizer {name!r} is not a file or folder here, and the Hub did not give it: "
-            f"{' '.join(str(error).split())[:300]} If the model is gated, accept its licence and set HF_TOKEN. {ways}"
-        ) from error
+            f"The tokenizer {name!r} is not a file or folder here nor in the Hub's cache, and the Hub did not give it: "
+            f"{problem}. {offline_remedy(name)} {ways}"
+        )
     wanted = ", ".join(" with ".join(files) for kind, files in HUB_FILES.items() if kind in kinds)
     raise ValueError(f"The repository {name} holds none of {wanted}. {ways}")
 
 
-def _fetch(repo: str, file: str) -> Path | None:
-    """None if the repository does not hold the file."""
+def _fetch(repo: str, file: str, only_cached: bool) -> Path | None:
+    """None if the repository, or its part in the cache, does not hold the file."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     try:
-        return Path(hf_hub_download(repo, file))
+        return Path(hf_hub_download(repo, file, local_files_only=only_cached))
     except LocalEntryNotFoundError:
-        raise  # not that the repository lacks it, but that nobody could ask
+        if not only_cached:
+            raise  # not that the repository lacks it, but that nobody could ask
+        return None
     except EntryNotFoundError:
         return None

@@ -248,9 +248,10 @@ def test_impossible_wish_says_how_many_exist(tmp_path: Path, monkeypatch: pytest
 def test_no_network_names_the_other_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
 
-    def offline(**_: object) -> str:
+    def offline(*_: object, **__: object) -> str:
         raise ConnectionError("no route to host")
 
+    monkeypatch.setattr("dataset.puzzles.boards.hub_problem", lambda: None)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)
     with pytest.raises(SystemExit, match="sapientinc/sudoku-extreme.*no route to host.*--source .*--generate"):
         main(["--output-dir", str(tmp_path / "d")])
@@ -261,10 +262,12 @@ def test_hub_files_are_used(source: Path, tmp_path: Path, monkeypatch: pytest.Mo
 
     asked = []
 
-    def download(repo_id: str, filename: str, repo_type: str) -> str:
+    def download(repo_id: str, filename: str, repo_type: str, local_files_only: bool) -> str:
+        assert not local_files_only
         asked.append((repo_id, filename, repo_type))
         return str(source / filename)
 
+    monkeypatch.setattr("dataset.puzzles.boards.hub_problem", lambda: None)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     main(["--source-repo", "someone/sudokus", "--output-dir", str(tmp_path / "d")])
     assert asked == [("someone/sudokus", f"{split}.csv", "dataset") for split in ("train", "test")]

@@ -69,13 +69,16 @@ def stub_downloads(monkeypatch: pytest.MonkeyPatch, held: Path | None) -> list[s
     """Let every repository of the Hub hold the files of this folder, or let the Hub not answer; returns what is asked."""
     asked = []
 
-    def download(repo: str, file: str) -> str:
+    def download(repo: str, file: str, local_files_only: bool) -> str:
         asked.append(file)
-        if held is None:
-            raise LocalEntryNotFoundError("nobody answers")
+        if local_files_only:
+            raise LocalEntryNotFoundError("not in the cache")
+        assert held is not None
         if not (held / file).exists():
             raise EntryNotFoundError(f"no {file} in {repo}")
         return str(held / file)
 
+    problem = "nobody answers" if held is None else None
+    monkeypatch.setattr("dataset.tokenization.lookup.hub_problem", lambda: problem)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     return asked

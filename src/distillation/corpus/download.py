@@ -13,7 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 from dataset.files.disk import disk_errors, new_file, write_file
-from dataset.files.download import find_hub_file, hub_files
+from dataset.files.download import HubUnreachable, find_hub_file, hub_files
 from dataset.files.json_file import read_json
 from dataset.files.json_stream import read_values
 from dataset.files.jsonl import read_blocks
@@ -58,8 +58,9 @@ def main_curriculum(data_dir: Path, argv: list[str] | None = None) -> None:
 
 def download(sources: Iterable[HubSource], data_dir: Path, force: bool = False) -> int:
     """Download what is missing, each source alone; the exit code."""
-    failures = {}
-    for source in sources:
+    failures: list[str] = []
+    chosen = list(sources)
+    for number, source in enumerate(chosen):
         target = target_of(source, data_dir)
         if not force and is_done(source, data_dir):
             print(f"{target}: there already ({count_rows(target)} rows)")
@@ -67,8 +68,12 @@ def download(sources: Iterable[HubSource], data_dir: Path, force: bool = False) 
         print(f"{source.name}: licence {source.license}, {source.card}", file=sys.stderr)
         try:
             note = _download_one(source, data_dir)
+        except HubUnreachable as error:
+            print(f"{source.name} failed: {error}", file=sys.stderr)
+            failures += [other.name for other in chosen[number:] if force or not is_done(other, data_dir)]
+            break
         except (ValueError, OSError) as error:
-            failures[source.name] = error
+            failures.append(source.name)
             print(f"{source.name} failed: {error}", file=sys.stderr)
         except KeyboardInterrupt:
             print(f"\ninterrupted: run again to resume {source.name} where it stopped", file=sys.stderr)

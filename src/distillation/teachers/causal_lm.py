@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from dataset.files.disk import file_sha256
+from dataset.files.download import hub_problem, offline_remedy
 from dataset.tokenization.tokenizer_json import JSON_FILE, open_json_tokenizer
 from src.distillation.corpus.manifest import TokenizerFacts, pieces_sha256
 
@@ -30,12 +31,16 @@ def load_causal_lm(name: str, *, dtype: torch.dtype, adapter_path: str | None = 
     key = "dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype"
     settings: dict[str, Any] = {key: dtype, "attn_implementation": "sdpa", "use_safetensors": True}
     settings["trust_remote_code"] = False  # by default the user is asked, and may run a stranger's code
+    problem = None if Path(name).is_dir() else hub_problem()
     try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(name, **settings)
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            name, local_files_only=problem is not None, **settings
+        )
     except (OSError, ValueError) as error:  # also gated, unknown, out of reach, and not a causal model
+        cause = f"{problem}. {offline_remedy(name)}" if problem else " ".join(str(error).split())[:400]
         raise ValueError(
-            f"The model {name} cannot be loaded: {' '.join(str(error).split())[:400]} Give a folder with {CONFIG_FILE} "
-            "and model.safetensors, or a name of the Hub; if the model is gated, accept its licence and set HF_TOKEN."
+            f"The model {name} cannot be loaded: {cause} Give a folder with {CONFIG_FILE} and {WEIGHTS_FILE}, or a name of "
+            "the Hub; if the model is gated, accept its licence and set HF_TOKEN."
         ) from error
     if adapter_path is not None:
         if holds_adapter(name, adapter_path):
