@@ -19,7 +19,7 @@ from models.layers import weights_cast_once
 from models.losses.text import Supervision
 from models.retnet.model import RetentionMemory
 from src.distillation.config import DistillConfig
-from src.distillation.corpus.manifest import TokenizerFacts
+from src.distillation.corpus.manifest import Manifest, Shard, SplitFacts, TokenizerFacts
 from src.distillation.run.build import build_student, student_optimizers
 from src.distillation.student.arch import student_arch
 from src.distillation.student.head import DistillHead
@@ -30,7 +30,6 @@ from src.distillation.teachers.packed_attention import packed_hidden
 
 DECODED_AT = (64, 2048)  # positions at which a token is timed
 TIMED_TOKENS = 16  # at each of them
-CORPUS = "synthetic"
 
 
 def bench_distill(
@@ -69,11 +68,23 @@ def bench_distill(
         "vocab_size": vocab_size,
         "topk": topk,
     }
+    whole = Shard(
+        file="none",
+        source="none",
+        first_row_id=0,
+        rows=rows,
+        documents=rows,
+        tokens=rows * positions,
+        bytes=1,
+        sha256="none",
+    )
+    split = SplitFacts(rows=rows, documents=rows, tokens=rows * positions, shards=[whole])
+    corpus = Manifest(tokenizer=tokenizer, max_seq_length=positions, val_fraction=0, splits={"train": split})
     with tempfile.TemporaryDirectory() as place:
-        recording = RecordingTeacher(teacher, Path(place), tokenizer, CORPUS)
+        recording = RecordingTeacher(teacher, Path(place), corpus)
         recording.signal(batch)
         recording.close()
-        cached = CachedTeacher(config.model_copy(update={"cache_dir": place}), tokenizer, CORPUS)
+        cached = CachedTeacher(config.model_copy(update={"cache_dir": place}), corpus)
         size = sum(file.stat().st_size for file in Path(place).iterdir())
         result["cache_bytes_per_token"] = round(size / (rows * (positions - 1)), 1)
         for name, asked in (("direct", teacher), ("cached", cached)):

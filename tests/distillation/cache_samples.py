@@ -41,11 +41,10 @@ def options(mode: str, **given: Any) -> TeacherOptions:
 
 
 def open_with(root: Path, mode: str, **changes: Any) -> Teacher:
-    manifest = manifest_of(root)
-    facts = manifest.tokenizer.model_copy(update=changes.pop("tokenizer", {}))
-    corpus = changes.pop("corpus", manifest.fingerprint)
+    corpus = changes.pop("corpus", manifest_of(root))
+    facts = corpus.tokenizer.model_copy(update=changes.pop("tokenizer", {}))
     beside = {name: changes.pop(name) for name in ("temperatures", "api_key") if name in changes}
-    return open_teacher(options(mode, **changes), facts, corpus, **beside)
+    return open_teacher(options(mode, **changes), corpus.model_copy(update={"tokenizer": facts}), **beside)
 
 
 def direct(root: Path, **changes: Any) -> Teacher:

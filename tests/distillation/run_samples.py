@@ -60,7 +60,11 @@ def train_as_is(*line: str) -> Ended:
 
 
 def perplexity(root: Path, output: str, *more: str, **changes: Any) -> Ended:
-    return run_main(perplexity_main, *words(OPTIONS | places(root, output) | changes), *more)
+    return perplexity_as_is(*words(OPTIONS | places(root, output) | changes), *more)
+
+
+def perplexity_as_is(*line: str) -> Ended:
+    return run_main(perplexity_main, *line)
 
 
 def run_main(main: Callable[[list[str]], None], *line: str) -> Ended:

@@ -82,14 +82,14 @@ def test_micro_batches_change_nothing(world):
         torch.testing.assert_close(split[name], whole[name], rtol=0, atol=2e-5, msg=name)
 
 
-def test_another_run_in_the_folder_is_put_aside_and_can_be_gone_on_with(world):
+def test_another_run_that_is_to_be_replaced_is_put_aside_and_can_be_gone_on_with(world):
     done(train(world, "twice", max_steps=3))
-    ended = train(world, "twice", "--pretrain-ce-only", max_steps=2)
+    ended = train(world, "twice", "--pretrain-ce-only", "--replace", max_steps=2)
     done(ended)
     folder = world / "twice"
     assert str(folder / "former" / "1") in ended.err
     assert steps_on_disk(folder) == [2] and steps_on_disk(folder / "former" / "1") == [3]
-    done(train(world, "twice", "--resume-from", str(folder / "former" / "1"), max_steps=4))
+    done(train(world, "twice", "--replace", "--resume-from", str(folder / "former" / "1"), max_steps=4))
     assert steps_on_disk(folder) == [4] and steps_on_disk(folder / "former" / "2") == [2]
     assert [(line["step"], line["from_mode"], line["to_mode"]) for line in history(folder)] == [
         (0, None, "direct"),
@@ -220,6 +220,17 @@ def test_a_teacher_of_fewer_ids_is_refused_and_an_unknown_one_named(world, tmp_p
 def test_a_temperature_that_the_cache_does_not_hold_is_refused(world, cache):
     told = fails(train(world, "no", teacher_mode="cached", teacher_temperature=2))
     assert "temperature" in told and "cache_teacher_logits.py" in told
+
+
+def test_a_cache_that_lacks_rows_to_train_on_is_refused_at_the_start(world):
+    partial = {"cache_dir": world / "partial", "max_steps": 1}
+    done(train(world, "part", cache_logits=True, **partial))
+    told = fails(train(world, "part-cached", teacher_mode="cached", **partial))
+    assert "does not hold row" in told and "cache_teacher_logits.py" in told
+    assert not (world / "part-cached").exists()
+    ended = train(world, "part-asked", teacher_mode="cached", on_missing="direct", **partial)
+    done(ended)
+    assert "cache: 4 of 60 rows of train, 0 of " in ended.err
 
 
 def test_a_cache_of_training_rows_alone_judges_held_out_rows_without_the_teacher(world):

@@ -1,7 +1,7 @@
 """A directory of teacher's answers: what its cache.json says, and whether it is what a run expects.
 
 `cache.json` names the shards that count; each appears there only when it is whole. The rows are those of the packed
-corpus, by their `row_id`.
+corpus, by their `row_id`: those of corpus shards that are still the same stay good when the corpus changes.
 """
 
 import re
@@ -15,7 +15,7 @@ from pydantic import Field
 
 from dataset.files.disk import write_file
 from dataset.files.json_file import read_model
-from src.distillation.corpus.manifest import Record, TokenizerFacts
+from src.distillation.corpus.manifest import Manifest, Record, RowRange
 from src.distillation.targets.signal import Kind, TeacherFacts
 
 CACHE_FILE = "cache.json"
@@ -36,7 +36,7 @@ class CacheFacts(Record):
     teacher: str  # its fingerprint
     tokenizer_name: str
     tokenizer_sha256: str
-    corpus: str  # the fingerprint of its manifest
+    corpus: str  # the fingerprint of its manifest when the newest rows were written
     vocab_size: int = Field(ge=1)
     kind: Kind
     k: int = Field(ge=1)
@@ -44,11 +44,21 @@ class CacheFacts(Record):
     value_dtype: ValueDType
 
 
+def ranges_of(runs: Sequence[tuple[int, int]], ranges: Sequence[RowRange]) -> list[RowRange]:
+    """The ranges that hold rows of these runs."""
+    return [
+        (first, count, sha256)
+        for first, count, sha256 in ranges
+        if any(start < first + count and first < start + length for start, length in runs)
+    ]
+
+
 class CacheShard(Record):
     file: str = Field(pattern=r"^shard-\d{5,}\.parquet$")
     runs: list[tuple[int, int]]  # the rows in it: (the first row id, how many follow one another), ascending
     bytes: int = Field(ge=1)
     sha256: str
+    corpus: list[RowRange] | None = None  # what its rows are of; none, in caches of before: of the corpus of the facts
 
     @property
     def rows(self) -> int:
@@ -61,11 +71,33 @@ class CacheShard(Record):
     def row_ids(self) -> NDArray[np.int64]:
         return np.concatenate([np.arange(first, first + count) for first, count in self.runs], dtype=np.int64)
 
+    def is_in(self, corpus: Manifest) -> NDArray[np.bool_]:
+        """Which of its rows the corpus still has."""
+        row_ids, here = self.row_ids(), set(corpus.row_ranges)
+        found = np.zeros(len(row_ids), dtype=np.bool_)
+        for first, count, sha256 in self.corpus or ():
+            if (first, count, sha256) in here:
+                found |= (row_ids >= first) & (row_ids < first + count)
+        return found
+
 
 class Cache(Record):
     version: Literal[1] = 1
     facts: CacheFacts
     shards: list[CacheShard] = []
+
+    def known_ranges(self, corpus: Manifest) -> "Cache":
+        """The same where every shard says what its rows are of; one of before can if sources were only added since."""
+        if all(shard.corpus is not None for shard in self.shards):
+            return self
+        states = (corpus.with_first_sources(number) for number in range(len(corpus.sources), 0, -1))
+        former = next((state for state in states if state.fingerprint == self.facts.corpus), None)
+        ranges = [] if former is None else former.row_ranges
+        shards = [
+            shard if shard.corpus is not None else shard.model_copy(update={"corpus": ranges_of(shard.runs, ranges)})
+            for shard in self.shards
+        ]
+        return self.model_copy(update={"shards": shards})
 
     def with_shard(self, shard: CacheShard) -> "Cache":
         return Cache(facts=self.facts, shards=sorted([*self.shards, shard], key=lambda known: known.number))
@@ -74,14 +106,12 @@ class Cache(Record):
         write_file(folder / CACHE_FILE, self.model_dump_json(indent=1) + "\n")
 
 
-def cache_facts(
-    facts: TeacherFacts, tokenizer: TokenizerFacts, corpus_fingerprint: str, value_dtype: ValueDType
-) -> CacheFacts:
+def cache_facts(facts: TeacherFacts, corpus: Manifest, value_dtype: ValueDType) -> CacheFacts:
     return CacheFacts(
         teacher=facts.fingerprint,
-        tokenizer_name=tokenizer.name,
-        tokenizer_sha256=tokenizer.sha256,
-        corpus=corpus_fingerprint,
+        tokenizer_name=corpus.tokenizer.name,
+        tokenizer_sha256=corpus.tokenizer.sha256,
+        corpus=corpus.fingerprint,
         vocab_size=facts.vocab_size,
         kind=facts.kind,
         k=facts.k,
@@ -100,12 +130,16 @@ def load_cache(folder: Path) -> Cache:
     )
 
 
-def check_same(folder: Path, found: CacheFacts, expected: CacheFacts) -> None:
-    """Refuse a cache of anything else than what is expected."""
-    problems = [
+def check_same(folder: Path, cache: Cache, expected: CacheFacts, corpus: Manifest) -> None:
+    """Refuse a cache of anything else than what is expected, or without any row that the corpus has."""
+    found, shards = cache.facts, cache.known_ranges(corpus).shards
+    problems = []
+    has_rows = found.tokenizer_sha256 == corpus.tokenizer.sha256 and any(s.is_in(corpus).any() for s in shards)
+    if shards and not has_rows:
+        problems.append(f"rows of another corpus ({found.corpus[:12]}, expected {expected.corpus[:12]})")
+    problems += [
         text
         for name, text in (
-            ("corpus", f"rows of another corpus ({found.corpus[:12]}, expected {expected.corpus[:12]})"),
             (
                 "tokenizer_sha256",
                 f"ids of the tokenizer {found.tokenizer_name} ({found.tokenizer_sha256[:12]}), expected "

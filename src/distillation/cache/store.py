@@ -19,9 +19,11 @@ from src.distillation.cache.format import (
     check_same,
     damaged,
     load_cache,
+    ranges_of,
     remove_leftovers,
 )
 from src.distillation.cache.rows import Row, bytes_per_position, encode, read_group, write_rows
+from src.distillation.corpus.manifest import Manifest
 from src.distillation.corpus.parquet import ShardFiles
 from src.distillation.targets.signal import TeacherSignal
 
@@ -30,26 +32,29 @@ MAX_SHARD_ROWS = 512
 
 
 class CacheReader:
-    """Any row of a cache by its row id."""
+    """Any row of a cache by its row id, if the corpus still has it."""
 
-    def __init__(self, folder: Path, cache: Cache) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, cache: Cache, corpus: Manifest) -> None:
+        self._folder, self._corpus = folder, corpus
         self.files = ShardFiles(folder, cache.shards, partial(read_group, cache.facts), damaged)
         self.use(cache)
 
     def use(self, cache: Cache) -> None:
         """Read the shards of `cache`, which may have grown."""
         self.files.use(cache.shards)
-        row_ids = np.concatenate([np.zeros(0, dtype=np.int64), *(shard.row_ids() for shard in cache.shards)])
-        self._order = np.argsort(row_ids, kind="stable")
-        self._row_ids = row_ids[self._order]
+        shards = cache.known_ranges(self._corpus).shards
+        row_ids = np.concatenate([np.zeros(0, dtype=np.int64), *(shard.row_ids() for shard in shards)])
+        is_here = np.concatenate([np.zeros(0, dtype=np.bool_), *(shard.is_in(self._corpus) for shard in shards)])
+        (places,) = is_here.nonzero()
+        self._order = places[np.argsort(row_ids[places], kind="stable")]
+        self.row_ids = row_ids[self._order]
 
     def __contains__(self, row_id: int) -> bool:
-        place = int(np.searchsorted(self._row_ids, row_id))
-        return place < len(self._row_ids) and int(self._row_ids[place]) == row_id
+        place = int(np.searchsorted(self.row_ids, row_id))
+        return place < len(self.row_ids) and int(self.row_ids[place]) == row_id
 
     def row(self, row_id: int) -> Row:
-        place = int(self._order[np.searchsorted(self._row_ids, row_id)])
+        place = int(self._order[np.searchsorted(self.row_ids, row_id)])
         found, row = self.files.row(place)
         if found != row_id:
             raise damaged(self._folder, self.files.find(place)[0], f"row {found} is where {row_id} should be")
@@ -59,20 +64,22 @@ class CacheReader:
 class CacheWriter:
     """Collects rows that a cache does not hold yet; so many make a shard, which counts as soon as it is whole.
 
-    A cache that is there already is extended if it was made of the same; a shard that was removed is made again.
+    A cache that is there already is extended if it was made of the same; a shard that was removed is made again, and
+    rows that the corpus no longer has are not read.
     """
 
-    def __init__(self, folder: Path, facts: CacheFacts, shard_rows: int | None = None) -> None:
+    def __init__(self, folder: Path, facts: CacheFacts, corpus: Manifest, shard_rows: int | None = None) -> None:
+        self._corpus = corpus
         self._lock = ExitStack()
         self._lock.enter_context(exclusive_lock(folder))
         try:
             self.cache = self._start(folder, facts)
+            self._known = set(CacheReader(folder, self.cache, corpus).row_ids.tolist())
         except ValueError:
             self._lock.close()
             raise
         self._folder = folder
         self.shard_rows = shard_rows
-        self._known = {int(row_id) for shard in self.cache.shards for row_id in shard.row_ids()}
         self._waiting: dict[int, Row] = {}
 
     def __contains__(self, row_id: int) -> bool:
@@ -104,11 +111,13 @@ class CacheWriter:
         target = self._folder / f"shard-{number:05d}.parquet"
         unfinished = target.with_name(target.name + UNFINISHED)
         write_rows(unfinished, self.cache.facts, row_ids, [self._waiting[row_id] for row_id in row_ids])
+        runs = _runs(row_ids)
         shard = CacheShard(
             file=target.name,
-            runs=_runs(row_ids),
+            runs=runs,
             bytes=unfinished.stat().st_size,
             sha256=file_sha256(unfinished),
+            corpus=ranges_of(runs, self._corpus.row_ranges),
         )
         with disk_errors(target):
             os.replace(unfinished, target)
@@ -134,9 +143,9 @@ class CacheWriter:
             remove_leftovers(folder, [])
             return Cache(facts=facts)
         cache = load_cache(folder)
-        check_same(folder, cache.facts, facts)
-        kept = Cache(facts=cache.facts, shards=[shard for shard in cache.shards if (folder / shard.file).exists()])
-        CacheReader(folder, kept)  # refuses a shard of another size
+        check_same(folder, cache, facts, self._corpus)
+        shards = cache.known_ranges(self._corpus).shards
+        kept = Cache(facts=facts, shards=[shard for shard in shards if (folder / shard.file).exists()])
         if len(kept.shards) < len(cache.shards):
             print(
                 f"note: {len(cache.shards) - len(kept.shards)} shards that {folder / CACHE_FILE} names are not there; "

@@ -19,7 +19,7 @@ class Corpora:
     held_out: RowDataset | None
     tokenizer: TokenizerFacts
     tokenizer_files: Sequence[Path]
-    fingerprint: str
+    manifest: Manifest  # of what is trained on
     held_out_fingerprint: str | None
 
 
@@ -43,7 +43,7 @@ def open_corpora(config: DistillConfig, *, split: Split = "val") -> Corpora:
         held_out=None if found is None else reader(found[0], found[2], config.physical_batch_size, True),
         tokenizer=facts,
         tokenizer_files=files,
-        fingerprint=manifest.fingerprint,
+        manifest=manifest,
         held_out_fingerprint=None if found is None else found[1].fingerprint,
     )
 

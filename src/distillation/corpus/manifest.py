@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from dataset.files.disk import write_file
@@ -17,7 +19,7 @@ MANIFEST_FILE = "manifest.json"
 
 Split = Literal["train", "val"]
 SPLITS: tuple[Split, ...] = ("train", "val")
-
+RowRange = tuple[int, int, str]  # the first row id of a shard, how many rows it has, its SHA-256: what is in these rows
 
 Facts = TypeVar("Facts", bound="Record")
 
@@ -108,10 +110,28 @@ class Manifest(Record):
         return [shard for split in self.splits.values() for shard in split.shards]
 
     @property
+    def row_ranges(self) -> list[RowRange]:
+        return [(shard.first_row_id, shard.rows, shard.sha256) for shard in self.shards]
+
+    def row_ids(self, split: Split) -> NDArray[np.int64]:
+        shards = self.splits[split].shards if split in self.splits else []
+        ranges = [np.arange(shard.first_row_id, shard.first_row_id + shard.rows) for shard in shards]
+        return np.concatenate([np.zeros(0, dtype=np.int64), *ranges])
+
+    @property
     def fingerprint(self) -> str:
-        """Changes with every token of every row; what is computed per row (a teacher's answers) belongs to it."""
-        facts = [self.tokenizer.sha256, self.max_seq_length, *((s.first_row_id, s.rows, s.sha256) for s in self.shards)]
+        """Changes with every token of every row."""
+        facts = [self.tokenizer.sha256, self.max_seq_length, *self.row_ranges]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+    def with_first_sources(self, number: int) -> "Manifest":
+        """This corpus as it was when it had so many sources, if none has been replaced since."""
+        paths = {source.path for source in self.sources[:number]}
+        splits = {
+            name: facts.model_copy(update={"shards": [shard for shard in facts.shards if shard.source in paths]})
+            for name, facts in self.splits.items()
+        }
+        return self.model_copy(update={"splits": splits})
 
     def source(self, path: str) -> Source | None:
         return next((source for source in self.sources if source.path == path), None)

@@ -12,7 +12,10 @@ class NeedleConfig(DistillConfig):
 
     headings: ClassVar[dict[str, str]] = DistillConfig.headings | {"checkpoint": "what is evaluated"}
 
-    checkpoint: str | None = Field(None, description="none: the latest of output_dir, else a fresh student")
+    checkpoint: str | None = Field(
+        None,
+        description="its run's options count where none are given; none: the latest of output_dir, else a fresh student",
+    )
 
 
 class PerplexityConfig(NeedleConfig):

@@ -22,12 +22,13 @@ from models.retnet.config import FIRST_LOGIT_STD
 from models.retnet.model import RetNet
 from src.distillation.config import DistillConfig
 from src.distillation.corpus.corpora import Corpora
-from src.distillation.corpus.manifest import TokenizerFacts
+from src.distillation.corpus.manifest import SPLITS, TokenizerFacts
 from src.distillation.student.haystack import NeedleEvaluator
 from src.distillation.student.head import DistillHead
 from src.distillation.student.optimizer import student_optimizer
 from src.distillation.student.saddle import PlateauController
 from src.distillation.targets.signal import Teacher
+from src.distillation.teachers.cached import CachedTeacher
 from src.distillation.teachers.open import open_teacher
 
 HELD_OUT = "val"
@@ -52,13 +53,27 @@ def teacher_of(config: DistillConfig, corpora: Corpora, runtime: Runtime) -> Tea
         return None
     if config.teacher_device == "auto":
         config = config.model_copy(update={"teacher_device": str(runtime.device)})
-    return open_teacher(config, corpora.tokenizer, corpora.fingerprint)
+    return open_teacher(config, corpora.manifest)
+
+
+def coverage(teacher: Teacher | None, corpora: Corpora) -> list[str]:
+    """How many rows of the corpus a cache holds, in words; refused if it lacks some to train on and nobody else is asked."""
+    if not isinstance(teacher, CachedTeacher):
+        return []
+    counts = []
+    for split in SPLITS:
+        row_ids = corpora.manifest.row_ids(split)
+        missing = teacher.missing(row_ids)
+        if split == "train" and not teacher.asks_for_missing:
+            teacher.refuse(missing)
+        counts.append(f"{len(row_ids) - len(missing)} of {len(row_ids)} rows of {split}")
+    return [f"cache: {', '.join(counts)}"]
 
 
 def knows_held_out(config: DistillConfig, corpora: Corpora) -> bool:
     """Whether the teacher may be asked about held-out rows: a cache knows the rows of one corpus by their numbers."""
     has_cache = config.teacher_mode == "cached" or config.cache_logits
-    return not has_cache or corpora.held_out_fingerprint == corpora.fingerprint
+    return not has_cache or corpora.held_out_fingerprint == corpora.manifest.fingerprint
 
 
 def take_over(config: DistillConfig, student: ActModel) -> list[str]:

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from dataset.common import Batch
 from engine.entry import user_errors
-from src.distillation.cache.format import CACHE_FILE, Cache, CacheError, cache_facts, load_cache
+from src.distillation.cache.format import CACHE_FILE, Cache, CacheError, cache_facts, check_same, load_cache
 from src.distillation.cache.options import CacheOptions
 from src.distillation.cache.store import CacheReader, CacheWriter, rows_per_shard
 from src.distillation.corpus.manifest import SPLITS, Manifest, Split, load_manifest
@@ -43,20 +43,18 @@ def cache_corpus(options: CacheOptions) -> str:
     if (options.output_dir / CACHE_FILE).exists() and not options.resume:
         raise CacheError(f"{options.output_dir} holds a cache. Choose another --output-dir, or resume with --resume.")
     wanted = _places(manifest, options.split, options.max_sequences)
-    tokenizer = manifest.tokenizer
     teacher = open_teacher(
         options.teacher(),
-        tokenizer,
-        manifest.fingerprint,
+        manifest,
         temperatures=options.temperature,
         api_key=options.api_key,
     )
     try:
-        facts = cache_facts(teacher.facts, tokenizer, manifest.fingerprint, options.value_dtype)
+        facts = cache_facts(teacher.facts, manifest, options.value_dtype)
         shard_rows = options.shard_size or rows_per_shard(facts, manifest.max_seq_length)
-        writer = CacheWriter(options.output_dir, facts, shard_rows)
+        writer = CacheWriter(options.output_dir, facts, manifest, shard_rows)
         try:
-            _check_all(options.output_dir, writer.cache)
+            _check_all(options.output_dir, writer.cache, manifest)
             missing = [place for place in wanted if place.row_id not in writer]
             with tqdm(total=len(wanted), initial=len(wanted) - len(missing), desc="asking", unit=" rows") as bar:
                 for batch in _batches(missing, shard_rows, options):
@@ -74,17 +72,14 @@ def cache_corpus(options: CacheOptions) -> str:
 def verify(options: CacheOptions) -> str:
     """Check that a cache is whole and of this corpus; returns the summary."""
     manifest, cache = load_manifest(options.data_path), load_cache(options.output_dir)
-    if cache.facts.corpus != manifest.fingerprint:
-        raise CacheError(
-            f"{options.output_dir / CACHE_FILE} holds rows of another corpus ({cache.facts.corpus[:12]}) than "
-            f"{options.data_path} ({manifest.fingerprint[:12]}). Name the corpus it was made of, or make another cache."
-        )
-    _check_all(options.output_dir, cache)
+    expected = cache.facts.model_copy(update={"corpus": manifest.fingerprint})
+    check_same(options.output_dir, cache, expected, manifest)
+    _check_all(options.output_dir, cache, manifest)
     return _summary(options.output_dir, cache, 0, manifest)
 
 
-def _check_all(folder: Path, cache: Cache) -> None:
-    files = CacheReader(folder, cache).files
+def _check_all(folder: Path, cache: Cache, manifest: Manifest) -> None:
+    files = CacheReader(folder, cache, manifest).files
     for shard in tqdm(cache.shards, desc="checking", unit=" shards", disable=not cache.shards):
         files.check_sum(shard)
 
@@ -116,11 +111,13 @@ def _batches(places: list[Place], shard_rows: int, options: CacheOptions) -> Ite
 
 
 def _summary(folder: Path, cache: Cache, num_new: int, manifest: Manifest) -> str:
-    rows = sum(shard.rows for shard in cache.shards)
+    rows = sum(int(shard.is_in(manifest).sum()) for shard in cache.known_ranges(manifest).shards)
+    left = sum(shard.rows for shard in cache.shards) - rows
     of_corpus = sum(facts.rows for facts in manifest.splits.values())
     num_bytes = sum(shard.bytes for shard in cache.shards)
-    tokens = rows * manifest.max_seq_length
+    tokens = (rows + left) * manifest.max_seq_length
     return (
         f"{folder / CACHE_FILE}: {rows} of the corpus's {of_corpus} rows, {num_new} of them new, in {len(cache.shards)} "
         f"shards\n  {num_bytes / 1e6:.1f} MB, {num_bytes / max(tokens, 1):.0f} bytes a token"
+        + (f"\n  {left} rows more are of what the corpus no longer has" if left else "")
     )

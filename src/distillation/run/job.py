@@ -1,9 +1,7 @@
 """A distillation as the engine carries it out: what it consists of, where it writes, and what it may be resumed from."""
 
-import errno
 import os
 import shlex
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,15 +24,12 @@ from engine.train.tracking.tracker import Notices
 from src.distillation.config import DistillConfig
 from src.distillation.corpus.corpora import open_corpora
 from src.distillation.run import build
+from src.distillation.run.output import make_room, point_at_latest, run_path, runs_of
 from src.distillation.run.provenance import META_KEY, check_changes, record_start
 from src.distillation.student.arch import student_arch
 from src.distillation.student.saddle import PlateauController
 from src.distillation.task import DistillTask
 
-LATEST_FILE = "checkpoint_latest.pt"
-FORMER_FOLDER = "former"
-# What one run writes; provenance.jsonl is the history of the directory and stays.
-PARTS = ["step_*", "latest", "best", LATEST_FILE, "metrics*.jsonl", "train.log", "config.yaml", "wandb_id"]
 FACTS = {"config", "mode", "corpus", "teacher"}  # of a run, that a later one is compared with
 PROGRAM = "src.distillation.scripts.train"
 ONE_PASS = 10**9  # batches that checkpoints of former versions call a pass where nothing was evaluated
@@ -44,7 +39,8 @@ class DistillJob(Job):
     """A teacher into a student, or text alone into one."""
 
     def __init__(self, config: DistillConfig) -> None:
-        self.config = config
+        self.asked_dir = Path(config.output_dir)
+        self.config = config.model_copy(update={"output_dir": str(run_path(config)), "replace": False})
 
     @property
     def settings(self) -> RunSettings:
@@ -77,7 +73,7 @@ class DistillJob(Job):
         facts = {  # kept with every checkpoint
             "config": config.model_dump(mode="json"),
             "mode": config.mode,
-            "corpus": corpora.fingerprint,
+            "corpus": corpora.manifest.fingerprint,
             "tokenizer": corpora.tokenizer.sha256,
             "teacher": None,
         }
@@ -90,6 +86,7 @@ class DistillJob(Job):
         if teacher is not None:
             start.stack.callback(teacher.close)
             facts["teacher"] = teacher.facts.fingerprint
+        say(*build.coverage(teacher, corpora))
         if checkpoint is None:
             if config.init_from_teacher:
                 say(*build.take_over(config, head.model))
@@ -148,6 +145,13 @@ class DistillJob(Job):
             os.environ.setdefault("WANDB_MODE", "online")
 
     def begin(self, run: Run, checkpoint: Checkpoint | None, say: Notices) -> None:
+        others = [path for path in runs_of(self.asked_dir) if path != run.run_dir]
+        if others:
+            say(
+                f"note: this run is in {run.run_dir}; other runs, for --resume-from or --checkpoint: "
+                f"{', '.join(map(str, others))}. Programs that are given none of these take {self.asked_dir}; --replace puts a "
+                "new run there"
+            )
         former, source = (None, None) if checkpoint is None else (former_facts(checkpoint), str(checkpoint.path))
         say(record_start(run.run_dir, run.state.step, former, run.meta[META_KEY], source))
 
@@ -155,7 +159,7 @@ class DistillJob(Job):
         return {"output_dir": str(run.run_dir), "step": run.state.step, **(report or {})}
 
     def resume_command(self, run_dir: Path) -> str:
-        return resuming(["-m", PROGRAM], "latest")
+        return resuming(["-m", PROGRAM], LATEST if run_dir == self.asked_dir else str(run_dir))
 
 
 def resuming(program: Sequence[str], resume_from: str) -> str:
@@ -186,41 +190,8 @@ def dry_run(config: DistillConfig) -> dict[str, Any]:
         "steps_per_epoch": corpora.train.num_batches(),
         "epochs": round(config.max_steps / corpora.train.num_batches(), 3),
         "held_out_rows": 0 if corpora.held_out is None else len(corpora.held_out.rows),
-        "output_dir": config.output_dir,
+        "output_dir": str(run_path(config)),
     }
-
-
-def make_room(directory: Path, resumed: Path | None) -> list[str]:
-    """Put a former run that is not resumed aside; returns notices."""
-    continues = resumed is not None and resumed.resolve().parent == directory.resolve()
-    if continues or not any(directory.glob("step_*")):
-        return []
-    former = directory / FORMER_FOLDER
-    numbers = [int(path.name) for path in former.glob("*") if path.name.isdecimal()]
-    aside = former / str(max(numbers, default=0) + 1)
-    aside.mkdir(parents=True)
-    for pattern in PARTS:
-        for path in directory.glob(pattern):
-            shutil.move(path, aside / path.name)
-    return [f"note: {directory} held another run, which is now in {aside}. To resume it instead: --resume-from {aside}"]
-
-
-def point_at_latest(directory: Path) -> list[str]:
-    """Let `checkpoint_latest.pt` be a link that follows `latest`, which each save moves in one step.
-
-    It leads to the trainer state; whatever takes a checkpoint's path takes it for the whole checkpoint. Returns a
-    notice where there are no links.
-    """
-    link = directory / LATEST_FILE
-    if link.is_symlink():
-        return []
-    try:
-        link.symlink_to(Path(LATEST) / TRAINER_FILE)
-    except OSError as problem:
-        if problem.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
-            raise
-        return [f"note: this file system has no symbolic links, so {link} is missing; use --resume-from {LATEST}"]
-    return []
 
 
 def plan_of(config: DistillConfig) -> Plan:

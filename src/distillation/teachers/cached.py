@@ -3,6 +3,9 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from dataset.common import Batch
 from src.distillation.cache.format import (
     CACHE_FILE,
@@ -17,7 +20,7 @@ from src.distillation.cache.format import (
 from src.distillation.cache.rows import decode
 from src.distillation.cache.store import CacheReader, CacheWriter
 from src.distillation.config import TeacherOptions
-from src.distillation.corpus.manifest import TokenizerFacts
+from src.distillation.corpus.manifest import Manifest
 from src.distillation.corpus.packed_rows import NO_ROW
 from src.distillation.targets.signal import Teacher, TeacherFacts, TeacherSignal, predicted_places
 from src.distillation.targets.topk import blank_signal
@@ -33,16 +36,14 @@ class RecordingTeacher:
         self,
         inner: Teacher,
         folder: Path,
-        tokenizer: TokenizerFacts,
-        corpus_fingerprint: str,
+        corpus: Manifest,
         value_dtype: ValueDType | None = None,
         shard_rows: int | None = None,
     ) -> None:
         if value_dtype is None:
             value_dtype = load_cache(folder).facts.value_dtype if (folder / CACHE_FILE).exists() else "fp16"
         self._inner = inner
-        facts = cache_facts(inner.facts, tokenizer, corpus_fingerprint, value_dtype)
-        self._writer = CacheWriter(folder, facts, shard_rows)
+        self._writer = CacheWriter(folder, cache_facts(inner.facts, corpus, value_dtype), corpus, shard_rows)
 
     @property
     def facts(self) -> TeacherFacts:
@@ -75,8 +76,7 @@ class CachedTeacher:
     def __init__(
         self,
         options: TeacherOptions,
-        tokenizer: TokenizerFacts,
-        corpus_fingerprint: str,
+        corpus: Manifest,
         temperatures: tuple[float, ...] = (1.0,),
         open_recorder: Callable[[], RecordingTeacher] | None = None,
     ) -> None:
@@ -88,13 +88,21 @@ class CachedTeacher:
         else:
             cache = load_cache(self._folder)
         kind, known = options.teacher_kind, cache.facts
-        self.facts = TeacherFacts(tokenizer.vocab_size, kind, options.teacher_topk, known.temperatures, known.teacher)
-        expected = cache_facts(self.facts, tokenizer, corpus_fingerprint, cache.facts.value_dtype)
-        check_same(self._folder, cache.facts, expected)
+        vocab_size = corpus.tokenizer.vocab_size
+        self.facts = TeacherFacts(vocab_size, kind, options.teacher_topk, known.temperatures, known.teacher)
+        check_same(self._folder, cache, cache_facts(self.facts, corpus, cache.facts.value_dtype), corpus)
         for temperature in temperatures:
             self.facts.column(temperature)
         self._cache_facts = cache.facts
-        self._reader = CacheReader(self._folder, cache)
+        self._reader = CacheReader(self._folder, cache, corpus)
+
+    @property
+    def asks_for_missing(self) -> bool:
+        return self._open_recorder is not None
+
+    def missing(self, row_ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Which of these rows are not there."""
+        return row_ids[~np.isin(row_ids, self._reader.row_ids)]
 
     def signal(self, batch: Batch) -> TeacherSignal:
         device = batch["inputs"].device
@@ -118,7 +126,8 @@ class CachedTeacher:
     def _ask(self, batch: Batch) -> TeacherSignal:
         if self._recorder is None:
             if self._open_recorder is None:
-                raise self._missing(batch["row_id"].tolist())
+                self.refuse(batch["row_id"].cpu().numpy())
+            assert self._open_recorder is not None
             self._recorder = self._open_recorder()
         known = len(self._recorder.cache.shards)
         signal = self._recorder.signal(batch)
@@ -126,12 +135,15 @@ class CachedTeacher:
             self._reader.use(self._recorder.cache)
         return signal
 
-    def _missing(self, row_ids: list[int]) -> CacheError:
+    def refuse(self, row_ids: NDArray[np.int64]) -> None:
+        """Raise an error that says how to get these rows, if there are any."""
+        if not len(row_ids):
+            return
         facts = self._cache_facts
-        more = f" (and {len(row_ids) - 1} more of this batch)" if len(row_ids) > 1 else ""
+        more = f" (and {len(row_ids) - 1} more)" if len(row_ids) > 1 else ""
         topk = "" if facts.kind == "dense" else f" --topk {facts.k}"
         others = "".join(f" --temperature {t:g}" for t in facts.temperatures if t != 1.0)
-        return CacheError(
+        raise CacheError(
             f"The cache {self._folder} does not hold row {row_ids[0]}{more}. Make what is missing: {PROGRAM} "
             f"--data-path <the corpus> --teacher-model <the teacher> --output-dir {self._folder} --kind {facts.kind}{topk} "
             f"--value-dtype {facts.value_dtype}{others}; or set on_missing=direct, which asks the teacher itself."

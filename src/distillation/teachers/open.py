@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from src.distillation.config import TeacherOptions
-from src.distillation.corpus.manifest import TokenizerFacts
+from src.distillation.corpus.manifest import Manifest
 from src.distillation.targets.signal import Teacher
 from src.distillation.teachers.cached import CachedTeacher, RecordingTeacher
 from src.distillation.teachers.direct import open_direct_teacher
@@ -13,29 +13,28 @@ from src.distillation.teachers.network import NetworkTeacher
 
 def open_teacher(
     options: TeacherOptions,
-    tokenizer: TokenizerFacts,
-    corpus_fingerprint: str,
+    corpus: Manifest,
     *,
     temperatures: Sequence[float] = (),
     api_key: str | None = None,
 ) -> Teacher:
-    """The teacher of rows of the corpus `corpus_fingerprint`, whose ids are those of `tokenizer`.
+    """The teacher of the rows of a corpus.
 
     `temperatures` are further ones that its signal must have; without an `api_key` that of the environment counts.
     """
     wanted = tuple(sorted({*options.temperatures, *temperatures}))
 
     def recorded(teacher: Teacher) -> RecordingTeacher:
-        return RecordingTeacher(teacher, Path(options.cache_dir), tokenizer, corpus_fingerprint)
+        return RecordingTeacher(teacher, Path(options.cache_dir), corpus)
 
     def recorded_model() -> RecordingTeacher:
-        return recorded(open_direct_teacher(options, tokenizer, wanted))
+        return recorded(open_direct_teacher(options, corpus.tokenizer, wanted))
 
     if options.teacher_mode == "cached":
         open_recorder = recorded_model if options.on_missing == "direct" else None
-        return CachedTeacher(options, tokenizer, corpus_fingerprint, wanted, open_recorder)
+        return CachedTeacher(options, corpus, wanted, open_recorder)
     if options.teacher_mode == "network":
-        teacher: Teacher = NetworkTeacher(options, tokenizer.vocab_size, api_key)
+        teacher: Teacher = NetworkTeacher(options, corpus.tokenizer.vocab_size, api_key)
     else:
-        teacher = open_direct_teacher(options, tokenizer, wanted)
+        teacher = open_direct_teacher(options, corpus.tokenizer, wanted)
     return recorded(teacher) if options.cache_logits else teacher

@@ -1,6 +1,7 @@
 """The program that makes a cache: goes on after whatever ended it, to the same bytes; refuses what does not fit."""
 
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from src.distillation.corpus.packed_rows import PackedRows
 from src.distillation.teachers.direct import DirectTeacher
 from tests.distillation.cache_samples import (
     batch_of,
@@ -19,10 +21,11 @@ from tests.distillation.cache_samples import (
     divergence,
     manifest_of,
     relative,
+    same_signal,
     write_all,
     write_cache,
 )
-from tests.distillation.corpus_samples import contents
+from tests.distillation.corpus_samples import contents, preprocess_folder, texts, write_jsonl
 from tests.distillation.teacher_samples import write_llama
 
 ROOT = Path(__file__).parents[3]
@@ -127,6 +130,44 @@ def test_a_part_first_and_the_rest_later_is_the_whole(root: Path, tmp_path: Path
     assert cached(root, cache_dir=tmp_path).signal(batch).valid.any()
     with pytest.raises(ValueError, match="row"):
         cached(root, cache_dir=tmp_path).signal(batch_of(root, [0], "val"))
+
+
+@pytest.mark.parametrize("is_old", [False, True])
+def test_answers_stay_where_the_corpus_grows_and_go_with_what_is_replaced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], is_old: bool
+) -> None:
+    def counted() -> int:
+        return sum(facts.rows for facts in manifest_of(root).splits.values())
+
+    root = write_all(tmp_path)
+    write_cache(root)
+    former, answers = counted(), cached(root).signal(batch_of(root, [0, 3]))
+    if is_old:  # caches of before know the fingerprint of the whole corpus only
+        file = root / "cache" / "cache.json"
+        cache = json.loads(file.read_text())
+        file.write_text(json.dumps(cache | {"shards": [without(shard, "corpus") for shard in cache["shards"]]}))
+    add = ("--val-fraction", "0.2", "--skip-existing")
+    write_jsonl(root / "raw" / "more.jsonl", texts(40))
+    preprocess_folder(root, *add)
+    assert same_signal(cached(root).signal(batch_of(root, [0, 3])), answers)
+    capsys.readouterr()
+    write_cache(root)
+    added = counted() - former
+    assert f"{counted()} of the corpus's {counted()} rows, {added} of them new" in capsys.readouterr().out
+
+    write_jsonl(root / "raw" / "markov.jsonl", texts(60, start=100))
+    preprocess_folder(root, *add)
+    write_cache(root)
+    told = capsys.readouterr().out
+    assert f"{counted()} rows, {counted() - added} of them new" in told and f"{former} rows more" in told
+    for split in ("train", "val"):
+        last = len(PackedRows(root / "packed", split)) - 1
+        batch = batch_of(root, [0, last], split)
+        assert relative(divergence(cached(root).signal(batch)), divergence(direct(root).signal(batch))) < 1e-3
+
+
+def without(facts: dict[str, Any], key: str) -> dict[str, Any]:
+    return {name: value for name, value in facts.items() if name != key}
 
 
 @pytest.mark.parametrize(

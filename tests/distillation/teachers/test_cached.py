@@ -42,7 +42,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def record(root: Path, folder: Path, teacher: Teacher, members: list[list[int]], **options: Any) -> None:
     manifest = manifest_of(root)
-    recorder = RecordingTeacher(teacher, folder, manifest.tokenizer, manifest.fingerprint, **options)
+    recorder = RecordingTeacher(teacher, folder, manifest, **options)
     for part in members:
         recorder.signal(batch_of(root, part))
     recorder.close()
@@ -76,7 +76,7 @@ def test_u8_takes_less_room_than_fp16(root: Path, tmp_path: Path) -> None:
 
 def test_recording_changes_no_answer_and_writes_every_row_once(root: Path, tmp_path: Path) -> None:
     manifest, teacher = manifest_of(root), direct(root)
-    recorder = RecordingTeacher(teacher, tmp_path, manifest.tokenizer, manifest.fingerprint, shard_rows=4)
+    recorder = RecordingTeacher(teacher, tmp_path, manifest, shard_rows=4)
     for part in ([5, 1, 7], [1, 0, 2], [5, 7, 3]):
         batch = batch_of(root, part)
         assert same_signal(recorder.signal(batch), teacher.signal(batch))
@@ -248,8 +248,8 @@ def test_no_cache_and_a_damaged_list_say_what_to_do(root: Path, tmp_path: Path) 
 
 def test_two_writers_in_one_folder_are_refused(root: Path, tmp_path: Path) -> None:
     manifest, teacher = manifest_of(root), direct(root)
-    recorder = RecordingTeacher(teacher, tmp_path, manifest.tokenizer, manifest.fingerprint)
+    recorder = RecordingTeacher(teacher, tmp_path, manifest)
     with pytest.raises(ValueError, match=str(tmp_path)):
-        RecordingTeacher(teacher, tmp_path, manifest.tokenizer, manifest.fingerprint)
+        RecordingTeacher(teacher, tmp_path, manifest)
     recorder.close()
-    RecordingTeacher(teacher, tmp_path, manifest.tokenizer, manifest.fingerprint).close()
+    RecordingTeacher(teacher, tmp_path, manifest).close()
