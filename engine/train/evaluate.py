@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dataset.common import Batch, LoaderItem
-from dataset.files.disk import disk_errors, new_file
+from dataset.files.disk import write_file
 from engine.runtime.devices import Runtime
 from engine.runtime.signals import CutShortError, StopSignal
 from engine.tasks.protocol import Sums, Task, add_sums, fetched
@@ -91,9 +91,10 @@ def evaluate(
     # In one order that every rank shares, because fetching adds the sums of all ranks.
     report = {name: task.eval_report(fetched(totals[name], runtime)) for name in set_names if name in totals}
     if saved and output_dir is not None:
-        target = output_dir / f"{label}_all_preds.{runtime.rank}"
-        with disk_errors(target), new_file(target) as file:
-            torch.save({name: torch.cat(parts) for name, parts in saved.items()}, file)
+        from safetensors.torch import save
+
+        tensors = {name: torch.cat(parts) for name, parts in saved.items()}
+        write_file(output_dir / f"{label}_all_preds.{runtime.rank}.safetensors", save(tensors))
     for number, evaluator in enumerate(evaluators):
         kind = type(evaluator).__name__
         name = kind if kind not in report else f"{kind}#{number + 1}"  # one a data set, where there are several

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from dataset.common import IGNORE_LABEL_ID
 from engine.inference import nested
@@ -112,8 +113,8 @@ def test_every_flag_of_the_documents_does_what_it_says(folder):
     found = metrics(ended, out)
     assert json.loads(next(out.glob("*.json")).read_text()).keys() == {"train"}
     assert found["count"] == 3 and "10 train, 10 test" in ended.err
-    (file,) = out.glob("*_all_preds.0")
-    saved = torch.load(file, weights_only=True)
+    (file,) = out.glob("*_all_preds.0.safetensors")
+    saved = load_file(file)
     assert saved.keys() == {"preds", "labels", "inputs"} and saved["preds"].shape == (3, 80)
     is_answer = saved["labels"] != IGNORE_LABEL_ID
     assert torch.equal(saved["preds"] != IGNORE_LABEL_ID, is_answer)

@@ -72,16 +72,18 @@ def arrays(folder: Path) -> Found:
 def tensors(folder: Path) -> Found:
     """Outputs that an evaluation has saved."""
     import torch
+    from safetensors.torch import load_file
 
     found: Found = {}
     for file in sorted(folder.iterdir()):
-        if file.is_file() and re.search(r"\.\d+$", file.name):
-            saved = torch.load(file, weights_only=True)
+        name = file.name.removesuffix(".safetensors")  # former versions wrote by torch.save, under the bare name
+        if file.is_file() and re.search(r"\.\d+$", name):
+            saved = torch.load(file, weights_only=True) if name == file.name else load_file(file)
             for key, value in saved.items() if isinstance(saved, dict) else [("", saved)]:
                 content = (
                     value.contiguous().view(torch.uint8).numpy().tobytes() if value.dim() else repr(value).encode()
                 )
-                found[f"{file.name} {key}".strip()] = digest(f"{value.dtype}{tuple(value.shape)}".encode() + content)
+                found[f"{name} {key}".strip()] = digest(f"{value.dtype}{tuple(value.shape)}".encode() + content)
     return found
 
 

@@ -6,6 +6,7 @@ from unittest import mock
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from engine.build.puzzles import build_model
 from engine.checkpoints.load import load_checkpoint
@@ -99,7 +100,7 @@ def test_a_failing_evaluator_is_reported_and_left_out(capsys):
 def test_wanted_outputs_are_saved_in_order(tmp_path):
     task = Batches([{"count": 1}] * 3)
     evaluate(task, items("a", "a", "b"), ["a", "b"], CPU, save_outputs=["preds"], output_dir=tmp_path, label="step_7")
-    saved = torch.load(tmp_path / "step_7_all_preds.0", weights_only=True)
+    saved = load_file(tmp_path / "step_7_all_preds.0.safetensors")
     assert {name: value.tolist() for name, value in saved.items()} == {"preds": [0, 10, 20]}
 
 
@@ -151,7 +152,7 @@ def test_eval_only_saves_predictions_where_it_is_told(tmp_path):
     words = flags(data, out, load_checkpoint=str(run_dir), eval_only=True, eval_save_outputs=["preds", "labels"])
     ended = pretrain(words)
     assert ended.code == 0, ended.err
-    saved = torch.load(out / "eval_all_preds.0", weights_only=True)
+    saved = load_file(out / "eval_all_preds.0.safetensors")
     supervised = saved["labels"] != -100
     assert saved["preds"].shape == (16, 16) and supervised.sum() == 10 * 16, "ten puzzles and six rows of padding"
     right = (saved["preds"] == saved["labels"])[supervised].float().mean()

@@ -8,6 +8,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from engine.build.puzzles import build_optimizers
 from engine.checkpoints.load import load_checkpoint
@@ -96,7 +97,7 @@ def test_the_loop_equals_the_reference_step_by_step(tmp_path):
     with run.average.swapped_in():
         report = evaluate(run.task, held_out, ["all"], CPU, save_outputs=wanted, output_dir=tmp_path, label="end")
     assert report == {"all": pytest.approx(info["eval_metrics"]["all"], **METRIC)}
-    saved = torch.load(tmp_path / "end_all_preds.0", weights_only=True)
+    saved = load_file(tmp_path / "end_all_preds.0.safetensors")
     for i, rows in enumerate((slice(0, 4), slice(4, 8)), start=1):
         np.testing.assert_array_equal(saved["preds"][rows], data[f"eval{i}/preds"])
         np.testing.assert_allclose(saved["q_halt_logits"][rows], data[f"eval{i}/q_halt_logits"], rtol=0, atol=3e-5)
