@@ -12,6 +12,7 @@ import torch
 
 from dataset.files.disk import file_sha256
 from dataset.files.download import hub_problem, offline_remedy
+from dataset.tokenization.lookup import HUB_NAME
 from dataset.tokenization.tokenizer_json import JSON_FILE, open_json_tokenizer
 from src.distillation.corpus.manifest import TokenizerFacts, pieces_sha256
 
@@ -31,11 +32,12 @@ def load_causal_lm(name: str, *, dtype: torch.dtype, adapter_path: str | None = 
     key = "dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype"
     settings: dict[str, Any] = {key: dtype, "attn_implementation": "sdpa", "use_safetensors": True}
     settings["trust_remote_code"] = False  # by default the user is asked, and may run a stranger's code
-    problem = None if Path(name).is_dir() else hub_problem()
+    problem = hub_problem() if HUB_NAME.fullmatch(name) and not Path(name).exists() else None
     try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            name, local_files_only=problem is not None, **settings
-        )
+        # transformers asks the Hub about some files even if told not to; a folder keeps it from that.
+        place = name if problem is None else hub_folder(name)
+        model = transformers.AutoModelForCausalLM.from_pretrained(place, **settings)
+        model.name_or_path = model.config.name_or_path = name
     except (OSError, ValueError) as error:  # also gated, unknown, out of reach, and not a causal model
         cause = f"{problem}. {offline_remedy(name)}" if problem else " ".join(str(error).split())[:400]
         raise ValueError(
@@ -102,13 +104,16 @@ def import_peft() -> Any:
     return peft
 
 
+def hub_folder(name: str) -> Path:
+    """Where loading a model of the Hub has put its files."""
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(name, local_files_only=True, allow_patterns=["*.json", "*.safetensors"]))
+
+
 def model_files(name: str) -> list[Path]:
     """The configuration and the weights of a model that has been loaded from a folder or the Hub."""
-    folder = Path(name)
-    if not folder.is_dir():  # the Hub's files lie where loading the model has put them
-        from huggingface_hub import snapshot_download
-
-        folder = Path(snapshot_download(name, local_files_only=True, allow_patterns=[CONFIG_FILE, "*.safetensors*"]))
+    folder = Path(name) if Path(name).is_dir() else hub_folder(name)
     if (folder / WEIGHTS_FILE).is_file() or not (folder / INDEX_FILE).is_file():
         return [folder / CONFIG_FILE, folder / WEIGHTS_FILE]
     index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))

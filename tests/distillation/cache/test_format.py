@@ -18,7 +18,7 @@ def with_file(corpus: Manifest, path: str, text: int, train: int, val: int) -> M
     first = corpus.next_row_id
     for split, rows in (("train", train), ("val", val)):
         facts = {"file": f"{path}/{split}", "source": path, "first_row_id": first, "rows": rows, "documents": 1}
-        facts |= {"tokens": 1, "bytes": 1, "sha256": f"{path} {split} {text} {first}"}
+        facts |= {"tokens": 1, "bytes": 1, "sha256": f"{path} {split} {text} {rows} {first}"}
         shards[split] = [Shard.model_validate(facts)] if rows else []
         first += rows
     return corpus.with_source(Source(path=path, sha256="", bytes=0, documents=0, tokens=0, skipped={}), shards)

@@ -151,7 +151,7 @@ def test_rows_longer_than_the_model_knows_are_refused(root: Path, batch: Batch) 
 
 
 def test_a_model_that_is_nowhere_says_what_to_do(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # the variable is read at import
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ValueError, match="someone/nothing .*HF_TOKEN"):
         direct(root, model="someone/nothing")
 
