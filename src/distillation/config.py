@@ -174,10 +174,10 @@ class DistillConfig(TeacherOptions):
     )
 
     output_dir: str = Field("runs/direct_mode", description="checkpoints, metrics.jsonl, train.log, provenance.jsonl")
-    replace: bool = Field(
-        False,
+    replace: bool | None = Field(
+        None,
         description="put another run that stands in output_dir aside, to former/<n>; otherwise a new run goes to "
-        "output_dir-2, -3, ...",
+        "output_dir-2, -3, ...; none: only text alone takes the place of a run with a teacher, who continues it there",
     )
     run_name: str | None = Field(
         None, description="in logs; none: the name of output_dir", json_schema_extra=also("wandb_run_name")

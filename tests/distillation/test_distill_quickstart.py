@@ -62,7 +62,11 @@ def test_every_command_does_what_the_quickstart_says(checkout, monkeypatch):
     folder = checkout / "runs" / "direct_mode"
     assert (folder / "checkpoint_latest.pt").is_file() and (folder / "train.log").is_file()
     modes = [(line["step"], line["from_mode"], line["to_mode"]) for line in history(folder)]
-    assert modes[:4] == [(0, None, "direct"), (0, None, "ce"), (2, "ce", "direct"), (0, None, "direct")]
+    assert modes[:3] == [(0, None, "direct"), (0, None, "ce"), (2, "ce", "direct")]
+    assert steps_on_disk(checkout / "runs" / "direct_mode-2") == [3], (
+        "the short run did not take the trained one's place"
+    )
     assert "val" in results[0] and "val" not in results[3] and results[3]["step"] == 3
     assert results[4]["split"] == "val" and results[4]["perplexity"] > 1 and results[4]["step"] == 3
+    assert results[4]["run_dir"] == "runs/direct_mode"
     assert steps_on_disk(checkout / "runs" / "cached_mode") == [2]

@@ -84,7 +84,7 @@ def test_micro_batches_change_nothing(world):
 
 def test_another_run_that_is_to_be_replaced_is_put_aside_and_can_be_gone_on_with(world):
     done(train(world, "twice", max_steps=3))
-    ended = train(world, "twice", "--pretrain-ce-only", "--replace", max_steps=2)
+    ended = train(world, "twice", "--pretrain-ce-only", max_steps=2)
     done(ended)
     folder = world / "twice"
     assert str(folder / "former" / "1") in ended.err
@@ -230,7 +230,7 @@ def test_a_cache_that_lacks_rows_to_train_on_is_refused_at_the_start(world):
     assert not (world / "part-cached").exists()
     ended = train(world, "part-asked", teacher_mode="cached", on_missing="direct", **partial)
     done(ended)
-    assert "cache: 4 of 60 rows of train, 0 of " in ended.err
+    assert "cache: 4 of 57 rows of train, 0 of " in ended.err
 
 
 def test_a_cache_of_training_rows_alone_judges_held_out_rows_without_the_teacher(world):

@@ -40,7 +40,7 @@ class DistillJob(Job):
 
     def __init__(self, config: DistillConfig) -> None:
         self.asked_dir = Path(config.output_dir)
-        self.config = config.model_copy(update={"output_dir": str(run_path(config)), "replace": False})
+        self.config = config.model_copy(update={"output_dir": str(run_path(config)), "replace": None})
 
     @property
     def settings(self) -> RunSettings:

@@ -9,6 +9,7 @@ from pathlib import Path
 from engine.checkpoints.find import LATEST, TRAINER_FILE
 from engine.checkpoints.run_directory import step_directory
 from src.distillation.config import DistillConfig
+from src.distillation.run.provenance import last_mode
 
 LATEST_FILE = "checkpoint_latest.pt"
 FORMER_FOLDER = "former"
@@ -19,7 +20,8 @@ PARTS = ["step_*", "latest", "best", LATEST_FILE, "metrics*.jsonl", "train.log",
 def run_path(config: DistillConfig) -> Path:
     """`output_dir`, or the directory beside it that a run is resumed in, or a free one for a new run."""
     asked = Path(config.output_dir)
-    if config.resume_from == LATEST or config.replace:
+    starts_with_text = config.pretrain_ce_only and config.resume_from is None and last_mode(asked) not in (None, "ce")
+    if config.resume_from == LATEST or (starts_with_text if config.replace is None else config.replace):
         return asked
     if config.resume_from is not None:
         home = step_directory(config.resume_from).resolve().parent

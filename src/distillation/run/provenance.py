@@ -86,6 +86,16 @@ def record_start(run_dir: Path, step: int, old: dict[str, Any] | None, new: dict
     return f"resumed at step {step}, {moved}{told}"
 
 
+def last_mode(run_dir: Path) -> str | None:
+    """The mode of the newest run in a directory; None if there was none."""
+    file = run_dir / PROVENANCE_FILE
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    try:
+        return str(json.loads(lines[-1])["to_mode"]) if lines else None
+    except (ValueError, LookupError, TypeError):
+        return None
+
+
 def git_commit() -> str | None:
     """The commit of this code, with a plus if files were changed since; None outside a repository."""
     root = Path(__file__).resolve().parents[3]
