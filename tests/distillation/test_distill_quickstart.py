@@ -35,7 +35,10 @@ COMMANDS = [
     (f"{DIRECT} --resume-from runs/direct_mode/checkpoint_latest.pt", ["--max-steps", "3"]),
     (f"{DIRECT} --max-steps 10 --log-interval 1 --eval-interval 0", ["--max-steps", "3"]),
     ("python -m src.distillation.evaluation.perplexity --config configs/train_direct.yaml --split val", []),
-    (f"{DIRECT} --cache-logits --cache-dir data/teacher_cache", ["--max-steps", "7", "--eval-interval", "7"]),
+    (
+        f"{DIRECT} --cache-logits --cache-dir data/teacher_cache",
+        ["--max-steps", "8", "--eval-interval", "8"],
+    ),  # a whole epoch
     (
         "python -m src.distillation.scripts.train --config configs/train_cached.yaml",
         ["--max-steps", "2", "--gradient-accumulation-steps", "2", "--no-eval-niah", "--eval-interval", "0"],
