@@ -93,9 +93,13 @@ def fails(ended: Ended) -> str:
 
 
 def measured(run_dir: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl without their times."""
+    """The lines of metrics.jsonl without times and speeds."""
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "time"} for line in lines]
+    return [{key: value for key, value in line.items() if is_fixed(key)} for line in lines]
+
+
+def is_fixed(key: str) -> bool:
+    return key != "time" and not key.startswith("perf/")
 
 
 def history(run_dir: Path) -> list[dict[str, Any]]:
