@@ -18,6 +18,8 @@ FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 @contextmanager
 def new_file(target: Path) -> Iterator[BinaryIO]:
     """A file to write into that becomes `target` when the block ends, and vanishes if it fails."""
+    if target.exists() and not target.is_file():  # a device, say, which renaming would take away from everybody
+        raise FileExistsError(errno.EEXIST, "it stands for something else than a file")
     unfinished = target.with_name(f"{target.name}.{os.getpid()}.tmp")
     target.parent.mkdir(parents=True, exist_ok=True)
     try:

@@ -1,6 +1,7 @@
 """Answers in a terminal: one message, a file of them, or a conversation; printed while generated, or as JSON."""
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -177,7 +178,7 @@ def command(session: ChatSession, text: str) -> None:
     elif name in ("/save", "/load"):
         if not argument:
             raise ValueError(f"{name} needs a file: {name} conversation.json")
-        path = Path(argument).expanduser()
+        path = Path(os.path.expanduser(argument))  # which leaves the name of an unknown user as it is
         session.save(path) if name == "/save" else session.load(path)
         print_error(f"{len(session.turns)} turns {'written to' if name == '/save' else 'read from'} {path}")
     elif name == "/stats":

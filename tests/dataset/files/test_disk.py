@@ -94,3 +94,11 @@ def test_a_directory_made_for_a_lock_goes_if_nothing_was_written(tmp_path: Path)
     with exclusive_lock(tmp_path / "kept"):
         (tmp_path / "kept" / "config.yaml").write_text("")
     assert (tmp_path / "kept" / "config.yaml").exists()
+
+
+def test_what_is_no_file_is_never_replaced(tmp_path):
+    target = tmp_path / "pipe"
+    os.mkfifo(target)
+    with pytest.raises(ValueError, match=str(target)):
+        write_file(target, "x")
+    assert target.is_fifo() and list(tmp_path.iterdir()) == [target]

@@ -99,6 +99,7 @@ def test_stats_help_and_quit(session, capsys):
         ("/rety", "/rety"),
         ("/save", "/save"),
         ("/load nowhere.json", "nowhere.json"),
+        ("/load ~nobody-here/x", "~nobody-here/x"),
         ("/retry", "no answer yet"),
     ],
 )
