@@ -112,15 +112,17 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """The options of a flat YAML file."""
     if not path.is_file():
         raise ValueError(f"There is no config file {path}. Those of this project are in configs/.")
-    return yaml_options(path.read_text(encoding="utf-8"), where=str(path))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not YAML of options: {error}") from error
+    return yaml_options(text, where=str(path))
 
 
 def yaml_options(text: str, where: str) -> dict[str, Any]:
     """The options that YAML text holds; `where` it stands is for messages."""
-    from omegaconf import OmegaConf
-
     try:
-        data = OmegaConf.to_container(OmegaConf.create(text), resolve=True)
+        data = _parsed(text, resolve=True)
     except Exception as error:  # the YAML library below omegaconf raises classes that this project does not import
         raise ValueError(f"{where} is not YAML of options: {' '.join(str(error).split())[:300]}") from error
     if not isinstance(data, dict):
@@ -131,12 +133,8 @@ def yaml_options(text: str, where: str) -> dict[str, Any]:
 def plain_yaml_options(text: str, where: str, remedy: str) -> dict[str, Any]:
     """The options that YAML text from somebody else holds: small when written out, and values only, so that nothing of
     this machine, such as an environment variable, gets into them."""
-    from omegaconf import OmegaConf
-
     try:
-        if (aliases := len(ALIAS.findall(text))) > MAX_ALIASES:
-            raise ValueError(f"it has {aliases} aliases (*name), expected at most {MAX_ALIASES}")
-        data = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+        data = _parsed(text, resolve=False)
         if not isinstance(data, dict):
             raise ValueError("it holds a list; expected lines of the form `option: value`")
         if (key := _interpolated(data)) is not None:
@@ -144,6 +142,14 @@ def plain_yaml_options(text: str, where: str, remedy: str) -> dict[str, Any]:
     except Exception as error:  # as above
         raise ValueError(f"{where} cannot be used: {' '.join(str(error).split())[:300]}. {remedy}") from error
     return {str(key): value for key, value in data.items()}
+
+
+def _parsed(text: str, resolve: bool) -> Any:
+    from omegaconf import OmegaConf
+
+    if (aliases := len(ALIAS.findall(text))) > MAX_ALIASES:
+        raise ValueError(f"it has {aliases} aliases (*name), expected at most {MAX_ALIASES}")
+    return OmegaConf.to_container(OmegaConf.create(text), resolve=resolve)
 
 
 def _interpolated(value: Any, key: str = "") -> str | None:

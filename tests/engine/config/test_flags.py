@@ -75,6 +75,11 @@ def test_missing_and_broken_files_are_told(tmp_path: Path) -> None:
         yaml_options("a: [1", where="here")
     with pytest.raises(ValueError, match="list"):
         yaml_options("- 1\n- 2", where="here")
+    with pytest.raises(ValueError, match="here.*aliases"):
+        yaml_options("a: &a [1]\nb: [" + "*a, " * 20 + "]", where="here")
+    (tmp_path / "noise.yaml").write_bytes(b"\x00\xff")
+    with pytest.raises(ValueError, match=r"noise\.yaml"):
+        read_yaml(tmp_path / "noise.yaml")
 
 
 def test_lists_grow_and_a_switch_is_short_for_a_value() -> None:
