@@ -1,7 +1,8 @@
-"""What a bigram model with back-off knows: the yardstick that a trained language model has to beat."""
+"""What a trained language model has to beat: bigrams with back-off, and the answers to similar questions."""
 
 import json
 import sys
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from engine.generate.options import BigramOptions
 from engine.runtime.devices import start_runtime
 from engine.train.evaluate import evaluate
 
+Exchange = tuple[NDArray[np.int64], tuple[int, ...]]  # ids of a question, and of its answer
 DISCOUNT = 0.75  # taken from every seen pair and given to the unigram
 
 
@@ -62,8 +64,40 @@ def pairs_of(batch: Batch, only_trained: bool) -> tuple[NDArray[np.int64], NDArr
     return before, np.concatenate((inputs[:, 1:][same], labels[trained_ends]))
 
 
+class SimilarQuestions:
+    """Answers with what the most similar question of training was answered with: the one that shares most tokens, as a
+    share of all tokens of both."""
+
+    def __init__(self, known: Sequence[Exchange]) -> None:
+        self.answers = [answer for _, answer in known]
+        questions = [np.unique(question) for question, _ in known]
+        self.sizes = np.array([len(question) for question in questions])
+        tokens = np.concatenate(questions)
+        order = np.argsort(tokens, kind="stable")
+        self.tokens, self.holders = tokens[order], np.repeat(np.arange(len(questions)), self.sizes)[order]
+
+    def answer(self, question: NDArray[np.int64]) -> tuple[int, ...]:
+        asked = np.unique(question)
+        shared = np.zeros(len(self.answers))
+        for token in asked:
+            first, last = np.searchsorted(self.tokens, [token, token + 1])
+            shared[self.holders[first:last]] += 1
+        return self.answers[int(np.argmax(shared / (self.sizes + len(asked) - shared)))]
+
+
+def exchanges_of(batch: Batch) -> Iterator[Exchange]:
+    """What is given and what is supervised of every document of a batch."""
+    inputs, labels, documents = (batch[name].numpy() for name in ("inputs", "labels", "documents"))
+    is_answer = labels != IGNORE_LABEL_ID
+    for row, numbers in enumerate(documents):
+        for number in range(numbers.max() + 1):
+            here = numbers == number
+            yield inputs[row][here & ~is_answer[row]], tuple(labels[row][here & is_answer[row]].tolist())
+
+
 def compare_with_bigram(options: BigramOptions) -> None:
-    """Held-out loss a token of a checkpoint and of bigrams counted on the tokens that it was trained on."""
+    """Held-out loss a token of a checkpoint and of bigrams counted on the tokens that it was trained on; and the share of
+    answers that are exactly right, of the checkpoint and of answering as the most similar question was answered."""
     checkpoint = open_text_checkpoint(options.opening, ["epochs=1", "eval_interval=null"])
     config = checkpoint.instruct_config
     check_split(checkpoint.stored, config, allow_other=options.allow_other_split)
@@ -81,7 +115,12 @@ def compare_with_bigram(options: BigramOptions) -> None:
         model.count()
         losses = np.concatenate([model.losses(*pairs_of(batch, only_trained=True)) for _, batch, _ in held_out()])
         results[name] = {"token_loss": float(losses.mean()), "pairs": int(model.counts.sum())}
+    print("looking for similar questions", file=sys.stderr)
+    similar = SimilarQuestions([pair for _, batch, _ in source.data.train_items(1, 0) for pair in exchanges_of(batch)])
+    tested = [pair for _, batch, _ in held_out() for pair in exchanges_of(batch) if pair[1]]
+    right = sum(similar.answer(question) == answer for question, answer in tested)
+    results["similar_question"] = {"exact_accuracy": right / max(1, len(tested)), "questions": len(tested)}
     task = checkpoint.task(source, runtime)
     (metrics,) = evaluate(task, held_out(), source.data.eval_sets, runtime).values()
-    results["model"] = {"token_loss": metrics["token_loss"], "tokens": metrics["tokens"]}
+    results["model"] = {name: metrics[name] for name in ("token_loss", "exact_accuracy", "tokens")}
     print(json.dumps(results))

@@ -142,3 +142,18 @@ def test_make_targets_that_are_documented_exist() -> None:
     for page in PAGES:
         for target in re.findall(r"^make ([a-z-]+)", page.read_text(), flags=re.MULTILINE):
             assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), f"{page.name}: make {target}"
+
+
+def test_figures_of_make_smoke_are_the_same_everywhere() -> None:
+    readme, makefile, log = ((ROOT / name).read_text() for name in ("README.md", "Makefile", "docs/log.md"))
+    told = re.search(r"^smoke:.*\((\d+) s of one core; (\d\.\d+) of held-out", makefile, flags=re.MULTILINE)
+    assert told
+    seconds, accuracy = told.groups()
+    assert re.search(rf"^make smoke .* {seconds} s of one CPU core$", readme, flags=re.MULTILINE)
+    assert re.search(
+        rf"^\| `make smoke`.* {accuracy} of held-out answers exact after {seconds} s of one core",
+        readme,
+        flags=re.MULTILINE,
+    )
+    (section,) = [part for part in log.split("\n## ") if part.startswith("2026-11-27: `make smoke`")]
+    assert f"**{seconds} s**" in section and f"**{accuracy}**" in section

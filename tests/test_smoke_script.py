@@ -2,12 +2,15 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from omegaconf import OmegaConf
 
+from dataset.text.sample_corpus import make_sample_records
 from tests.text_runs import write_corpus
 from tests.tiny import ROOT
 
@@ -30,8 +33,11 @@ def smoke(tmp_path: Path, *words: str, **environment: str) -> tuple[dict, str, d
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    report, _, reply = done.stdout.partition("\n")
-    assert "[smoke] What is 7 plus 8?" in done.stderr and reply.endswith("\n")
+    report, compared, reply = done.stdout.split("\n", 2)
+    asked = [line for line in done.stderr.splitlines() if line.startswith("[smoke] ")][-1]
+    assert re.search("What is 7 plus 8|Write c o r n backwards", asked) and reply.endswith("\n")
+    accuracy = json.loads(report)["test"]["exact_accuracy"]
+    assert re.search(rf"exact accuracy {accuracy:.3f} on \d+ questions .*: 0\.\d+\).*bigrams: \d", compared)
     return (
         json.loads(report),
         done.stderr,
@@ -47,7 +53,7 @@ def assert_obeyed(config: dict) -> None:
 def test_without_corpus_and_tokenizer_it_takes_the_built_in_ones(tmp_path):
     report, told, config = smoke(
         tmp_path,
-        *("lr=7e-4", "dataset.sample_size=200"),
+        *("lr=7e-4", "dataset.sample_size=200", "dataset.sample_tasks=[spelling,addition]"),
         SMOKE_DATA_DIR=str(tmp_path / "data"),
         LLAMA_TOKENIZER=str(tmp_path / "no.model"),
     )
@@ -55,6 +61,7 @@ def test_without_corpus_and_tokenizer_it_takes_the_built_in_ones(tmp_path):
     assert f"no SlimOrca.jsonl or SlimOrca.jsonl.zst in {tmp_path / 'data'}" in told
     assert "taking the built-in sample corpus" in told
     assert config["dataset"]["source"] == "sample" and config["lr"] == 7e-4
+    assert config["dataset"]["sample_tasks"] == ["spelling", "addition"]
     assert_obeyed(config)
     assert report["test"]["count"] > 0 and report["test"]["token_loss"] < 20
 
@@ -68,3 +75,31 @@ def test_corpus_and_tokenizer_that_are_there_are_taken(tmp_path):
     assert config["dataset"]["source"] == "local" and config["dataset"]["data_dir"] == str(data)
     assert_obeyed(config)
     assert report["test"]["count"] == 12, "at most 12 of each split, and 18 are held out"
+
+
+def test_the_question_is_in_no_training_record():
+    """With the ratio of the recipe and every larger one: the share that its word falls into is smaller."""
+    (question,) = re.findall(r'question="(Write .*\.)"', SCRIPT.read_text())
+    records = make_sample_records(20_000, 0, 0.01, ["spelling"])
+    word = question.removeprefix("Write ").removesuffix(" backwards.")
+    texts = [record["conversations"][-2]["value"] for record in records["train"]]
+    assert not any(f" {word}." in text or f" {word}?" in text or f" {word} " in text for text in texts)
+
+
+@pytest.mark.slow
+def test_its_model_has_learnt_to_answer_what_it_was_never_asked(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("SMOKE_", "LLAMA_"))}
+    missing = {"SMOKE_DATA_DIR": str(tmp_path / "data"), "LLAMA_TOKENIZER": str(tmp_path / "none")}
+    done = subprocess.run(
+        [str(SCRIPT), f"checkpoint_path={tmp_path / 'run'}", "device=cpu"],
+        cwd=tmp_path,
+        env=environment | {"PYTHON": sys.executable} | missing,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    report, _, reply = done.stdout.split("\n", 2)
+    assert json.loads(report)["test"]["exact_accuracy"] >= 0.8
+    assert reply == "n r o c\n"

@@ -8,7 +8,7 @@ from random import Random
 from typing import Any
 
 from dataset.files.disk import write_file
-from dataset.text.sample_tasks import TASKS, Exchange
+from dataset.text.sample_tasks import TASKS, Exchange, Task
 from dataset.text.template import MARKERS
 
 Record = dict[str, Any]
@@ -18,13 +18,15 @@ SYSTEM_PROMPT = "Answer briefly."
 SYSTEM_RATIO = 0.05  # tokens cost time, so most conversations go without
 
 
-def make_sample_records(size: int, seed: int, test_ratio: float) -> dict[str, list[Record]]:
+def make_sample_records(
+    size: int, seed: int, test_ratio: float, task_names: Sequence[str] | None = None
+) -> dict[str, list[Record]]:
     """About `size` records divided by what is asked, so that nothing in "test" is ever asked in "train".
 
-    The order is random, and "test" holds no conversation twice.
+    The order is random, and "test" holds no conversation twice. `task_names`: the kinds of questions; None: all.
     """
     rng = Random(f"sample corpus {seed}")
-    tasks, weights = zip(*TASKS, strict=True)
+    tasks, weights = zip(*_chosen_tasks(task_names), strict=True)
     records: dict[str, list[Record]] = {"train": [], "test": []}
     tested: set[tuple[str, ...]] = set()
     for task in rng.choices(tasks, weights, k=size):
@@ -70,6 +72,15 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int) -> bytes:
         minloglevel=2,
     )
     return model.getvalue()
+
+
+def _chosen_tasks(names: Sequence[str] | None) -> list[tuple[Task, int]]:
+    known = [task.__name__ for task, _ in TASKS]
+    unknown = [name for name in names or () if name not in known]
+    if unknown or names == []:
+        found = ", ".join(unknown) or "an empty list"
+        raise ValueError(f"dataset.sample_tasks: found {found}, expected some of {', '.join(known)}, or null for all.")
+    return [(task, weight) for task, weight in TASKS if names is None or task.__name__ in names]
 
 
 def _is_test(exchange: Exchange, seed: int, test_ratio: float) -> bool:

@@ -51,6 +51,7 @@ class SlimOrcaConfig:
     truncate: Literal["right", "prompt"] = "right"
     on_error: Literal["raise", "skip"] = "raise"
     sample_size: int = 20_000  # records of the built-in corpus
+    sample_tasks: list[str] | None = None  # its kinds of questions; None: all
 
     @property
     def sizes(self) -> tuple[int | None, int | None]:
@@ -168,7 +169,7 @@ def corpus_digest(config: SlimOrcaConfig) -> str:
 
 def _used_lines(config: SlimOrcaConfig, tokenizer_path: str | Path | None, progress: bool) -> UsedLines:
     if config.source == "sample":
-        records = make_sample_records(config.sample_size, config.seed, config.test_ratio)
+        records = make_sample_records(config.sample_size, config.seed, config.test_ratio, config.sample_tasks)
         tokenizer_path = tokenizer_path or sample_tokenizer(records["train"], Path(config.data_dir))
         cuts = zip(SPLITS, config.sizes, strict=True)
         chosen = [(split, record) for split, size in cuts for record in records[split][:size]]

@@ -205,6 +205,9 @@ class TextDataConfig(RowsConfig):
         "auto", description="at most so many held-out records; auto: a tenth of subset_size; null: all"
     )
     sample_size: int = Field(20_000, ge=1, description="records of the built-in corpus")
+    sample_tasks: list[str] | None = Field(
+        None, description="kinds of questions of the built-in corpus, such as [addition,counting]; null: all"
+    )
     seq_len: int = Field(512, ge=2, le=MAX_ROW)
     test_ratio: float = Field(0.05, ge=0, lt=1)
     seed: int = Field(0, ge=0, le=2**63 - 1)

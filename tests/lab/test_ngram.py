@@ -1,7 +1,7 @@
 import numpy as np
 import torch
 
-from lab.ngram import Bigram, pairs_of
+from lab.ngram import Bigram, SimilarQuestions, exchanges_of, pairs_of
 
 
 def counted(pairs, vocab_size=5):
@@ -34,3 +34,21 @@ def test_pairs_stay_inside_documents():
     assert list(zip(before.tolist(), token.tolist(), strict=True)) == [(2, 9), (4, 8)]
     before, token = pairs_of(batch, only_trained=False)
     assert sorted(zip(before.tolist(), token.tolist(), strict=True)) == [(1, 2), (2, 9), (3, 4), (4, 8)]
+
+
+def test_the_most_similar_question_gives_the_answer():
+    known = [(np.array([1, 2, 3]), (10,)), (np.array([4, 5, 6, 7, 8, 9]), (20, 21)), (np.array([4, 5]), (30,))]
+    similar = SimilarQuestions(known)
+    assert similar.answer(np.array([3, 2, 9])) == (10,)
+    assert similar.answer(np.array([4, 5, 6, 7, 1])) == (20, 21)
+    assert similar.answer(np.array([5, 4, 4])) == (30,), "how often a token stands there does not count"
+
+
+def test_questions_and_answers_are_those_of_the_documents():
+    batch = {
+        "inputs": torch.tensor([[1, 2, 3, 4, 5, 0]]),
+        "labels": torch.tensor([[-100, 3, -100, 5, 6, -100]]),
+        "documents": torch.tensor([[0, 0, 1, 1, 1, -1]]),
+    }
+    found = [(question.tolist(), answer) for question, answer in exchanges_of(batch)]
+    assert found == [([1], (3,)), ([3], (5, 6))]

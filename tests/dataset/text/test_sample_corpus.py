@@ -50,6 +50,15 @@ def test_no_test_question_is_ever_asked_in_training(seed: int) -> None:
     assert len(asked["test"]) == len(records["test"])  # nor twice in the test
 
 
+def test_the_kinds_of_questions_can_be_chosen() -> None:
+    records = make_sample_records(SIZE, 0, 0.1, ["addition", "parity"])
+    assert {record["source"] for split in records for record in records[split]} == {"addition", "parity"}
+    with pytest.raises(ValueError, match="sums.*addition"):
+        make_sample_records(SIZE, 0, 0.1, ["parity", "sums"])
+    with pytest.raises(ValueError, match="sample_tasks"):
+        make_sample_records(SIZE, 0, 0.1, [])
+
+
 def test_a_sum_is_new_in_every_wording_and_order(records: Records) -> None:
     def sums(split: str) -> set[frozenset[str]]:
         return {frozenset(re.findall(r"\d+", question)) for question, _ in of_task(records[split], "addition")}
