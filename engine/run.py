@@ -5,6 +5,7 @@ import time
 from contextlib import ExitStack, suppress
 from typing import Any
 
+from engine.checkpoints.find import BEST, pointed_folder
 from engine.checkpoints.load import load_checkpoint
 from engine.runtime.devices import start_runtime
 from engine.runtime.signals import CutShortError, StoppedError, StopSignal
@@ -54,9 +55,9 @@ def train(job: Job) -> dict[str, Any] | None:
 
 def about_finished(run: Run) -> list[str]:
     """What to say of a run that had nothing left to do."""
-    state, best = run.state, (run.run_dir / "best").resolve()
+    state, best = run.state, pointed_folder(run.run_dir, BEST)
     lines = [f"this run was finished before: it ended at step {state.step}, see {run.run_dir}"]
-    if state.best_value is not None:
+    if state.best_value is not None and best is not None:
         lines.append(f"best {run.plan.best_metric} {state.best_value:.5g}, kept in {best.name}")
     last = last_evaluation(run.run_dir)
     numbers = [f"{key} {value:.5g}" for key, value in last.items() if key.count("/") == 1 and value is not None]
@@ -83,7 +84,7 @@ def evaluate(job: Job) -> Report | None:
         runtime = start_runtime(settings.device, settings.compile, settings.seed)
         stack.callback(runtime.close)
         say = Notices(runtime.is_main)
-        checkpoint = load_checkpoint(settings.start_from)
+        checkpoint = load_checkpoint(settings.start_from, say=say)
         job.check_held_out(checkpoint)
         directory = job.directory(runtime, say)
         parts = job.compose(RunStart(runtime, directory, None, say, stack))

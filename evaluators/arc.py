@@ -66,6 +66,7 @@ class ARC:
         self._former = Votes()  # of all ranks in former evaluations; rank 0 alone needs them
         self._votes = Votes()  # of this rank in this evaluation
         self._former_batches = self._num_batches = 0
+        self._state: dict[str, Any] | None = None  # the former votes as they are saved
 
     def begin_eval(self) -> None:
         self._votes, self._num_batches = Votes(), self._former_batches
@@ -73,7 +74,12 @@ class ARC:
             self._former = Votes()
 
     def state_dict(self) -> dict[str, Any]:
-        """The votes that later evaluations add to, as tensors; rank 0 has them."""
+        """The votes that later evaluations add to, as tensors; rank 0 has them. Made once an evaluation: it takes seconds."""
+        if self._state is None:
+            self._state = self._tensors()
+        return self._state
+
+    def _tensors(self) -> dict[str, Any]:
         votes = self._former if self.aggregated_voting else Votes()
         number_of = {prediction: number for number, prediction in enumerate(votes.grids)}
         cast = [
@@ -93,7 +99,7 @@ class ARC:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Let the votes of a saved run count."""
-        self._former_batches = state["num_batches"]
+        self._former_batches, self._state = state["num_batches"], None
         shapes = state["shapes"].tolist()
         cells = state["cells"].split([height * width for height, width in shapes])
         grids = [part.numpy().reshape(shape) for part, shape in zip(cells, shapes, strict=True)]
@@ -138,7 +144,7 @@ class ARC:
         if world_size > 1:
             gathered = [Votes() for _ in range(world_size)] if rank == 0 else None
             dist.gather_object(self._votes, gathered, dst=0, group=group)
-        self._votes, self._former_batches = Votes(), self._num_batches
+        self._votes, self._former_batches, self._state = Votes(), self._num_batches, None
         if gathered is None:
             self._former = Votes()
             return None

@@ -42,7 +42,7 @@ def open_run(job: Job, stack: ExitStack) -> tuple[Run, Notices]:
     if checkpoint is not None:
         load_weights(module, checkpoint.weights, source=str(checkpoint.path))
     elif settings.start_from:
-        say(*start_from(module, load_checkpoint(settings.start_from)))
+        say(*start_from(module, load_checkpoint(settings.start_from, say=say)))
     optimizers = job.optimizers(parts, runtime)
     rate = settings.ema_rate
     average = None if rate is None else WeightAverage(module, rate, settings.ema_is_warmed_up)

@@ -12,10 +12,10 @@ from torch import Tensor
 from engine.tasks.protocol import check_shapes
 from engine.train.evaluate import stateful
 from engine.train.loop import Run
+from engine.train.optimizers import LARGEST_STEP
 from engine.train.plan import TrainState
 
 NEEDED = ("step", "iteration", "batches_done")  # what every version has saved
-LARGEST = 2**53
 MALFORMED = (LookupError, TypeError, AttributeError, RuntimeError, AssertionError, ArithmeticError)
 
 
@@ -47,7 +47,7 @@ def state_of(trainer: Mapping[str, Any]) -> TrainState:
     state = TrainState(**saved)
     for field in fields(state):
         value = getattr(state, field.name)
-        is_count = type(value) is int and 0 <= value < LARGEST
+        is_count = type(value) is int and 0 <= value < LARGEST_STEP
         fits: dict[Any, bool] = {int: is_count, int | None: is_count or value is None}
         if not fits.get(field.type, value is None or type(value) in (int, float)):
             raise ValueError(f"{field.name}={value!r} cannot be the {field.name} of a run. Use another checkpoint.")

@@ -1,5 +1,6 @@
 """The chat builder: what it writes, how it splits, that it says what it did, and what it refuses."""
 
+import errno
 import json
 import os
 import re
@@ -272,3 +273,16 @@ def test_dataset_json_holds_what_chat_needs(tmp_path: Path) -> None:
     assert found["chat"]["is_packed"] and found["chat"]["format_version"] == 1
     lengths = np.diff(array(folder, "places")[:, 1:], axis=1)
     assert found["chat"]["max_document"] == lengths.max()
+
+
+@pytest.mark.parametrize("failing", ["rows", "tokenizer"])
+def test_a_full_disk_names_the_folder_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(*((np, "save") if failing == "rows" else (os, "fsync")), full)
+    said = refusal(tmp_path / "d", make_chats(9))
+    assert str(tmp_path) in said and "disk is full" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["d.json"]

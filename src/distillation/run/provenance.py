@@ -1,12 +1,12 @@
 """Where a student comes from: one line for every start and resume of its run, and which options may change in between."""
 
 import json
-import subprocess
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from engine.config.parse import ConfigError
+from engine.runtime.code import code_version
 
 PROVENANCE_FILE = "provenance.jsonl"
 META_KEY = "distill"  # in the meta.json of a checkpoint
@@ -63,6 +63,7 @@ def check_changes(old: dict[str, Any], new: dict[str, Any], rows_per_step: int) 
 def record_start(run_dir: Path, step: int, old: dict[str, Any] | None, new: dict[str, Any], source: str | None) -> str:
     """Append the line of this start or resume; returns it in words."""
     changes = {} if old is None else differences(old["config"], new["config"])
+    version = code_version()
     line = {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "step": step,
@@ -70,7 +71,7 @@ def record_start(run_dir: Path, step: int, old: dict[str, Any] | None, new: dict
         "to_mode": new["mode"],
         "changes": changes,
         "resumed_from": source,
-        "git_commit": git_commit(),
+        "git_commit": version["commit"] and version["commit"] + ("+" if version["commit_is_dirty"] else ""),
         "data_fingerprint": new["corpus"],
         "former_data_fingerprint": None if old is None else old["corpus"],
         "tokenizer_fingerprint": new["tokenizer"],
@@ -93,20 +94,4 @@ def last_mode(run_dir: Path) -> str | None:
     try:
         return str(json.loads(lines[-1])["to_mode"]) if lines else None
     except (ValueError, LookupError, TypeError):
-        return None
-
-
-def git_commit() -> str | None:
-    """The commit of this code, with a plus if files were changed since; None outside a repository."""
-    root = Path(__file__).resolve().parents[3]
-    if not (root / ".git").exists():
-        return None
-
-    def git(*words: str) -> str:
-        command = ["git", "-C", str(root), *words]
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.SubprocessError):  # no git here, or it may not look into this folder
         return None

@@ -62,8 +62,10 @@ def test_problems_of_run_and_arch_that_need_several_keys_come_together():
         gradient_accumulation_steps=3,
         eval_only=True,
         resume=True,
+        dry_run=True,
         arch={"name": TRM, **ARCH, "causal": True, "mlp_t": True, "puzzle_emb_len": 4},
     )
+    assert "dry_run" in found.pop(0)
     assert found == [
         "global_batch_size=8 cannot be split into gradient_accumulation_steps=3 equal parts",
         "eval_only=true needs load_checkpoint=<folder or file>",
