@@ -5,7 +5,7 @@ import shlex
 import sys
 from abc import abstractmethod
 from collections.abc import Collection
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -14,6 +14,7 @@ from engine.build import text as build_text
 from engine.build.held_out import check_split, check_validation_split
 from engine.build.puzzles import Source
 from engine.build.text import TextSource
+from engine.checkpoints.find import TRAINER_FILE
 from engine.checkpoints.load import Checkpoint
 from engine.checkpoints.run_directory import RunDirectory, named_directory, start_directory
 from engine.config.check import check
@@ -27,6 +28,7 @@ from engine.train.loop import RunParts
 from engine.train.opening import parameter_counts
 from engine.train.optimizers import OptimizerSet
 from engine.train.plan import Plan
+from engine.train.resume import saved_errors, state_of
 from engine.train.tracking.tracker import Notices
 from models.losses.puzzles import ACTLossHead
 from models.losses.text import TextLossHead
@@ -88,7 +90,26 @@ class HydraJob(Job, Generic[Config]):
             meta=parameter_counts(task.module) | source.meta,
             files=source.files,
             smaller=self.smaller,
+            trainer=None if start.checkpoint is None else self.moved_trainer(start.checkpoint, source),
         )
+
+    def moved_trainer(self, checkpoint: Checkpoint, source: Source) -> dict[str, Any] | None:
+        """The trainer state where epochs or intervals between evaluations changed: its place in the data counts those."""
+        former, trainer, config = checkpoint.config() or {}, checkpoint.trainer, self.config
+        epochs, interval = former.get("epochs"), former.get("eval_interval")
+        if trainer is None or not isinstance(epochs, int) or not isinstance(interval, int | None):
+            return None
+        epochs_per_iteration = min(interval or epochs, epochs)
+        if (epochs, epochs_per_iteration) == (config.epochs, config.epochs_per_iteration):
+            return None
+        with saved_errors(checkpoint.path / TRAINER_FILE):
+            state = state_of(trainer)
+        epochs_before = min((state.iteration - 1) * epochs_per_iteration, epochs)  # the last iteration may be shorter
+        iterations, rest = divmod(epochs_before, config.epochs_per_iteration)
+        batches = rest * source.batches_per_epoch + state.batches_done
+        more, left = divmod(batches, config.epochs_per_iteration * source.batches_per_epoch)
+        state = replace(state, iteration=iterations + int(more) + 1, batches_done=int(left))
+        return trainer | {"state": asdict(state)}
 
     def fit_length(self, total_steps: int, say: Notices) -> None:
         """Cut a warm-up that nobody chose to a tenth of the run; say what else of the length is not as it seems."""

@@ -119,6 +119,7 @@ def source_of(
         total_rows=rows,
         iterations=config.iterations,
         steps_per_epoch=steps / config.epochs,
+        batches_per_epoch=1 if trained is None else trained.batches_per_epoch,
         train_rows=rows // config.epochs,
         train_tokens=0 if train is None else int(train.lengths().sum()),
         global_batch_size=config.global_batch_size,

@@ -297,3 +297,12 @@ def test_a_run_says_that_its_average_is_still_its_start(tmp_path, rate, told):
     ended = pretrain(flags(data, tmp_path / "run", epochs=3, ema=True, ema_rate=rate))
     assert ended.code == 0, ended.err
     assert all(word in ended.err for word in told) and ("ema_rate" in ended.err) == bool(told)
+
+
+def test_epochs_that_a_finished_run_is_resumed_for_follow_those_it_had(tmp_path):
+    """Its last iteration was shorter than the others, and what fills no batch at the end of one is left out."""
+    data, run_dir = write_sudoku(tmp_path / "data"), tmp_path / "run"
+    assert pretrain(flags(data, run_dir, global_batch_size=7, epochs=5, eval_interval=3)).code == 0
+    assert logged(run_dir)[-1]["step"] == 72 // 7 + 48 // 7
+    assert pretrain(flags(data, run_dir, global_batch_size=7, epochs=9, eval_interval=3, resume=True)).code == 0
+    assert logged(run_dir)[-1]["step"] == 3 * (72 // 7)

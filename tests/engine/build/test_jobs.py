@@ -1,5 +1,6 @@
 """What Hydra configures as a run: the command that resumes it, and options that are fitted to its length."""
 
+import json
 import re
 import shlex
 import sys
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from engine.build.jobs import PuzzleJob
 from engine.build.text import fitting_batch_size
+from engine.checkpoints.load import Checkpoint
 from engine.config.check import check
 from engine.config.schema import PretrainConfig
 from tests.tiny import ARCH, CPU, RUN, TRM
@@ -75,3 +77,22 @@ def test_a_batch_is_as_large_as_asked_or_as_there_are_examples_to_share(examples
     size = fitting_batch_size(options, replace(CPU, world_size=ranks), examples)
     assert size % shares == 0 and size <= min(examples, asked * shares)
     assert size == asked * shares or size > examples - shares
+
+
+@pytest.mark.parametrize(
+    ("former", "place", "now", "moved"),
+    [
+        ((20, 10), (3, 0), (30, 10), (3, 0)),
+        ((25, 10), (4, 0), (40, 10), (3, 15)),
+        ((4, 10), (2, 0), (20, 10), (1, 12)),
+        ((4, None), (1, 12), (8, None), (1, 12)),
+        ((4, None), (1, 7), (4, 1), (3, 1)),
+        ((9, 3), (2, 4), (9, 3), None),
+    ],
+)
+def test_a_place_in_the_data_is_the_same_under_other_epochs_and_intervals(former, place, now, moved):
+    trainer = {"state": {"step": 9, "iteration": place[0], "batches_done": place[1]}, "task": {}}
+    config_yaml = json.dumps({"epochs": former[0], "eval_interval": former[1]})
+    saved = Checkpoint(Path("step_9"), {}, None, trainer, config_yaml)
+    found = job(epochs=now[0], eval_interval=now[1]).moved_trainer(saved, mock.Mock(batches_per_epoch=3))
+    assert (found and (found["state"]["iteration"], found["state"]["batches_done"])) == moved
