@@ -113,7 +113,7 @@ def test_every_documented_command_works(workplace: Path) -> None:
             name, _, value = command.removeprefix("export ").partition("=")
             env[name] = value.strip('"').replace("$PWD", str(workplace))
             continue
-        if command.startswith(("make ", "pip ", "git ", "huggingface-cli", "curl", "torchrun --nproc-per-node 8")):
+        if command.startswith(("make ", "pip ", "git ", "hf ", "curl", "torchrun --nproc-per-node 8")):
             continue  # the suite itself, installation, and the network
         if any(word in command for word in NEEDS_OTHER_DATA):
             continue
@@ -135,6 +135,14 @@ def test_every_documented_command_works(workplace: Path) -> None:
         assert done.returncode == 0, f"{command}\n{shlex.join(words)}\n{done.stderr[-3000:]}"
         ran += 1
     assert ran >= 10
+
+
+def test_every_documented_program_is_here_or_installed() -> None:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    for command in documented_commands([ROOT / "README.md", *(ROOT / "docs").glob("*.md")]):
+        program = re.sub(r"^([A-Z_]+=\S+ )*", "", command).split()[0]
+        is_here = any((folder / program).is_file() for folder in (ROOT, ROOT / "examples"))
+        assert program in ("export", "cd") or is_here or shutil.which(program, path=path), command
 
 
 def test_make_targets_that_are_documented_exist() -> None:
