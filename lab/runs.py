@@ -24,9 +24,9 @@ def list_runs(root: Path) -> list[dict[str, str]]:
 
 
 def find_runs(root: Path) -> Iterator[Path]:
-    """Directories with a config of their own that are not the step of a run."""
+    """Directories with a config of their own that are not the step of a run, nor hidden, as a step is while it is written."""
     for folder, names, files in os.walk(root, followlinks=False):
-        names[:] = [name for name in names if step_of(Path(name)) is None]
+        names[:] = [name for name in names if step_of(Path(name)) is None and not name.startswith(".")]
         if CONFIG_FILE in files:
             yield Path(folder)
 

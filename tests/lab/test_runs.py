@@ -42,6 +42,8 @@ def test_runs_are_listed_with_their_best_number_the_last_one_first(tmp_path):
 
 def test_steps_are_no_runs(tmp_path):
     run = write_run(tmp_path / "run", "student: retnet\nteacher_mode: direct\n", 2, commit=None)
+    (run / ".step_3.tmp-77").mkdir()  # that is being written
+    (run / ".step_3.tmp-77" / "config.yaml").write_text("student: retnet\n")
     assert list(find_runs(tmp_path)) == [run]
 
 
