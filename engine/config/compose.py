@@ -44,7 +44,7 @@ def store_defaults() -> None:
 
 def resolved(hydra_config: Any) -> tuple[dict[str, Any], str, set[str]]:
     """The values that a `hydra.main` function was given, the name of the chosen architecture, and the options that were
-    chosen by the command line or a recipe, rather than left at their default."""
+    chosen by the command line, a recipe or a config of one's own, rather than left at their default."""
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -56,8 +56,10 @@ def resolved(hydra_config: Any) -> tuple[dict[str, Any], str, set[str]]:
     assert isinstance(data, dict)
     hydra = HydraConfig.get()
     given = {override.lstrip("+").partition("=")[0] for override in hydra.overrides.task}
-    if recipe := hydra.runtime.choices.get("recipe"):
-        given |= {str(key) for key in OmegaConf.load(CONFIG_DIR / "recipe" / f"{recipe}.yaml")}
+    files = [CONFIG_DIR / "recipe" / f"{recipe}.yaml"] if (recipe := hydra.runtime.choices.get("recipe")) else []
+    if hydra.job.config_name not in CONFIGS:
+        files += [Path(place.path) / f"{hydra.job.config_name}.yaml" for place in hydra.runtime.config_sources]
+    given |= {str(key) for file in files if file.is_file() for key in OmegaConf.load(file)}
     return {str(key): value for key, value in data.items()}, hydra.runtime.choices.get("arch", "model"), given
 
 

@@ -306,3 +306,12 @@ def test_epochs_that_a_finished_run_is_resumed_for_follow_those_it_had(tmp_path)
     assert logged(run_dir)[-1]["step"] == 72 // 7 + 48 // 7
     assert pretrain(flags(data, run_dir, global_batch_size=7, epochs=9, eval_interval=3, resume=True)).code == 0
     assert logged(run_dir)[-1]["step"] == 3 * (72 // 7)
+
+
+@pytest.mark.parametrize(("chosen", "told"), [("ema: false", "note: "), ("lr_warmup_steps: 50", "warning: ")])
+def test_what_a_config_of_ones_own_chooses_is_not_taken_for_a_default(tmp_path, chosen, told):
+    data, run_dir = write_sudoku(tmp_path / "data"), tmp_path / "run"
+    (tmp_path / "own.yaml").write_text(f"defaults: [cfg_pretrain, _self_]\n{chosen}\n")
+    words = [word for word in flags(data, run_dir, epochs=1) if not word.startswith("lr_warmup_steps")]
+    ended = pretrain(["--config-dir", str(tmp_path), "--config-name", "own", *words])
+    assert ended.code == 0 and re.search(f"{told}.*lr_warmup_steps", ended.err)
