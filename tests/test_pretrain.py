@@ -150,6 +150,13 @@ def test_a_recipe_brings_all_it_needs_but_the_data(elsewhere):
     assert "python -m dataset.build_sudoku_dataset --generate 4x4" in ended.err
 
 
+def test_missing_data_of_another_puzzle_are_not_to_be_built_as_sudokus(elsewhere):
+    ended = pretrain(["arch=trm"])
+    assert ended.code == 1
+    assert "'data/arc-aug-1000'" in ended.err and "docs/puzzles.md" in ended.err
+    assert "--output-dir data/arc-aug-1000" not in ended.err
+
+
 @pytest.mark.parametrize("arch", ["trm_singlez", "trm_hier6", "hrm", "transformers_baseline"])
 def test_every_architecture_trains_evaluates_and_resumes(elsewhere, arch):
     layers = {"hrm": ["arch.H_layers=1"], "transformers_baseline": ["arch.H_layers=1", "arch.L_layers=0"]}

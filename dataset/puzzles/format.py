@@ -59,8 +59,9 @@ def read_metadata(dataset_path: str | Path, split: str) -> PuzzleDatasetMetadata
     root, file = Path(dataset_path), Path(dataset_path) / split / "dataset.json"
     if not root.is_dir():
         raise ValueError(
-            f"No data set at '{root}': there is no such folder. Correct data_paths, or build one, for example: "
-            f"python -m dataset.build_sudoku_dataset --generate 4x4 --count 1000 --output-dir {root}"
+            f"No data set at '{root}': there is no such folder. Correct data_paths, or build it as docs/puzzles.md says. "
+            "The smallest, for recipe=sudoku_4x4: "
+            "python -m dataset.build_sudoku_dataset --generate 4x4 --count 5000 --output-dir data/sudoku-4x4"
         )
     if not file.is_file():
         found = sorted(path.parent.name for path in root.glob("*/dataset.json"))
