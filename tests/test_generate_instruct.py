@@ -151,7 +151,7 @@ def test_a_longer_window_can_be_asked_for(run):
 def test_ctrl_c_before_the_first_word_leaves_without_a_traceback(run):
     with mock.patch("engine.generate.terminal.load_model", side_effect=KeyboardInterrupt):
         ended = say("--checkpoint", run, "--message", FIRST)
-    assert ended.code == 130 and not ended.out and not ended.err
+    assert ended.code == 130 and not ended.out and "Traceback" not in ended.err and ended.err.count("\n") <= 2
 
 
 def test_ctrl_c_ends_with_what_was_said_so_far(run):

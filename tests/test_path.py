@@ -2,6 +2,7 @@
 
 import traceback
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,8 +21,13 @@ class ReachedError(BaseException):
 def test_training_reaches_the_recursion_in_few_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stack: list[traceback.FrameSummary] = []
 
-    def recurse(*_: object) -> None:
-        stack.extend(traceback.extract_stack()[:-1])
+    count_calls = TinyRecursiveCore.recurse
+
+    def recurse(*args: Any) -> Any:
+        found = traceback.extract_stack()[:-1]
+        if found[-1].name == "passes_of_step":  # asks how many calls a step makes, and computes nothing
+            return count_calls(*args)
+        stack.extend(found)
         raise ReachedError
 
     monkeypatch.setattr(TinyRecursiveCore, "recurse", recurse)

@@ -112,15 +112,15 @@ def test_the_result_is_all_that_stdout_gets(elsewhere):
 
 
 def test_unknown_keys_of_run_and_model_are_named_together_with_the_nearest_ones(elsewhere):
-    ended = pretrain(short("lrr=1", "arch.hiden_size=64", "+arch.loss.los_type=x", "epochs=10"))
+    ended = pretrain(short("lrr=1", "arch.hiden_size=64", "+arch.loss.los_type=x", "gradient_accumulation_steps=3"))
     assert ended.code == 1 and ended.out == ""
     told = ended.err[ended.err.index("error: ") :]
     assert "lrr: unknown key, did you mean lr?" in told
     assert "arch.hiden_size: unknown key, did you mean hidden_size?" in told
     assert "arch.loss.los_type: unknown key, did you mean loss_type?" in told
-    assert "epochs" not in told  # whether options fit together is looked at once each of them is known and right
-    ended = pretrain(short("epochs=10"))
-    assert ended.code == 1 and "eval_interval=3" in ended.err and "epochs=10" in ended.err
+    assert "gradient_accumulation_steps" not in told  # whether options fit is looked at once each is known and right
+    ended = pretrain(short("gradient_accumulation_steps=3"))
+    assert ended.code == 1 and "gradient_accumulation_steps=3" in ended.err
     assert not (elsewhere / "checkpoints").exists()
 
 

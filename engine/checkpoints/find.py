@@ -98,7 +98,7 @@ def _existing(path: Path, prefer: str) -> list[Path]:
         is_part = file.name in EXACT_FILES and (file.parent / META_FILE).is_file()
         return [file.parent if is_part else path]
     if step_of(path) is not None or (path / META_FILE).exists():
-        return [path]
+        return [pointed_folder(path.parent, path.name) or path]
     best = pointed_folder(path, BEST) if prefer == BEST else None
     latest = pointed_folder(path, LATEST)
     reached = None if latest is None else step_of(latest)

@@ -1,6 +1,7 @@
 """Loads checkpoints, with checks that they are whole, and puts their weights into a module."""
 
 import json
+import os
 import re
 import struct
 import sys
@@ -101,7 +102,7 @@ def load_checkpoint(
             if _has_edited_config(loaded):
                 say(f"{each / CONFIG_FILE} is not what was saved; what it says now counts.")
             return loaded
-    if len(found) == 1 and Path(path) == found[0]:
+    if len(found) == 1 and os.path.realpath(path) == os.path.realpath(found[0]):
         where = found[0].parent
         remedy = f"Copy it again or use another checkpoint: {where} holds {listing(where)}."
     else:

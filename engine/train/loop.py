@@ -1,8 +1,8 @@
 """The training loop of every task."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,47 +69,49 @@ class Run(RunParts):
 
 
 def fit(run: Run, stop: StopSignal) -> Report | None:
-    """Train until the plan is over; returns the last evaluation.
+    """Train, evaluate and save as the plan says, until it is over; returns the last evaluation.
 
     Raises CutShortError where a signal asks to stop, once the state is saved.
     """
     run.stop = run.task.stop = stop
+    with saved_if_cut_short(run):
+        state, plan = run.state, run.plan
+        if plan.eval_at_start and state.base_value is None:
+            measure_base(run)
+        report = evaluate_and_save(run, plan.was_evaluation_due(state), False)  # if a signal cut it short
+        first = state.step
+        while not plan.is_over(state):
+            ended = state.iteration
+            for item, opened in run.task.feed(run.data.train_items(state.iteration, state.batches_done)):
+                if state.step == first:
+                    run.tracker.print(expectation(run.task, item, first + 1, run.runtime, run.smaller))
+                train_step(run, item)
+                state.batches_done += opened
+                if plan.is_over(state):
+                    break
+                is_eval, is_save = is_due(state.step, plan.eval_every_steps), is_due(state.step, plan.save_every_steps)
+                report = evaluate_and_save(run, is_eval, is_save or (is_eval and plan.save_every_eval)) or report
+                if plan.is_over(state):
+                    break
+            else:
+                state.iteration, state.batches_done = state.iteration + 1, 0
+
+            is_last, ends_in_eval = plan.is_over(state), plan.eval_every_steps is None
+            is_eval = is_last or (ends_in_eval and ended >= plan.first_eval_iteration)
+            report = evaluate_and_save(run, is_eval, is_last or (ends_in_eval and plan.save_every_eval)) or report
+        return report
+
+
+@contextmanager
+def saved_if_cut_short(run: Run) -> Iterator[None]:
+    """Within, a signal that asks to stop leaves the state of the last whole step on disk."""
     try:
-        return follow_plan(run)
+        yield
     except CutShortError as cut:
         run.tracker.print(f"{cut} after step {run.state.step} was cut short; resuming repeats it")
         if run.saved_step != run.state.step:
             save(run)
         raise
-
-
-def follow_plan(run: Run) -> Report | None:
-    """Train, evaluate and save as the plan says; returns the last evaluation."""
-    state, plan = run.state, run.plan
-    if plan.eval_at_start and state.base_value is None:
-        measure_base(run)
-    report = evaluate_and_save(run, plan.was_evaluation_due(state), False)  # if a signal cut it short
-    first = state.step
-    while not plan.is_over(state):
-        ended = state.iteration
-        for item, opened in run.task.feed(run.data.train_items(state.iteration, state.batches_done)):
-            if state.step == first:
-                run.tracker.print(expectation(run.task, item, first + 1, run.runtime, run.smaller))
-            train_step(run, item)
-            state.batches_done += opened
-            if plan.is_over(state):
-                break
-            is_eval, is_save = is_due(state.step, plan.eval_every_steps), is_due(state.step, plan.save_every_steps)
-            report = evaluate_and_save(run, is_eval, is_save or (is_eval and plan.save_every_eval)) or report
-            if plan.is_over(state):
-                break
-        else:
-            state.iteration, state.batches_done = state.iteration + 1, 0
-
-        is_last, ends_in_eval = plan.is_over(state), plan.eval_every_steps is None
-        is_eval = is_last or (ends_in_eval and ended >= plan.first_eval_iteration)
-        report = evaluate_and_save(run, is_eval, is_last or (ends_in_eval and plan.save_every_eval)) or report
-    return report
 
 
 def evaluate_and_save(run: Run, is_eval_due: bool, is_save_due: bool) -> Report | None:
