@@ -85,10 +85,9 @@ def _config(stored: Checkpoint, config_name: str, tokenizer_path: str | None, wo
             names = ", ".join(sorted(file.stem for file in CONFIG_DIR.glob("*.yaml")))
             raise ValueError(f"There is no config {config_name!r}. Choose one of {names}.")
         base = OmegaConf.create(composed(config_name, []))
-    if "arch" in base and is_supervise_idle(dict(base.arch)):
-        OmegaConf.update(
-            base, "arch.supervise", "step"
-        )  # the same; older versions of arch=trm_text wrote it the other way
+    arch = base.get("arch")
+    if OmegaConf.is_dict(arch) and is_supervise_idle(dict(arch)):  # as older versions of arch=trm_text wrote it
+        arch.supervise = "step"  # which is the same
     words = [word.removeprefix("++").removeprefix("+") for word in words]
     wrong = [word for word in words if "=" not in word]
     if wrong:
@@ -98,7 +97,9 @@ def _config(stored: Checkpoint, config_name: str, tokenizer_path: str | None, wo
             OmegaConf.from_dotlist([word])
         except Exception as error:  # of many classes: of YAML, of OmegaConf, and of Python
             reason = " ".join(str(error).split())[:100]
-            raise ConfigError([f"{word!r} is not key=value with a value in YAML, put it into quotes ({reason})"]) from error
+            raise ConfigError(
+                [f"{word!r} is not key=value with a value in YAML, put it into quotes ({reason})"]
+            ) from error
     if "dataset" in base and tokenizer_path is not None:
         OmegaConf.update(base, "dataset.tokenizer_path", tokenizer_path)
     data = OmegaConf.to_container(OmegaConf.merge(base, OmegaConf.from_dotlist(words)), resolve=True)

@@ -132,7 +132,9 @@ class RunConfig(Strict):
     def problems(self) -> list[str]:
         problems = []
         if self.dry_run and self.eval_only:
-            problems.append("dry_run=true says what a training would do; with eval_only=true there is none. Leave one out")
+            problems.append(
+                "dry_run=true says what a training would do; with eval_only=true there is none. Leave one out"
+            )
         if self.global_batch_size % self.gradient_accumulation_steps:
             problems.append(
                 f"global_batch_size={self.global_batch_size} cannot be split into "
