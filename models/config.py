@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-GRAD_CYCLES_PATTERN = r"^(all|last_cycle|\d+->(\d+|all))$"
+GRAD_CYCLES_PATTERN = r"^(all|half|last_cycle|\d+->(\d+|all))$"
 
 
 class DepthStage(BaseModel):
@@ -53,8 +53,8 @@ class ArchConfig(BaseModel):
     L_cycles: int = Field(ge=1)
     grad_cycles: int | str = Field(
         "last_cycle",
-        description="network calls of a supervision step, counted from its end, that carry gradient: "
-        "last_cycle (the reference), all, a number, or a warm-up such as 2->all",
+        description="network calls of a supervision step, counted from its end, that carry gradient: last_cycle (the "
+        "reference), half, all, a number, or a warm-up such as 2->all; with supervise=last of all steps together",
     )
     latent_init: Literal["learned", "embedding"] = Field(
         "learned",
@@ -62,9 +62,9 @@ class ArchConfig(BaseModel):
     )
     norm: Literal["post", "pre"] = "post"
 
-    supervise: Literal["step", "cycle"] = Field(
+    supervise: Literal["step", "cycle", "last"] = Field(
         "step",
-        description="where the loss is taken: after the step, or after every H cycle with gradient",
+        description="where the loss is taken: after every step, after every H cycle with gradient, or after the last step",
     )
     depth_curriculum: list[DepthStage] = Field(
         [], description="shallower recursion early in training, in stages; then the full one"
@@ -120,11 +120,18 @@ class ArchConfig(BaseModel):
                 f"{self.hidden_size}. Raise puzzle_emb_len to {math.ceil(self.puzzle_emb_ndim / self.hidden_size)} or set it to 0"
             )
         if isinstance(self.grad_cycles, str) and not re.match(GRAD_CYCLES_PATTERN, self.grad_cycles):
-            problems.append(f"grad_cycles={self.grad_cycles!r}: expected all, last_cycle, a number, or such as 2->all")
+            problems.append(
+                f"grad_cycles={self.grad_cycles!r}: expected all, half, last_cycle, a number, or such as 2->all"
+            )
         elif any(int(number) < 1 for number in re.findall(r"-?\d+", str(self.grad_cycles).replace("->", " "))):
             problems.append(f"grad_cycles={self.grad_cycles!r}: at least one network call must carry gradient")
         if [stage.until for stage in self.depth_curriculum] != sorted({stage.until for stage in self.depth_curriculum}):
             problems.append("depth_curriculum: its stages must end in rising order (until: 0.3, then until: 0.6)")
+        if self.supervise == "last" and (self.detach_between_steps or self.recursion == "carry"):
+            problems.append(
+                "supervise=last needs the gradient of the last step in the steps before it. Set "
+                "detach_between_steps=false and recursion=unrolled; grad_cycles says how far back it reaches"
+            )
         if self.prefix_mask and not self.causal:
             problems.append("prefix_mask=true needs causal=true: it only opens the prompt of a causal model")
         problems += self.own_problems()

@@ -29,7 +29,7 @@ from models.layers import (
 from models.sparse_embedding import CastedSparseEmbedding
 
 Latents = Any  # each architecture's own NamedTuple of (B, L, D) tensors
-Step = Callable[[Latents, Tensor, AttentionContext], tuple[Latents, list[Tensor]]]  # see RecursiveCore.step
+Step = Callable[..., tuple[Latents, list[Tensor]]]  # see RecursiveCore.step
 
 
 class NetworkCalls:
@@ -39,7 +39,9 @@ class NetworkCalls:
         self.context = context
         self.first_with_grad = total - with_grad
         self.made = 0
-        self.answers: list[Tensor] = []  # the answer after each cycle that carries gradient
+        self.answers: list[
+            Tensor
+        ] = []  # the answer after each cycle that carries gradient; of a step without, the last
 
     def __call__(self, level: Level, state: Tensor) -> Tensor:
         carries_gradient = torch.is_grad_enabled() and self.made >= self.first_with_grad
@@ -49,8 +51,9 @@ class NetworkCalls:
 
     def cycle_ended(self, answer: Tensor) -> None:
         """The recursion has a new answer; it may be supervised."""
-        if self.made > self.first_with_grad:
-            self.answers.append(answer)
+        if self.made <= self.first_with_grad:
+            self.answers.clear()
+        self.answers.append(answer)
 
 
 class CountedCalls(NetworkCalls):
@@ -126,21 +129,31 @@ class RecursiveCore(nn.Module):
         """How many of them carry gradient in the reference."""
         return self.depth.L_cycles + 1
 
-    def passes_of_step(self) -> tuple[Counter[nn.Module], int]:
-        """What a training step costs at the present depth: passes of each network, one with gradient counting three
-        times, and answers that are supervised."""
-        call = CountedCalls(self.calls_per_step(), self.calls_with_grad())
+    def passes_of_step(self, step: int, num_steps: int) -> tuple[Counter[nn.Module], int]:
+        """What supervision step number `step`, from 0, of `num_steps` costs at the present depth: passes of each network
+        and of the output head, one with gradient counting three times."""
+        call = CountedCalls(self.calls_per_step(), self.calls_with_grad(step, num_steps))
         nothing = torch.zeros(1, 1, 1)
         self.recurse(self.Latents(*(nothing for _ in self.Latents._fields)), nothing, call)
-        return call.passes, len(call.answers) if self.config.supervise == "cycle" else 1
+        learns = self.config.supervise != "last" or step == num_steps - 1
+        return call.passes, (3 if learns else 1) * (len(call.answers) if self.config.supervise == "cycle" else 1)
 
     # What all share.
-    def calls_with_grad(self) -> int:
-        """How many of them carry gradient now."""
-        wanted = self.depth.grad_cycles
+    def calls_with_grad(self, step: int = 0, num_steps: int = 1) -> int:
+        """How many of them carry gradient in supervision step number `step`, from 0, of `num_steps`.
+
+        With supervise=last they are counted from the end of the last step, otherwise from the end of each.
+        """
+        if self.config.supervise != "last":
+            step, num_steps = 0, 1
+        wanted, calls = self.depth.grad_cycles, self.calls_per_step()
         if wanted == "last_cycle":
-            return self.calls_in_last_cycle()
-        return self.calls_per_step() if wanted == "all" else min(int(wanted), self.calls_per_step())
+            counted = self.calls_in_last_cycle()
+        elif wanted in ("all", "half"):
+            counted = calls * num_steps if wanted == "all" else -(-calls * num_steps // 2)
+        else:
+            counted = int(wanted)
+        return min(calls, max(0, counted - calls * (num_steps - 1 - step)))
 
     def embed(self, batch: Batch) -> Tensor:
         """Tokens, puzzle prefix and learned positions, at unit variance: (B, L, D)."""
@@ -213,17 +226,20 @@ class RecursiveCore(nn.Module):
             if carried is not None:
                 z = _where(carried[1], z, carried[0])
             contexts = repeat(self.context(batch)) if contexts is None else contexts
-            for _, context in zip(range(num_steps), contexts, strict=False):
-                z, answers = step(z, x, context)
+            for number, context in zip(range(num_steps), contexts, strict=False):
+                z, answers = step(z, x, context, self.calls_with_grad(number, num_steps))
                 yield z, answers
                 if detach:
                     z = detached(z)
             if detach and x.grad is not None and embedded.requires_grad:
                 embedded.backward(x.grad)
 
-    def step(self, z: Latents, x: Tensor, context: AttentionContext) -> tuple[Latents, list[Tensor]]:
+    def step(
+        self, z: Latents, x: Tensor, context: AttentionContext, calls_with_grad: int | None = None
+    ) -> tuple[Latents, list[Tensor]]:
         """One supervision step; returns the latents and the answers to supervise, the final one last."""
-        call = NetworkCalls(context, self.calls_per_step(), self.calls_with_grad())
+        with_grad = self.calls_with_grad() if calls_with_grad is None else calls_with_grad
+        call = NetworkCalls(context, self.calls_per_step(), with_grad)
         z = self.recurse(z, x, call)
         return z, call.answers if self.config.supervise == "cycle" else call.answers[-1:]
 

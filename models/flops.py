@@ -15,11 +15,13 @@ def training_flops(core: RecursiveCore, rows: int, num_tokens: int, num_steps: i
 
     `num_tokens` of their positions go through the output head.
     """
-    passes, num_answers = core.passes_of_step()
-    length = core.config.total_len
-    networks = sum(times * pass_flops(network, rows, length) for network, times in passes.items())
-    head = 3 * num_answers * 2 * num_tokens * core.lm_head.weight.numel()
-    return num_steps * (networks + head)
+    are_alike, total = core.config.supervise != "last", 0
+    for step in range(1 if are_alike else num_steps):
+        passes, head_passes = core.passes_of_step(step, num_steps)
+        length = core.config.total_len
+        total += sum(times * pass_flops(network, rows, length) for network, times in passes.items())
+        total += head_passes * 2 * num_tokens * core.lm_head.weight.numel()
+    return num_steps * total if are_alike else total
 
 
 def pass_flops(network: nn.Module, rows: int, length: int) -> int:

@@ -67,17 +67,20 @@ class TextLossHead(nn.Module):
         self.chunked = chunked
 
     def train_on(self, batch: Batch, at: Supervision, weights: Tensor, num_steps: int, targets: Any = None) -> Sums:
-        """Forward and backward of `num_steps` supervision steps, each of which counts alike.
+        """Forward and backward of `num_steps` supervision steps, each of which counts alike; with supervise=last only
+        the last one counts.
 
         With `detach_between_steps` the backward of each runs at once, so that memory does not grow with depth;
         otherwise one backward of the sum runs at the end.
         """
         config, found = self.model.config, []
+        first_scored, counted = (num_steps, 1) if config.supervise == "last" else (1, num_steps)
         halting, total = HaltingTargets(config.halt_delta), torch.zeros((), device=weights.device)
-        for _, answers in self.model.inner.unroll(batch, num_steps, detach=config.detach_between_steps):
-            loss, scores, q = self.score(answers, at, weights, targets)
+        unrolled = self.model.inner.unroll(batch, num_steps, detach=config.detach_between_steps)
+        for number, (_, answers) in enumerate(unrolled, start=1):
+            loss, scores, q = self.score(answers, at, weights, targets, learns=number >= first_scored)
             halting_loss = halting.loss_of_step(q, scores.losses, weights) / max(1, num_steps - 1)
-            loss = loss / num_steps + halting_loss
+            loss = loss / counted + halting_loss
             if config.detach_between_steps:
                 loss.backward()
             else:
@@ -115,14 +118,15 @@ class TextLossHead(nn.Module):
         return detached(z), scores.losses, q.detach(), sums
 
     def score(
-        self, answers: list[Tensor], at: Supervision, weights: Tensor, targets: Any = None
+        self, answers: list[Tensor], at: Supervision, weights: Tensor, targets: Any = None, learns: bool = True
     ) -> tuple[Tensor, Any, Tensor]:
-        """Mean loss of the answers of a step; scores and halting logits of the last one."""
+        """Mean loss of the answers of a step, without gradient unless it `learns`; scores and halting logits of the last."""
         core = self.model.inner
         total = torch.zeros((), device=weights.device)
         for answer in answers:
             hidden = core.hidden(answer).flatten(0, 1)[at.places]  # (T, D)
-            loss, scores = self.score_answer(hidden, at, weights, targets)
+            with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
+                loss, scores = self.score_answer(hidden, at, weights, targets)
             total = total + loss / len(answers)
         q: Tensor = core.q_head(hidden.detach())[:, 0].float()
         return total, scores, q

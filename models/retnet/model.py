@@ -153,12 +153,14 @@ class RetNetCore(RecursiveCore):
     def initial_latents(self, x: Tensor) -> Answer:
         return Answer(x)
 
-    def step(self, z: Answer, x: Tensor, context: Any) -> tuple[Answer, list[Tensor]]:
+    def step(
+        self, z: Answer, x: Tensor, context: Any, calls_with_grad: int | None = None
+    ) -> tuple[Answer, list[Tensor]]:
         answer = self.retention_level(x, context.rope, [context.mask.retain] * self.config.H_layers)
         return Answer(answer), [answer]
 
-    def passes_of_step(self) -> tuple[Counter[nn.Module], int]:
-        return Counter({self.retention_level: 3}), 1
+    def passes_of_step(self, step: int, num_steps: int) -> tuple[Counter[nn.Module], int]:
+        return Counter({self.retention_level: 3}), 3
 
     def read(self, ids: Tensor, new_lengths: Sequence[int], state: RetNetState) -> tuple[Tensor, RetNetState]:
         """Continue from a state with ids (B, L), of which `new_lengths` (1 to L) are real: answers (B, L, D), new state."""

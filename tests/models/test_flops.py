@@ -43,6 +43,9 @@ def head_of(config_name: str, arch: str, **changes):
         ("trm_tiny", {"supervise": "cycle", "grad_cycles": "all", "H_cycles": 2}),
         ("dense_text", {}),
         ("looped_text", {}),
+        ("looped_text", {"supervise": "last", "grad_cycles": "all"}),
+        ("looped_text", {"supervise": "last", "grad_cycles": "half"}),
+        ("trm_tiny", {"supervise": "last", "grad_cycles": 3, "H_cycles": 2, "detach_between_steps": False}),
         ("retnet_tiny", {}),
         ("retnet_tiny", {"chunk_size": 16}),
     ],
@@ -52,7 +55,7 @@ def test_operations_of_text_are_those_that_run(arch, changes):
     inputs = torch.randint(3, VOCAB, (ROWS, LENGTH))
     labels = torch.where(torch.rand(ROWS, LENGTH) < 0.3, inputs, -100)
     batch = {"inputs": inputs, "labels": labels}
-    at, steps = Supervision.of(batch), 2 if arch.startswith("trm") else 1
+    at, steps = Supervision.of(batch), 3 if changes.get("supervise") == "last" else 2 if arch.startswith("trm") else 1
     weights = at.weights("token", torch.ones(()))
 
     found = training_flops(head.model.inner, ROWS, len(at.places), steps)

@@ -137,9 +137,9 @@ def test_fresh_noise_comes_before_every_supervision_step():
     after: list[torch.Tensor] = []
     step = head.model.inner.step
 
-    def spying(z, x, context):
+    def spying(z, x, context, calls_with_grad):
         before.append(z.z_L)
-        z, answers = step(z, x, context)
+        z, answers = step(z, x, context, calls_with_grad)
         after.append(z.z_L)
         return z, answers
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from dataset.common import IGNORE_LABEL_ID
+from models.core import NetworkCalls
 from models.losses.puzzles import softmax_cross_entropy
 from models.losses.text import Supervision, area_under_roc
 from tests.engine.text_samples import ARCHS, VOCAB, gradients, make_batch, make_head
@@ -88,6 +89,40 @@ def test_the_loss_is_the_mean_over_steps_and_supervised_cycles(detach, supervise
     expected = gradients(head)
     for name in ("q_head.weight", "q_head.bias"):  # which this plain sum leaves out
         found.pop(f"model.inner.{name}")
+    assert_alike(found, expected)
+
+
+@pytest.mark.parametrize("calls", ["all", "half", 5])
+@every_arch
+def test_a_loss_after_the_last_step_reaches_back_as_many_calls_as_asked(arch, calls):
+    """Against the same recursion written plainly: calls of earlier steps without gradient, one loss."""
+    head, batch = (
+        make_head(arch, supervise="last", detach_between_steps=False, grad_cycles=calls),
+        make_batch(8, packing=True),
+    )
+    _, found = trained(head, batch)
+    core, labels = head.model.inner, batch["labels"]
+    total = STEPS * core.calls_per_step()
+    with_grad = {"all": total, "half": (total + 1) // 2}.get(calls, calls)
+    head.zero_grad(set_to_none=True)
+    x, context = core.embed(batch), core.context(batch)
+    z, made = core.initial_latents(x), 0
+
+    class Plain(NetworkCalls):
+        def __call__(self, level, state):
+            nonlocal made
+            made += 1
+            with torch.set_grad_enabled(made > total - with_grad):
+                return level(state, self.context)
+
+    for _ in range(STEPS):
+        call = Plain(context, 0, 0)
+        z = core.recurse(z, x, call)
+    logits = core.lm_head(core.hidden(getattr(z, core.answer)))
+    (softmax_cross_entropy(logits, labels).sum() / (labels != IGNORE_LABEL_ID).sum()).backward()
+    expected = gradients(head)
+    for name in ("q_head.weight", "q_head.bias"):  # which learns at every step, and is left out here
+        assert found.pop(f"model.inner.{name}").abs().sum() > 0
     assert_alike(found, expected)
 
 
