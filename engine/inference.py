@@ -44,10 +44,9 @@ def infer(options: InferenceOptions) -> None:
             label=path.name,
         )
         if runtime.is_main:
-            (metrics,) = report.values()
-            found = nested(metrics)
-            write_file(folder / f"metrics_{path.name}.json", json.dumps({split: found}, indent=2) + "\n")
-            show(split, found)
+            found = {name: nested(metrics) for name, metrics in report.items()}
+            write_file(folder / f"metrics_{path.name}.json", json.dumps(found, indent=2) + "\n")
+            show(found)
             print(f"written to {folder}", file=sys.stderr)
     finally:
         runtime.close()
@@ -64,13 +63,15 @@ def nested(metrics: dict[str, Any]) -> dict[str, Any]:
     return plain | {"by_depth": dict(sorted(by_depth.items()))}
 
 
-def show(split: str, metrics: dict[str, Any]) -> None:
-    """Print nested metrics, those by depth last."""
-    print(f"=== Inference Metrics ===\n{split}:")
-    for name, value in metrics.items():
-        if name != "by_depth":
-            print(f"  {name}: {value}")
-    print("  by_depth:")
-    for depth, values in metrics["by_depth"].items():
-        shown = ", ".join(f"{name}: {value:.4f}" for name, value in values.items())
-        print(f"    {depth}: {{{shown}}}")
+def show(report: dict[str, dict[str, Any]]) -> None:
+    """Print the nested metrics of every set, those by depth last."""
+    print("=== Inference Metrics ===")
+    for set_name, metrics in report.items():
+        print(f"{set_name}:")
+        for name, value in metrics.items():
+            if name != "by_depth":
+                print(f"  {name}: {value}")
+        print("  by_depth:")
+        for depth, values in metrics["by_depth"].items():
+            shown = ", ".join(f"{name}: {value:.4f}" for name, value in values.items())
+            print(f"    {depth}: {{{shown}}}")

@@ -121,7 +121,7 @@ def compare_with_bigram(options: BigramOptions) -> None:
     right = sum(similar.answer(question) == answer for question, answer in tested)
     results["similar_question"] = {"exact_accuracy": right / max(1, len(tested)), "questions": len(tested)}
     task = checkpoint.task(source, runtime)
-    num_batches = source.data.num_eval_batches
-    (metrics,) = evaluate(task, held_out(), source.data.eval_sets, runtime, num_batches=num_batches).values()
+    all_sets = (("test", batch, rows) for _, batch, rows in held_out())
+    metrics = evaluate(task, all_sets, ["test"], runtime, num_batches=source.data.num_eval_batches)["test"]
     results["model"] = {name: metrics[name] for name in ("token_loss", "exact_accuracy", "tokens")}
     print(json.dumps(results))

@@ -23,7 +23,7 @@ from engine.build.text_checkpoint import open_text_checkpoint
 from engine.checkpoints.load import load_averaged, load_checkpoint
 from engine.config.check import check
 from engine.config.compose import composed
-from engine.config.schema import InstructConfig
+from engine.config.text import InstructConfig
 from engine.entry import user_errors
 from engine.generate.options import OpenOptions
 from engine.runtime.devices import Runtime, start_runtime
@@ -232,8 +232,8 @@ def shuffled_answers(config: InstructConfig, runtime: Runtime, corpus: Any, trai
     metadata = text_metadata(config.dataset.seq_len, corpus.tokenizer.vocab_size, corpus.tokenizer.pad_id)
     stores = [with_shuffled_answers(corpus.train, seed) for seed in (1, 2)]
     reader, held_out = (
-        build_text.text_reader(config, metadata, store, runtime, is_test=is_test)
-        for store, is_test in zip(stores, (False, True), strict=True)
+        build_text.text_reader(config, metadata, store, runtime, split, is_test=split == "test")
+        for store, split in zip(stores, ("train", "test"), strict=True)
     )
     head = build_text.build_text_head(config, metadata, runtime)
     task = build_text.text_task_of(config, head, runtime, train_steps, len(reader.rows), None)

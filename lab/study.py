@@ -15,7 +15,7 @@ from engine.build.jobs import InstructJob
 from engine.build.text import TextSource
 from engine.config.check import check
 from engine.config.compose import composed
-from engine.config.schema import InstructConfig
+from engine.config.text import InstructConfig
 from engine.run import train
 from engine.runtime.devices import Runtime, start_runtime
 from engine.tasks.protocol import Task

@@ -60,6 +60,9 @@ class ArchConfig(BaseModel):
         "learned",
         description="start of the answer: a fixed random vector, or the embedded input",
     )
+    injection: Literal["call", "start"] = Field(
+        "call", description="where the embedded input enters: at every network call, or in the first answer alone"
+    )
     norm: Literal["post", "pre"] = "post"
 
     supervise: Literal["step", "cycle", "last"] = Field(
@@ -132,6 +135,8 @@ class ArchConfig(BaseModel):
                 "supervise=last needs the gradient of the last step in the steps before it. Set "
                 "detach_between_steps=false and recursion=unrolled; grad_cycles says how far back it reaches"
             )
+        if self.injection == "start" and self.recursion == "carry":
+            problems.append("injection=start feeds the input once, to unrolled recursion. Set recursion=unrolled")
         if self.prefix_mask and not self.causal:
             problems.append("prefix_mask=true needs causal=true: it only opens the prompt of a causal model")
         problems += self.own_problems()

@@ -196,10 +196,14 @@ class RecursiveCore(nn.Module):
         return torch.cat((prefix, positions + self.config.prefix_len), dim=1)
 
     def initial_latents(self, x: Tensor) -> Latents:
-        """Fixed random vectors, or the embedded input as a first answer."""
+        """Fixed random vectors; the answer begins as the embedded input, or has it added, where the config says so."""
         start = [getattr(self, name.removeprefix("z_") + "_init").expand_as(x) for name in self.Latents._fields]
         z = self.Latents(*start)
-        return z._replace(**{self.answer: x.to(self.dtype)}) if self.config.latent_init == "embedding" else z
+        if self.config.latent_init == "embedding":
+            return z._replace(**{self.answer: x.to(self.dtype)})
+        if self.config.injection == "start":
+            return z._replace(**{self.answer: (getattr(z, self.answer) + x).to(self.dtype)})
+        return z
 
     def unroll(
         self,
@@ -226,8 +230,9 @@ class RecursiveCore(nn.Module):
             if carried is not None:
                 z = _where(carried[1], z, carried[0])
             contexts = repeat(self.context(batch)) if contexts is None else contexts
+            injected = torch.zeros_like(x) if self.config.injection == "start" else x
             for number, context in zip(range(num_steps), contexts, strict=False):
-                z, answers = step(z, x, context, self.calls_with_grad(number, num_steps))
+                z, answers = step(z, injected, context, self.calls_with_grad(number, num_steps))
                 yield z, answers
                 if detach:
                     z = detached(z)

@@ -14,7 +14,7 @@ import pytest
 from engine.config.check import check
 from engine.config.compose import composed
 from engine.config.parse import ConfigError
-from engine.config.schema import InstructConfig
+from engine.config.text import InstructConfig
 from engine.tasks.persistent_text import PersistentTextTask
 from engine.tasks.text import TextTask
 from tests.text_runs import TRAIN, text_flags, train_text, write_corpus

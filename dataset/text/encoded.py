@@ -1,7 +1,7 @@
 """What encoding conversations gives, whatever they are read from: documents by split, and what became of the rest."""
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from dataset.text.conversation import EncodedConversation
@@ -67,3 +67,41 @@ class ChunkBuilder:
 def described(counts: Counter[str]) -> str:
     """Records by the reason why they were left out, in words."""
     return "; ".join(f"{count} {reason}" for reason, count in sorted(counts.items())) or "none"
+
+
+@dataclass
+class LoadReport:
+    """What became of the records of a corpus."""
+
+    source: str
+    splits: dict[str, SplitReport]  # by set
+    seconds: float = 0.0
+
+    @property
+    def total(self) -> SplitReport:
+        return self._sum(self.splits)
+
+    @property
+    def held_out(self) -> SplitReport:
+        """Of all sets that are not trained on."""
+        return self._sum(name for name in self.splits if name != "train")
+
+    def _sum(self, names: Iterable[str]) -> SplitReport:
+        total = SplitReport()
+        for name in names:
+            total.add(self.splits[name])
+        return total
+
+    @property
+    def records(self) -> int:
+        return self.total.conversations + self.total.dropped.total()
+
+    def summary(self) -> str:
+        total = self.total
+        return (
+            f"{self.source}: {self.records} records read in {self.seconds:.1f} s\n"
+            f"  kept: {self.splits['train'].conversations} train, {self.held_out.conversations} test "
+            f"({total.truncated} of them truncated)\n"
+            f"  skipped: {described(total.dropped)}\n"
+            f"  tokens: {total.tokens}, of which {total.trained_tokens} are trained"
+        )

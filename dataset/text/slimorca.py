@@ -4,9 +4,10 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -17,10 +18,11 @@ from tqdm import tqdm
 from dataset.files.download import HubFile, find_hub_file
 from dataset.files.json_stream import parse_line
 from dataset.files.jsonl import SPLITS, UNUSED, assign_splits, numbered_lines, read_blocks
+from dataset.text.composition import CompositionOptions, make_composition_records
 from dataset.text.conversation import Turn, parse_record, what_is_missing
-from dataset.text.encoded import ChunkBuilder, EncodedChunk, SplitReport, described
+from dataset.text.encoded import ChunkBuilder, EncodedChunk, LoadReport, SplitReport
 from dataset.text.encoder_pool import EncoderPool, chunked
-from dataset.text.sample_corpus import make_sample_records, sample_tokenizer
+from dataset.text.sample_corpus import Record, make_sample_records, sample_tokenizer
 from dataset.text.template import ConversationEncoder
 from dataset.text.token_store import DocumentStore, DocumentStoreBuilder
 from dataset.tokenization.lookup import find_tokenizer, load_tokenizer
@@ -31,10 +33,11 @@ HUB_NAME = "oo-labeled_correct.gpt4.sharegpt.jsonl"  # what a copy of the reposi
 LOCAL_NAMES = ("SlimOrca.jsonl", "SlimOrca.jsonl.zst", HUB_NAME)
 CHUNK_LINES = 1024
 DIGEST_BYTES = 1 << 20  # less than the first step of a download
+BUILT_IN = {"sample": "built-in sample corpus", "composition": "made-up facts"}
 POOL_PAYS_LINES = 20_000  # starting processes costs seconds where they are spawned, not forked
 MAX_PROCESSES = 8  # more would wait for the one that reads
 
-Line = tuple[int, str, bytes]  # line number, split, text
+Line = tuple[int, str, bytes]  # line number, train or the name of a held-out set, text
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,9 @@ class SlimOrcaConfig:
     """Which records are read and how they are encoded; whoever takes them from a user has checked them."""
 
     data_dir: str | Path = "data/slimorca"
-    source: Literal["auto", "local", "hub", "sample"] = "auto"  # auto: what lies in data_dir, else the Hub
+    source: Literal["auto", "local", "hub", "sample", "composition"] = (
+        "auto"  # auto: what lies in data_dir, else the Hub
+    )
     subset_size: int | None = 1000  # at most so many records for training; None: all
     test_size: int | None | Literal["auto"] = "auto"  # and for test; auto: a tenth of subset_size
     seq_len: int = 512
@@ -52,6 +57,8 @@ class SlimOrcaConfig:
     on_error: Literal["raise", "skip"] = "raise"
     sample_size: int = 20_000  # records of the built-in corpus
     sample_tasks: list[str] | None = None  # its kinds of questions; None: all
+    composition: CompositionOptions = CompositionOptions()
+    template: Literal["markers", "plain"] = "markers"
 
     @property
     def sizes(self) -> tuple[int | None, int | None]:
@@ -68,37 +75,6 @@ class SlimOrcaConfig:
         return None if train is None or test is None else train + test
 
 
-@dataclass
-class LoadReport:
-    """What became of the records of a corpus."""
-
-    source: str
-    splits: dict[str, SplitReport] = field(default_factory=lambda: {split: SplitReport() for split in SPLITS})
-    seconds: float = 0.0
-
-    @property
-    def total(self) -> SplitReport:
-        """Of both splits."""
-        total = SplitReport()
-        for report in self.splits.values():
-            total.add(report)
-        return total
-
-    @property
-    def records(self) -> int:
-        return self.total.conversations + self.total.dropped.total()
-
-    def summary(self) -> str:
-        total = self.total
-        return (
-            f"{self.source}: {self.records} records read in {self.seconds:.1f} s\n"
-            f"  kept: {self.splits['train'].conversations} train, {self.splits['test'].conversations} test "
-            f"({total.truncated} of them truncated)\n"
-            f"  skipped: {described(total.dropped)}\n"
-            f"  tokens: {total.tokens}, of which {total.trained_tokens} are trained"
-        )
-
-
 @dataclass(frozen=True)
 class InstructCorpus:
     """A tokenized corpus in memory."""
@@ -106,6 +82,9 @@ class InstructCorpus:
     tokenizer: Tokenizer
     train: DocumentStore
     test: DocumentStore
+    test_sets: dict[
+        str, range
+    ]  # the documents of `test` that each held-out set has; the first set decides what is best
     report: LoadReport
 
 
@@ -117,6 +96,7 @@ class UsedLines:
     count: int
     tokenizer_path: Path
     source: str  # named in errors
+    sets: Sequence[str] = SPLITS  # whose lines come in this order where there are several held-out ones
 
 
 def load_corpus(
@@ -128,7 +108,7 @@ def load_corpus(
     used = _used_lines(config, tokenizer_path, progress)
     tokenizer = load_tokenizer(used.tokenizer_path)
     builders = {split: DocumentStoreBuilder(tokenizer.vocab_size) for split in SPLITS}
-    report = LoadReport(used.source)
+    report = LoadReport(used.source, {name: SplitReport() for name in used.sets})
     num_processes = min(_num_cores(), MAX_PROCESSES) if used.count >= POOL_PAYS_LINES else 1
     make_encoder = partial(LineEncoder, config, used.tokenizer_path, used.source)
     with (
@@ -136,13 +116,22 @@ def load_corpus(
         EncoderPool(make_encoder, num_processes) as pool,
     ):
         for chunk in pool.encode(chunked(used.lines, lambda line: 1, CHUNK_LINES)):
-            for split, documents in chunk.documents.items():
-                builders[split].extend(documents)
-            for split, found in chunk.reports.items():
-                report.splits[split].add(found)
+            for name, documents in chunk.documents.items():
+                builders[split_of(name)].extend(documents)
+            for name, found in chunk.reports.items():
+                report.splits[name].add(found)
             bar.update(report.records - bar.n)
     report.seconds = time.monotonic() - start
-    return InstructCorpus(tokenizer, builders["train"].build(), builders["test"].build(), report)
+    test_sets, start = {}, 0
+    for name in used.sets[1:]:
+        stop = start + report.splits[name].conversations
+        test_sets[name], start = range(start, stop), stop
+    return InstructCorpus(tokenizer, builders["train"].build(), builders["test"].build(), test_sets, report)
+
+
+def split_of(name: str) -> str:
+    """The split that a set belongs to."""
+    return "train" if name == "train" else "test"
 
 
 def read_texts(
@@ -151,14 +140,15 @@ def read_texts(
     """The messages of one record of these splits after the other, as they stand in the corpus."""
     used = _used_lines(config, tokenizer_path, progress=False)
     for line in used.lines:
-        if line[1] in splits and (turns := parse_turns(line, used.source, config.on_error)):
+        if split_of(line[1]) in splits and (turns := parse_turns(line, used.source, config.on_error)):
             yield [turn.text for turn in turns]
 
 
 def corpus_digest(config: SlimOrcaConfig) -> str:
     """What tells one corpus from another wherever it lies: the SHA-256 of how its text begins."""
-    if config.source == "sample":
-        return "built-in sample corpus"
+    if config.source in BUILT_IN:
+        options = asdict(config.composition) if config.source == "composition" else {}
+        return " ".join([BUILT_IN[config.source], *(f"{name}={value}" for name, value in options.items())])
     head = b""
     for block in _blocks(_corpus_file(config, progress=False)):
         head += block
@@ -168,17 +158,39 @@ def corpus_digest(config: SlimOrcaConfig) -> str:
 
 
 def _used_lines(config: SlimOrcaConfig, tokenizer_path: str | Path | None, progress: bool) -> UsedLines:
-    if config.source == "sample":
-        records = make_sample_records(config.sample_size, config.seed, config.test_ratio, config.sample_tasks)
-        tokenizer_path = tokenizer_path or sample_tokenizer(records["train"], Path(config.data_dir))
-        cuts = zip(SPLITS, config.sizes, strict=True)
-        chosen = [(split, record) for split, size in cuts for record in records[split][:size]]
-        lines = [(number, split, json.dumps(record).encode()) for number, (split, record) in enumerate(chosen, start=1)]
-        return UsedLines(iter(lines), len(lines), Path(tokenizer_path), "built-in sample corpus")
+    if config.source in BUILT_IN:
+        records = _made_records(config)
+        tokenizer_path = Path(tokenizer_path or sample_tokenizer(records["train"], Path(config.data_dir)))
+        return UsedLines(*_numbered(records), tokenizer_path, BUILT_IN[config.source], sets=list(records))
     tokenizer_path = find_tokenizer(tokenizer_path)  # first: it fails faster than the corpus
     file = _corpus_file(config, progress)
     splits = _split_lines(file, config, progress)
-    return UsedLines(_read_lines(file, splits), int((splits != UNUSED).sum()), tokenizer_path, str(_path(file)))
+    read, count, sets = _read_lines(file, splits), int((splits != UNUSED).sum()), [*SPLITS]
+    if config.composition.mix:
+        added, num_added = _numbered(made := make_composition_records(config.composition, config.seed))
+        read, count, sets = (
+            chain(read, added),
+            count + num_added,
+            [*SPLITS, *(name for name in made if name != "train")],
+        )
+    return UsedLines(read, count, tokenizer_path, str(_path(file)), sets)
+
+
+def _made_records(config: SlimOrcaConfig) -> dict[str, list[Record]]:
+    """The records of a built-in corpus by set, `train` first, as many as the config asks for."""
+    if config.source == "sample":
+        records = make_sample_records(config.sample_size, config.seed, config.test_ratio, config.sample_tasks)
+    else:
+        records = make_composition_records(config.composition, config.seed)
+    train, test = config.sizes
+    return {name: found[: train if name == "train" else test] for name, found in records.items()}
+
+
+def _numbered(records: Mapping[str, Sequence[Record]]) -> tuple[Iterator[Line], int]:
+    """Made records as lines of a corpus, and how many they are."""
+    lines = ((name, json.dumps(record).encode()) for name, found in records.items() for record in found)
+    count = sum(len(found) for found in records.values())
+    return ((number, name, text) for number, (name, text) in enumerate(lines, start=1)), count
 
 
 def _corpus_file(config: SlimOrcaConfig, progress: bool) -> Path | HubFile:
@@ -240,7 +252,9 @@ class LineEncoder:
     def __init__(self, config: SlimOrcaConfig, tokenizer_path: Path, source: str) -> None:
         self._source, self._on_error = source, config.on_error
         # A row of seq_len positions takes one token more: the last one is only ever a label.
-        self._encoder = ConversationEncoder(load_tokenizer(tokenizer_path), config.seq_len + 1, config.truncate)
+        self._encoder = ConversationEncoder(
+            load_tokenizer(tokenizer_path), config.seq_len + 1, config.truncate, config.template
+        )
 
     def __call__(self, lines: list[Line]) -> EncodedChunk:
         chunk = ChunkBuilder()

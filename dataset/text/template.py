@@ -21,19 +21,25 @@ class ConversationEncoder:
     Markers and texts are encoded apart, so that a boundary is the same tokens in training and in generation, and a
     text that looks like a marker ends no turn. Every answer ends with the end-of-sequence token; other turns end with
     a new line. A conversation longer than `max_tokens` keeps its left part (truncate="right"), or first loses the end
-    of its prompt, so that the answer has room (truncate="prompt").
+    of its prompt, so that the answer has room (truncate="prompt"). With template="plain" there are the texts alone, and
+    the token that ends an answer.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, max_tokens: int | None = None, truncate: Literal["right", "prompt"] = "right"
+        self,
+        tokenizer: Tokenizer,
+        max_tokens: int | None = None,
+        truncate: Literal["right", "prompt"] = "right",
+        template: Literal["markers", "plain"] = "markers",
     ) -> None:
         self._tokenizer = tokenizer
         self._max_tokens = max_tokens
         self._truncate = truncate
-        self._begin = _ids([tokenizer.bos_id] if tokenizer.bos_id is not None else [])
+        is_plain = template == "plain"
+        self._begin = _ids([] if is_plain or tokenizer.bos_id is None else [tokenizer.bos_id])
         self._end_of_answer = _ids([tokenizer.eos_id])
-        self._end_of_turn = _ids(_continuation(tokenizer, "\n"))
-        self._markers = {role: _ids(tokenizer.encode(marker)) for role, marker in MARKERS.items()}
+        self._end_of_turn = _ids([] if is_plain else _continuation(tokenizer, "\n"))
+        self._markers = {role: _ids([] if is_plain else tokenizer.encode(text)) for role, text in MARKERS.items()}
 
     def encode(self, turns: Sequence[Turn]) -> EncodedConversation | None:
         """None if truncation leaves nothing to train."""

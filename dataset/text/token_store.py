@@ -1,7 +1,7 @@
 """Where tokenized documents are kept: in memory, in a temporary file, or wherever else `Documents` can be read from."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -64,6 +64,10 @@ class DocumentStore:
         bits = np.unpackbits(self.trained_bits.numpy()[start // 8 : (stop + 7) // 8])
         first = start % 8
         return self.tokens.numpy()[start:stop].astype(np.int32), bits[first : first + stop - start].view(np.bool_)
+
+    def part(self, documents: range) -> "DocumentStore":
+        """Neighbouring documents; nothing is copied."""
+        return replace(self, offsets=self.offsets[documents.start : documents.stop + 1])
 
 
 class DocumentStoreBuilder:

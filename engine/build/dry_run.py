@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dataset.common import LoaderItem
 from engine.build.jobs import HydraJob
 from engine.checkpoints.run_directory import check_unused
-from engine.config.schema import InstructConfig
+from engine.config.text import InstructConfig
 from engine.runtime.devices import start_runtime
 from engine.train.job import RunStart
 from engine.train.loop import RunParts
@@ -24,7 +24,7 @@ def dry_run(job: HydraJob[Any]) -> dict[str, Any]:
     """
     config = job.config
     with ExitStack() as stack:
-        if isinstance(config, InstructConfig) and config.dataset.source == "sample":
+        if isinstance(config, InstructConfig) and config.dataset.is_built_in:
             place = stack.enter_context(TemporaryDirectory())
             job.config = config.model_copy(update={"dataset": config.dataset.model_copy(update={"data_dir": place})})
         runtime = start_runtime(config.device, False, config.seed)

@@ -6,11 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dataset.text.slimorca import SlimOrcaConfig, corpus_digest, read_texts
+from dataset.text.slimorca import BUILT_IN, SlimOrcaConfig, corpus_digest, read_texts
 from engine.build.text import corpus_config
 from engine.checkpoints.load import Checkpoint
 from engine.config.parse import ConfigError, parse
-from engine.config.schema import InstructConfig, PretrainConfig, TextDataConfig
+from engine.config.schema import PretrainConfig
+from engine.config.text import InstructConfig, TextDataConfig
 
 SPLIT_RULE = ("test_ratio", "seed")  # and the corpus; sizes only cut a split short
 
@@ -33,7 +34,9 @@ def check_split(stored: Checkpoint, config: InstructConfig, split: str = "test",
         return
     if not allow_other:
         raise _refusal(stored, differences, "--allow-other-split of inference_instruct.py evaluates and counts them.")
-    place = asked if is_same_corpus else replace(trained, source="sample" if trained.source == "sample" else "local")
+    place = (
+        asked if is_same_corpus else replace(trained, source=trained.source if trained.source in BUILT_IN else "local")
+    )
     trained = replace(trained, data_dir=place.data_dir, source=place.source)
     try:
         seen = set(_records(trained, config.dataset.tokenizer_path, "train"))
@@ -79,11 +82,11 @@ def _trained_corpus(data: dict[str, Any]) -> SlimOrcaConfig:
 
 def _known_digest(trained: SlimOrcaConfig, asked: SlimOrcaConfig) -> str | None:
     """For a checkpoint that recorded none: that of the corpus at the place where it was trained, if it is there."""
-    is_sample = trained.source == "sample"
-    if not is_sample and Path(trained.data_dir).absolute() == Path(asked.data_dir).absolute():
+    is_built_in = trained.source in BUILT_IN
+    if not is_built_in and Path(trained.data_dir).absolute() == Path(asked.data_dir).absolute():
         return corpus_digest(asked)
     try:
-        return corpus_digest(replace(trained, source="sample" if is_sample else "local"))
+        return corpus_digest(replace(trained, source=trained.source if is_built_in else "local"))
     except ValueError:
         return None
 

@@ -20,7 +20,8 @@ from engine.checkpoints.run_directory import RunDirectory, named_directory, star
 from engine.config.check import check
 from engine.config.compose import resolved
 from engine.config.parse import nearest
-from engine.config.schema import ChatConfig, InstructConfig, PretrainConfig, RunConfig, TextConfig
+from engine.config.schema import PretrainConfig, RunConfig
+from engine.config.text import ChatConfig, InstructConfig, TextConfig
 from engine.runtime.devices import Runtime, ranks_from_environment
 from engine.tasks.protocol import Task
 from engine.train.job import Job, RunSettings, RunStart

@@ -79,6 +79,7 @@ def build_optimizers(
         lr=config.lr,
         betas=(config.beta1, config.beta2),
         weight_decay=config.weight_decay,
+        decays_embeddings=config.weight_decay_embeddings,
     )
     return OptimizerSet(network, config.lr, sparse, config.puzzle_emb_lr, schedule)
 

@@ -1,8 +1,9 @@
 """The text half of composing: turns a checked config into conversations, model and task."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 from dataset.chat.reader import chat_splits, chat_tokenizer_folder, open_chat_data
 from dataset.common import Batch, PuzzleDatasetMetadata, text_metadata
 from dataset.cursor import CursorConfig, RowDataset
+from dataset.text.composition import CompositionOptions
 from dataset.text.packing import DocumentRows, fill_batch
 from dataset.text.slimorca import InstructCorpus, SlimOrcaConfig, corpus_digest, load_corpus, read_texts
 from dataset.text.token_store import Documents, DocumentStore
@@ -20,7 +22,7 @@ from dataset.tokenization.special_tokens import load_chat_tokenizer
 from engine.build.loader import load_batches, train_items
 from engine.build.puzzles import Source, build_recursive_model, check_batch_shares
 from engine.config.registry import load_model_class
-from engine.config.schema import ChatConfig, InstructConfig, TextConfig, TextDataConfig
+from engine.config.text import ChatConfig, InstructConfig, TextConfig, TextDataConfig
 from engine.runtime.devices import Runtime
 from engine.tasks.persistent_text import PersistentTextTask
 from engine.tasks.text import TextTask
@@ -56,9 +58,14 @@ def build_text(config: InstructConfig, runtime: Runtime, *, train: bool = True, 
     corpus = load_text(config, progress=runtime.is_main)
     if runtime.is_main:
         print(corpus.report.summary(), file=sys.stderr)
-    tested = corpus.test if held_out == "test" else corpus.train
+    tested = {name: corpus.test.part(documents) for name, documents in corpus.test_sets.items()}
     source = source_of(
-        config, runtime, config.dataset.seq_len, corpus.tokenizer, train=corpus.train if train else None, test=tested
+        config,
+        runtime,
+        config.dataset.seq_len,
+        corpus.tokenizer,
+        train=corpus.train if train else None,
+        test=tested if held_out == "test" else {held_out: corpus.train},
     )
     return replace(source, meta={"corpus": corpus_digest(corpus_config(config.dataset))})
 
@@ -76,7 +83,8 @@ def build_chat(config: ChatConfig, runtime: Runtime, *, train: bool = True) -> T
         open_chat_data(config.data_paths, "train")
     tokenizer = load_chat_tokenizer(chat_tokenizer_folder(config.data_paths))
     trained = stores["train"] if train else None
-    return source_of(config, runtime, found.seq_len, tokenizer, train=trained, test=stores.get("test"))
+    tested = {name: store for name, store in stores.items() if name == "test"}
+    return source_of(config, runtime, found.seq_len, tokenizer, train=trained, test=tested)
 
 
 def data_row_length(paths: Sequence[str]) -> int:
@@ -91,14 +99,19 @@ def source_of(
     tokenizer: Tokenizer,
     *,
     train: Documents | None,
-    test: Documents | None,
+    test: Mapping[str, Documents],
 ) -> TextSource:
-    """Readers of the documents to train on and of those to evaluate, and how long a run takes."""
+    """Readers of the documents to train on and of the sets to evaluate, and how long a run takes.
+
+    The first of the sets decides which checkpoint is the best.
+    """
     metadata = text_metadata(seq_len, tokenizer.vocab_size, tokenizer.pad_id)
     if train is not None:
         config = config.model_copy(update={"global_batch_size": fitting_batch_size(config, runtime, len(train))})
-    trained = text_reader(config, metadata, train, runtime, is_test=False) if train is not None else None
-    held_out = text_reader(config, metadata, test, runtime, is_test=True) if test else None
+    trained = text_reader(config, metadata, train, runtime, "train") if train is not None else None
+    held_out = [
+        text_reader(config, metadata, found, runtime, name, is_test=True) for name, found in test.items() if found
+    ]
     rows = config.epochs * len(trained.rows) if trained is not None else 1
     steps = config.epochs * trained.batches_per_epoch if trained is not None else 1
     if config.arch.options.get("recursion") == "carry":
@@ -109,9 +122,12 @@ def source_of(
         metadata=metadata,
         data=RunData(
             train_items=(lambda *_: ()) if trained is None else train_items(trained, workers, runtime),
-            eval_items=(lambda: load_batches(held_out, workers, runtime)) if held_out is not None else None,
-            num_eval_batches=held_out.num_batches() if held_out is not None else None,
-            eval_sets=[held_out.set_name] if held_out is not None else [],
+            eval_items=(lambda: chain(*(load_batches(rows, workers, runtime) for rows in held_out)))
+            if held_out
+            else None,
+            num_eval_batches=sum(rows.num_batches() for rows in held_out) if held_out else None,
+            eval_sets=[rows.set_name for rows in held_out],
+            best_sets=[rows.set_name for rows in held_out[:1]],
         ),
         files=tokenizer.files(),
         tokenizer=tokenizer,
@@ -154,11 +170,18 @@ def corpus_texts(config: InstructConfig) -> Iterator[list[str]]:
 
 
 def corpus_config(data: TextDataConfig) -> SlimOrcaConfig:
-    return SlimOrcaConfig(**data.model_dump(exclude={"tokenizer_path", "packing", "tokens_per_pass"}))
+    options = data.model_dump(exclude={"tokenizer_path", "packing", "tokens_per_pass", "composition"})
+    return SlimOrcaConfig(**options, composition=CompositionOptions(**data.composition.model_dump()))
 
 
 def text_reader(
-    config: TextConfig, metadata: PuzzleDatasetMetadata, documents: Documents, runtime: Runtime, *, is_test: bool
+    config: TextConfig,
+    metadata: PuzzleDatasetMetadata,
+    documents: Documents,
+    runtime: Runtime,
+    set_name: str,
+    *,
+    is_test: bool = False,
 ) -> RowDataset:
     return RowDataset(
         DocumentRows(documents, metadata.seq_len, metadata.pad_id, config.rows.packing),
@@ -171,7 +194,7 @@ def text_reader(
             rank=runtime.rank,
             world_size=runtime.world_size,
         ),
-        set_name="test" if is_test else "train",
+        set_name=set_name,
     )
 
 
@@ -201,6 +224,7 @@ def text_task_of(
         "total_steps": total_steps,
         "micro_batches": passes_of(config, runtime, head.model.config.seq_len),
         "reduction": config.loss.reduction,
+        "eval_steps": config.eval.halt_max_steps,
         "piece_bytes": piece_bytes,
     }
     if head.model.config.recursion == "carry":

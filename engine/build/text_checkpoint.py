@@ -17,7 +17,7 @@ from engine.checkpoints.load import Checkpoint, load_averaged, load_checkpoint
 from engine.config.check import check, is_supervise_idle
 from engine.config.compose import CONFIG_DIR, composed
 from engine.config.parse import ConfigError
-from engine.config.schema import ChatConfig, InstructConfig, TextConfig
+from engine.config.text import ChatConfig, InstructConfig, TextConfig
 from engine.generate.options import OpenOptions
 from engine.runtime.devices import Runtime, start_runtime
 from engine.tasks.text import TextTask
@@ -170,4 +170,4 @@ def conversation_template(
         return chat_tokenizer, chat_encoder, chat_encoder.stop_ids
     assert isinstance(config, InstructConfig)
     tokenizer = load_tokenizer(find_tokenizer(config.dataset.tokenizer_path))
-    return tokenizer, ConversationEncoder(tokenizer), frozenset([tokenizer.eos_id])
+    return tokenizer, ConversationEncoder(tokenizer, template=config.dataset.template), frozenset([tokenizer.eos_id])

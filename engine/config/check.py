@@ -6,7 +6,8 @@ from typing import Any, TypeVar
 from engine.config.compose import UNKNOWN_CHOICES, choices
 from engine.config.parse import ConfigError, nearest, parse
 from engine.config.registry import load_model_class
-from engine.config.schema import RunConfig, TextConfig
+from engine.config.schema import RunConfig
+from engine.config.text import TextConfig
 from models.act import ActModel
 from models.config import ArchConfig
 from models.losses.puzzles import ACTLossHead
@@ -14,7 +15,7 @@ from models.losses.text import TextLossHead
 
 GIVEN_BY_DATA = {"batch_size": 1, "seq_len": 1, "vocab_size": 1, "num_puzzle_identifiers": 1}
 ONLY_TEXT = ["recursion", "halt_policy", "halt_mean_steps", "halt_delta"]
-ONLY_TEXT += ["detach_between_steps", "prefix_mask", "supervise"]
+ONLY_TEXT += ["detach_between_steps", "prefix_mask", "supervise", "injection"]
 Config = TypeVar("Config", bound=RunConfig)
 GIVEN_TO_EVALUATORS = {"data_path", "eval_metadata"}
 

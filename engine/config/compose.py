@@ -8,7 +8,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from engine.config.parse import ConfigError
-from engine.config.schema import ChatConfig, InstructConfig, PretrainConfig, RunConfig
+from engine.config.schema import PretrainConfig, RunConfig
+from engine.config.text import ChatConfig, InstructConfig
 
 CONFIGS: dict[str, type[RunConfig]] = {
     "cfg_pretrain": PretrainConfig,

@@ -1,7 +1,7 @@
-"""The options of a run: names, defaults, bounds and what they mean."""
+"""The options of every run and those of puzzles: names, defaults, bounds and what they mean."""
 
 import re
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -71,6 +71,7 @@ class RunConfig(Strict):
     beta1: float = Field(0.9, ge=0, lt=1)
     beta2: float = Field(0.95, ge=0, lt=1)
     weight_decay: float = Field(0.1, ge=0)
+    weight_decay_embeddings: bool = Field(True, description="false: embeddings of tokens and positions do not decay")
     gradient_accumulation_steps: int = Field(1, ge=1, description="micro-batches that one global batch is split into")
     grad_clip: float | None = Field(None, gt=0, description="largest gradient norm; null: no clipping")
     max_bad_steps: int = Field(10, ge=1, description="non-finite steps in a row that stop the run")
@@ -147,10 +148,15 @@ class RunConfig(Strict):
         return problems
 
 
-class EvalConfig(Strict):
-    """How hard held-out puzzles are tried, and on which puzzles the best checkpoint is chosen."""
+class EvalDepthConfig(Strict):
+    """How deep an evaluation goes."""
 
     halt_max_steps: int | None = Field(None, ge=1, description="supervision steps; null: arch.halt_max_steps")
+
+
+class EvalConfig(EvalDepthConfig):
+    """How hard held-out puzzles are tried, and on which puzzles the best checkpoint is chosen."""
+
     rollouts: int = Field(1, ge=1, description="tries at a puzzle; the one that is surest of its answer gives it")
     noise: float = Field(0.0, ge=0, description="scale of the noise of all tries but the first")
     validation_split: float = Field(
@@ -187,110 +193,3 @@ def project_name_of(data_paths: list[str]) -> str:
     """The name of the first data set's folder."""
     folder = data_paths[0].rstrip("/").rsplit("/", 1)[-1]
     return f"{folder.capitalize()}-ACT-torch"
-
-
-class RowsConfig(Strict):
-    """How conversations share rows, and rows a pass through the model."""
-
-    packing: bool = Field(True, description="several conversations a row, none of which sees another")
-    tokens_per_pass: int = Field(3072, ge=1, description="positions that go through the model at once; bounds memory")
-
-
-class TextDataConfig(RowsConfig):
-    """Where conversations come from and how they become rows."""
-
-    source: Literal["auto", "local", "hub", "sample"] = Field(
-        "auto", description="auto: what lies in data_dir, else the Hub; sample: the built-in corpus"
-    )
-    data_dir: str = "data/slimorca"
-    tokenizer_path: str | None = Field(None, description="null: LLAMA_TOKENIZER, tokenizers/llama-32k, the Hub")
-    subset_size: int | None = Field(1000, ge=1, description="at most so many records for training; null: all")
-    test_size: Annotated[int, Field(ge=1)] | Literal["auto"] | None = Field(
-        "auto", description="at most so many held-out records; auto: a tenth of subset_size; null: all"
-    )
-    sample_size: int = Field(20_000, ge=1, description="records of the built-in corpus")
-    sample_tasks: list[str] | None = Field(
-        None, description="kinds of questions of the built-in corpus, such as [addition,counting]; null: all"
-    )
-    seq_len: int = Field(512, ge=2, le=MAX_ROW)
-    test_ratio: float = Field(0.05, ge=0, lt=1)
-    seed: int = Field(0, ge=0, le=2**63 - 1)
-    truncate: Literal["right", "prompt"] = Field("right", description="prompt: shorten it for the answer to fit")
-    on_error: Literal["raise", "skip"] = Field("raise", description="skip: leave broken lines out and count them")
-
-
-class TextLossConfig(Strict):
-    """How the losses of tokens become one number, and whether logits are made in chunks."""
-
-    reduction: Literal["token", "sequence"] = Field("token", description="sequence: mean over each conversation first")
-    chunked: bool = Field(True, description="never hold tokens x vocabulary")
-
-
-class TextConfig(RunConfig):
-    """Options of runs on text, wherever it comes from."""
-
-    outputs = ("inputs", "labels", "positions", "documents", "is_prompt", "preds")
-
-    loss: TextLossConfig = Field(default_factory=lambda: TextLossConfig.model_validate({}))
-
-    @property
-    def rows(self) -> RowsConfig:
-        raise TypeError(f"{type(self).__name__} must say how conversations become rows")
-
-    @property
-    def row_length(self) -> int:
-        raise TypeError(f"{type(self).__name__} must say how many positions a row has")
-
-    @property
-    def more_examples(self) -> str:
-        raise TypeError(f"{type(self).__name__} must say how to get more examples")
-
-
-class InstructConfig(TextConfig):
-    """Options of `pretrain_instruct.py`."""
-
-    dataset: TextDataConfig = Field(default_factory=lambda: TextDataConfig.model_validate({}))
-
-    @property
-    def rows(self) -> RowsConfig:
-        return self.dataset
-
-    @property
-    def row_length(self) -> int:
-        return self.dataset.seq_len
-
-    @property
-    def more_examples(self) -> str:
-        return "take a larger corpus" if self.dataset.subset_size is None else "raise dataset.subset_size"
-
-    def default_project_name(self) -> str:
-        return "SlimOrca-ACT"
-
-
-class ChatConfig(TextConfig):
-    """Options of `pretrain.py --config-name cfg_chat`."""
-
-    dataset_type: Literal["chat"]
-    data_paths: list[str] = Field(min_length=1)
-    seq_len: int | None = Field(
-        None, ge=2, le=MAX_ROW, description="positions of a row, given as arch.seq_len; null: those of the data"
-    )
-    packing: bool = True
-    tokens_per_pass: int = Field(3072, ge=1, description="positions that go through the model at once; bounds memory")
-
-    @property
-    def rows(self) -> RowsConfig:
-        return RowsConfig(packing=self.packing, tokens_per_pass=self.tokens_per_pass)
-
-    @property
-    def row_length(self) -> int:
-        if self.seq_len is None:
-            raise ValueError("The config does not say how many positions a row has. Give seq_len=<number>.")
-        return self.seq_len
-
-    @property
-    def more_examples(self) -> str:
-        return "build a data set of more conversations for data_paths"
-
-    def default_project_name(self) -> str:
-        return project_name_of(self.data_paths)

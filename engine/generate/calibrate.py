@@ -17,7 +17,7 @@ from engine.build.held_out import check_split
 from engine.build.text import HeldOut
 from engine.build.text_checkpoint import load_model
 from engine.checkpoints.load import load_checkpoint
-from engine.config.schema import InstructConfig
+from engine.config.text import InstructConfig
 from engine.generate.decode import Decoding
 from engine.generate.exits import MIN_STEPS, evidence, passes, write_thresholds
 from engine.generate.options import CalibrateOptions, DecodeOptions, ExitKind, ExitRule

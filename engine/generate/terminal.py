@@ -10,7 +10,7 @@ from typing import Any
 
 from dataset.text.conversation import Turn
 from engine.build.text_checkpoint import LoadedModel, load_model
-from engine.config.schema import InstructConfig
+from engine.config.text import InstructConfig
 from engine.generate.decode import Token
 from engine.generate.exits import calibrated_options
 from engine.generate.options import ChatOptions, InstructOptions, ReplyOptions
@@ -61,8 +61,8 @@ def answer_messages(options: InstructOptions) -> None:
     if options.verbose:
         reply_options = replace(reply_options, decode=replace(reply_options.decode, num_top=NUM_ALTERNATIVES))
     system, config = options.system_message, loaded.config
-    if system is None:  # the built-in corpus knows no such prompt
-        is_of_slimorca = isinstance(config, InstructConfig) and config.dataset.source != "sample"
+    if system is None:  # the built-in corpora know no such prompt
+        is_of_slimorca = isinstance(config, InstructConfig) and not config.dataset.is_built_in
         system = SLIMORCA_SYSTEM_PROMPT if is_of_slimorca else ""
     conversations = [[*([Turn("system", system)] if system else []), Turn("user", text)] for text in messages]
     if is_file:

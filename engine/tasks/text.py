@@ -75,9 +75,11 @@ class TextTask(TokenTask):
         micro_batches: int = 1,
         reduction: str = "token",
         piece_bytes: Tensor | None = None,
+        eval_steps: int | None = None,
     ) -> None:
         super().__init__(runtime, seed, micro_batches, reduction)
         self.head = head
+        self.eval_steps = eval_steps or head.model.config.halt_max_steps  # supervision steps of an evaluation
         self.total_steps = total_steps
         self.num_steps = 1  # supervision steps of the last optimizer step
         self.piece_bytes = piece_bytes  # (V,) bytes of text that each token stands for
@@ -129,7 +131,7 @@ class TextTask(TokenTask):
 
     def scores(self, batch: Batch, at: Supervision) -> tuple[Sums, Tensor]:
         """Sums of an evaluation, and the last predictions (T,)."""
-        sums, preds = self.head.evaluate_on(batch, at, self.head.model.config.halt_max_steps)
+        sums, preds = self.head.evaluate_on(batch, at, self.eval_steps)
         if self.piece_bytes is not None:
             sums["bytes"] = self.piece_bytes.to(at.labels.device)[at.labels].sum()
         return sums, preds
@@ -141,7 +143,7 @@ class TextTask(TokenTask):
         return text_report(sums)
 
     def eval_metrics(self) -> Collection[str]:
-        num_steps = self.head.model.config.halt_max_steps
+        num_steps = self.eval_steps
         by_depth = [f"depth_{number}/{name}" for number in range(1, num_steps + 1) for name in STEP_METRICS]
         of_bytes = [] if self.piece_bytes is None else ["bits_per_byte"]
         of_halting = ["q_halt_accuracy", "q_halt_auc", "q_halt_loss"] if num_steps > 1 else []

@@ -204,25 +204,37 @@ Group = dict[str, Any]
 DECAYED_VECTOR = "q_head.bias"
 
 
-def decay_groups(named: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> list[Group]:
-    """Parameter groups: weights of two or more dimensions decay, norm gains and biases do not.
+EMBEDDING = "embedding_weight"
+
+
+def decay_groups(
+    named: Iterable[tuple[str, nn.Parameter]], weight_decay: float, decays_embeddings: bool = True
+) -> list[Group]:
+    """Parameter groups: weights of two or more dimensions decay, norm gains and biases do not, embeddings as asked.
 
     The bias of the halting head is the exception: it decays, as in the reference.
     """
     decayed: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for name, parameter in named:
-        (decayed if parameter.ndim > 1 or name.endswith(DECAYED_VECTOR) else others).append(parameter)
+        decays = parameter.ndim > 1 and (decays_embeddings or not name.endswith(EMBEDDING))
+        (decayed if decays or name.endswith(DECAYED_VECTOR) else others).append(parameter)
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
 
 
 def network_optimizer(
-    name: str, module: nn.Module, *, lr: float, betas: tuple[float, float], weight_decay: float
+    name: str,
+    module: nn.Module,
+    *,
+    lr: float,
+    betas: tuple[float, float],
+    weight_decay: float,
+    decays_embeddings: bool = True,
 ) -> Optimizer:
     """`adam_atan2` (plain torch, any device), `adam_atan2_cuda` (the compiled package) or `adamw`, for all of `module`
     that is trained."""
-    groups = decay_groups(trained_parameters(module).items(), weight_decay)
+    groups = decay_groups(trained_parameters(module).items(), weight_decay, decays_embeddings)
     optimizer: Optimizer
     if name == "adam_atan2":
         optimizer = AdamATan2(groups, lr=lr, betas=betas)

@@ -6,7 +6,8 @@ from typing import Any
 
 from engine.config.check import check
 from engine.config.compose import composed
-from engine.config.schema import InstructConfig, PretrainConfig
+from engine.config.schema import PretrainConfig
+from engine.config.text import InstructConfig
 
 
 def train(args: Namespace, overrides: Sequence[str]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import torch
 
 from dataset.common import text_metadata
 from engine.build import text as build_text
-from engine.config.schema import InstructConfig
+from engine.config.text import InstructConfig
 from engine.generate.decode import Decoding
 from engine.generate.options import DecodeOptions, Mode
 from engine.runtime.devices import Runtime, start_runtime

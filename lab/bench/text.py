@@ -13,7 +13,7 @@ from dataset.text.token_store import DocumentStore, DocumentStoreBuilder, Encode
 from dataset.tokenization.protocol import Tokenizer
 from engine.build import puzzles as build
 from engine.build import text as build_text
-from engine.config.schema import InstructConfig
+from engine.config.text import InstructConfig
 from engine.runtime.devices import Runtime, start_runtime
 from engine.train.speed import num_tokens
 from lab.bench.measure import measure_step, peak_memory
@@ -38,7 +38,7 @@ def _measure(config: InstructConfig, runtime: Runtime, vocab_size: int, depth: i
     print(f"timing packing={config.dataset.packing}, chunked={config.loss.chunked}", file=sys.stderr)
     metadata = text_metadata(config.dataset.seq_len, vocab_size, pad_id=0)
     documents = synthetic_documents(synthetic_lengths(config), vocab_size, config.seed)
-    reader = build_text.text_reader(config, metadata, documents, runtime, is_test=False)
+    reader = build_text.text_reader(config, metadata, documents, runtime, "train")
     head = build_text.build_text_head(config, metadata, runtime)
     head.model.config.halt_policy, head.model.config.halt_max_steps = "fixed", depth
     task = build_text.text_task_of(config, head, runtime, total_steps=1, total_rows=1, piece_bytes=None)

@@ -113,7 +113,7 @@ class DistillTask(TextTask):
 
     def scores(self, batch: Batch, at: Supervision) -> tuple[Sums, Tensor]:
         targets = self._held_out_targets(batch, at)
-        sums, preds = self.head.evaluate_on(batch, at, self.head.model.config.halt_max_steps, targets)
+        sums, preds = self.head.evaluate_on(batch, at, self.eval_steps, targets)
         return sums | {"rows": (batch["row_id"] != NO_ROW).sum()}, preds
 
     def train_report(self, sums: dict[str, Any], global_batch_size: int) -> dict[str, float]:

@@ -8,7 +8,8 @@ import pytest
 
 from engine.config.check import check
 from engine.config.compose import CONFIG_DIR, composed
-from engine.config.schema import InstructConfig, PretrainConfig
+from engine.config.schema import PretrainConfig
+from engine.config.text import InstructConfig
 
 RECIPES = sorted((CONFIG_DIR / "recipe").glob("*.yaml"))
 DOORS = {

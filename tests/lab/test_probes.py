@@ -16,7 +16,7 @@ from dataset.common import IGNORE_LABEL_ID
 from engine.build import text as build_text
 from engine.config.check import check
 from engine.config.compose import composed
-from engine.config.schema import InstructConfig
+from engine.config.text import InstructConfig
 from lab import probes
 from lab.probes import LIMIT, Finding, influence, may_see, probe_batches, probe_model, synthetic_row
 from models import core

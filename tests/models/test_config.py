@@ -37,6 +37,7 @@ def make(config_class: type[ArchConfig] = ArchConfig, **options) -> ArchConfig:
         (ArchConfig, {"grad_cycles": "0->all"}, "grad_cycles='0->all'.*at least one network call"),
         (ArchConfig, {"grad_cycles": "2->0"}, "grad_cycles='2->0'.*at least one network call"),
         (ArchConfig, {"supervise": "last"}, "supervise=last.*detach_between_steps=false and recursion=unrolled"),
+        (ArchConfig, {"injection": "start"}, "injection=start.*recursion=unrolled"),
         (ArchConfig, {"prefix_mask": True}, "prefix_mask=true needs causal=true"),
         (HierarchicalConfig, {}, "hrm has a second network: set H_layers to 1 or more"),
         (BaselineConfig, {}, "transformers_baseline consists of the H network: set H_layers"),

@@ -12,6 +12,7 @@ every_arch = pytest.mark.parametrize("arch", ARCHS)
 WAYS = {
     "causal": {},
     "prefix": {"prefix_mask": True, "latent_init": "embedding", "supervise": "step"},
+    "input at the start": {"injection": "start"},
     "learned positions": {"pos_encodings": "learned", "norm": "post"},
 }
 DOCUMENTS, SEED = 3, 5  # prompts of different lengths

@@ -186,3 +186,22 @@ def test_every_call_of_a_pre_norm_network_ends_normalised(arch):
     assert torch.allclose(answers[-1].square().mean(-1), torch.ones(ROWS, core.config.total_len), atol=1e-3)
     assert torch.equal(answers[-1], getattr(z, core.answer))
     assert torch.equal(core.hidden(answers[-1]), answers[-1][:, 2:])
+
+
+@every_arch
+@pytest.mark.parametrize("start", ["learned", "embedding"])
+def test_the_input_may_enter_at_the_start_alone(arch, start):
+    batch, seen = make_batch(), []
+    told = {"latent_init": start, "recursion": "unrolled", "halt_policy": "fixed"}
+    core = make(arch, injection="start", **told).inner
+    always = make(arch, **told).inner
+
+    def step(z, x, context, calls_with_grad=None):
+        seen.append((getattr(z, core.answer), x))
+        return core.step(z, x, context, calls_with_grad)
+
+    list(core.unroll(batch, 2, step=step))
+    x = core.embed(batch)
+    first = getattr(always.initial_latents(x), core.answer)
+    torch.testing.assert_close(seen[0][0], first if start == "embedding" else first + x)
+    assert all(not fed.any() for _, fed in seen), "afterwards the network is fed with nothing"

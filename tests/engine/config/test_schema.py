@@ -5,7 +5,8 @@ from pydantic import ValidationError
 
 from engine.config.check import check
 from engine.config.parse import ConfigError, nearest, parse
-from engine.config.schema import ArchChoice, InstructConfig, PretrainConfig, TextDataConfig
+from engine.config.schema import ArchChoice, PretrainConfig
+from engine.config.text import InstructConfig, TextDataConfig
 from src.distillation.config import DistillConfig
 from src.distillation.corpus.options import PreprocessOptions
 from tests.tiny import ARCH, RUN, TRM

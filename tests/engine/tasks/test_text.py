@@ -45,6 +45,22 @@ def test_the_numbers_of_an_evaluation_are_known_before_it(num_steps, piece_bytes
     assert found.keys() <= set(task.eval_metrics()) <= {*found, "q_halt_auc"}
 
 
+def test_an_evaluation_may_go_deeper_than_training():
+    head, batch = make_head(halt_max_steps=2), make_batch(DOCUMENTS, packing=True)
+
+    def report(**options):
+        task = make_task(head, **options)
+        totals = {}
+        add_sums(totals, task.eval_batch(batch, ())[0])
+        return task.eval_report(fetched(totals, CPU))
+
+    usual, deeper = report(), report(eval_steps=4)
+    assert usual["depth_2/token_loss"] == deeper["depth_2/token_loss"]
+    assert "depth_4/token_loss" in deeper.keys() - usual.keys()
+    assert deeper["token_loss"] == deeper["depth_4/token_loss"] != usual["token_loss"]
+    assert deeper["steps"] == 4
+
+
 def one_step(ranks=1, micro_batches=1, reduction="token", packing=True, step=1, **options):
     """Gradients summed over ranks and the report of one step on the same 8 rows, however they are split."""
 

@@ -146,3 +146,12 @@ def test_a_resumed_run_has_its_own_options_unless_the_saved_groups_are_others(sa
     resumed.load_state_dict(optimizers(saved_groups, 0.1).state_dict())
     groups = resumed.network.param_groups
     assert len(groups) == saved_groups and max(group["weight_decay"] for group in groups) == kept
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_embeddings_may_be_left_without_decay(tied):
+    model = make("trm", tie_embeddings=tied, pos_encodings="learned")
+    names = {id(p): key for key, p in model.named_parameters()}
+    groups = network_optimizer("adamw", model, **OPTIONS, decays_embeddings=False).param_groups
+    spared = {names[id(p)] for group in groups for p in group["params"] if group["weight_decay"] == 0}
+    assert spared == {"inner.embed_tokens.embedding_weight", "inner.embed_pos.embedding_weight"}

@@ -55,6 +55,7 @@ def test_supervision_counts_the_documents_of_every_row():
         ({}, "token"),
         ({"pos_encodings": "learned", "norm": "post", "supervise": "step"}, "sequence"),
         ({"prefix_mask": True, "latent_init": "embedding", "detach_between_steps": False}, "token"),
+        ({"injection": "start"}, "token"),
     ],
 )
 def test_packing_changes_neither_loss_nor_metrics_nor_gradients(arch, options, reduction):

@@ -1,0 +1,61 @@
+"""Questions that chain facts, from the recipe to the answer, in a world that is learnt within seconds."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dataset.text.composition import CompositionOptions, make_composition_records
+from dataset.text.conversation import Turn
+from engine.build.text_checkpoint import load_model
+from engine.generate.options import OpenOptions, ReplyOptions
+from engine.generate.reply import reply
+from tests.text_runs import infer_text, train_text
+
+WORLD = {"people": 6, "relations": 1, "hops": 3, "longer": 1, "questions": 6, "held_out": 2}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the recipe, beside its report."""
+    folder = tmp_path_factory.mktemp("composition")
+    words = [f"dataset.composition.{name}={value}" for name, value in WORLD.items()]
+    words += ["recipe=composition", f"dataset.data_dir={folder / 'data'}", f"checkpoint_path={folder / 'run'}"]
+    words += ["device=cpu", "arch.hidden_size=32", "global_batch_size=4", "epochs=40", "weight_decay=0.1"]
+    ended = train_text(words)
+    assert ended.code == 0, ended.err
+    (folder / "report.json").write_text(ended.out.splitlines()[-1])
+    return folder
+
+
+def test_every_set_is_reported_by_hops_and_by_passes(folder: Path) -> None:
+    report = json.loads((folder / "report.json").read_text())
+    assert next(iter(report)) == "validation" and {"id2", "id3", "id4"} <= set(report)
+    for metrics in report.values():
+        assert {f"depth_{number}/exact_accuracy" for number in range(1, 7)} <= set(metrics)
+    best = json.loads((folder / "run" / "best" / "meta.json").read_text())
+    assert best["best_value"] == report["validation"]["exact_accuracy"]
+
+
+def test_inference_finds_what_training_reported(folder: Path, tmp_path: Path) -> None:
+    ended = infer_text("--checkpoint", folder / "run", "--split", "test", "--output-dir", tmp_path)
+    assert ended.code == 0, ended.err
+    (file,) = tmp_path.glob("metrics_*.json")
+    found, report = json.loads(file.read_text()), json.loads((folder / "report.json").read_text())
+    assert list(found) == list(report)
+    for name, metrics in report.items():
+        assert f"{name}:" in ended.out.splitlines()
+        for depth in range(1, 7):
+            assert found[name]["by_depth"][str(depth)]["token_loss"] == metrics[f"depth_{depth}/token_loss"]
+
+
+def test_a_trained_fact_is_answered_without_markers(folder: Path) -> None:
+    loaded = load_model(OpenOptions(str(folder / "run"), device="cpu"))
+    prompt = loaded.template.encode_prompt([Turn("user", "Bade mother")])
+    assert loaded.tokenizer.decode(prompt) == "Bade mother"
+    trained = make_composition_records(CompositionOptions(**WORLD), 0)["train"]
+    facts = [record for record in trained if record["hops"] == 1]
+    asked = {record["conversations"][0]["value"]: record["conversations"][1]["value"] for record in facts}
+    for question, answer in asked.items():
+        (said,) = reply(loaded, [[Turn("user", question)]], ReplyOptions(max_tokens=4))
+        assert (said.text, said.finish) == (answer, "eos")
