@@ -62,7 +62,7 @@ class KeyValues:
         return keys[:, :, : at.seen].transpose(1, 2), values[:, :, : at.seen].transpose(1, 2)
 
     def copy_from(self, other: "KeyValues", rows: Tensor, positions: Tensor) -> None:
-        """Copy keys and values of these tokens from the shallower step `other`, at which they left the recursion."""
+        """Copy keys and values at these positions (R, L) of rows (R, 1) from the shallower step `other`."""
         self.keys[:, rows, :, positions] = other.keys[:, rows, :, positions]
         self.values[:, rows, :, positions] = other.values[:, rows, :, positions]
 
@@ -79,6 +79,7 @@ class KeyValueMemory:
         self.core = core = model.inner
         self.compiled_step = torch.compile(core.step, dynamic=False) if compiled else None
         self.lengths = [0] * rows
+        self.newest: Places | None = None  # of the last read
         self.capacity = capacity
         layers = [layer for layer in core.modules() if isinstance(layer, Attention)]
         self.device = next(core.parameters()).device
@@ -95,10 +96,10 @@ class KeyValueMemory:
         """Read ids (B, L), padded on the right, and yield the answer latent (B, L, D) after each supervision step.
 
         `new_lengths` says how many ids of each row are real. With `is_prompt` (B, L), into an empty memory only,
-        prompts see themselves in both directions. A consumer that stops early must call `sync_exited`.
+        prompts see themselves in both directions. A consumer that stops early must call `sync_exited`, for all rows.
         """
         core, places = self.core, Places.after(self.lengths, ids.shape[1], self.device)
-        step = core.step
+        step, self.newest = core.step, places
         if self.compiled_step is not None and ids.shape[1] == 1:
             step, places = self.compiled_step, places._replace(start=None, seen=self.capacity)
         context = AttentionContext(
@@ -121,12 +122,15 @@ class KeyValueMemory:
             step.keys, step.values = step.keys[:, kept], step.values[:, kept]
 
     def sync_exited(self, depths: Sequence[int]) -> None:
-        """Row i left after `depths[i]` supervision steps: deeper steps get its newest position from that step."""
+        """Row i left after `depths[i]` supervision steps: deeper steps get what was read last from that step.
+
+        So a row has the same memory whether or not the rest of the batch went deeper.
+        """
+        assert self.newest is not None, "read() comes first"
         for depth in sorted(set(depths)):
-            rows = [row for row, own in enumerate(depths) if own == depth]
-            newest = torch.tensor([self.lengths[row] - 1 for row in rows], device=self.device)
+            rows = torch.tensor([row for row, own in enumerate(depths) if own == depth], device=self.device)
             for deeper in self.steps[depth:]:
-                deeper.copy_from(self.steps[depth - 1], torch.tensor(rows, device=self.device), newest)
+                deeper.copy_from(self.steps[depth - 1], rows[:, None], self.newest.positions[rows])
 
     def _mask(self, places: Places, is_prompt: Tensor | None) -> AttentionMask:
         """A position looks at itself and at everything before it in its row."""

@@ -38,14 +38,14 @@ class Trace:
     """What every supervision step knew of every answer token. K steps, T tokens."""
 
     losses: Tensor  # (K, T)
-    evidence: dict[ExitKind, Tensor]  # each (K, T); the first step has none and never lets go
+    evidence: dict[ExitKind, Tensor]  # each (K, T)
     document: NDArray[np.int64]  # (T,) conversation of each token
 
     def depths(self, rule: ExitRule) -> Tensor:
         """Steps that each token takes under the rule, (T,)."""
         assert rule.kind != "none"
         found = passes(rule, self.evidence[rule.kind])
-        found[: MIN_STEPS - 1] = False
+        found[: MIN_STEPS[rule.kind] - 1] = False
         found[-1] = True
         return found.int().argmax(0) + 1
 
@@ -87,7 +87,7 @@ def _numbers_by_step(model: ActModel, batch: Batch, at: Supervision) -> Tensor:
 
 def fitted(trace: Trace, kind: ExitKind, max_rise: float) -> ExitRule:
     """The threshold with the smallest mean depth whose rise of the loss is surely below `max_rise`."""
-    values = trace.evidence[kind][MIN_STEPS - 1 :].flatten().double()
+    values = trace.evidence[kind][MIN_STEPS[kind] - 1 :].flatten().double()
     candidates = torch.quantile(
         values[torch.randperm(len(values))[:100_000]], torch.linspace(0, 1, CANDIDATES).double()
     )
@@ -171,10 +171,8 @@ def calibrate_checkpoint(options: CalibrateOptions) -> None:
     config, num_steps = loaded.config, loaded.model.config.halt_max_steps
     if not isinstance(config, InstructConfig):
         raise ValueError(f"{loaded.path} was trained on chat: expected a checkpoint of instruction training.")
-    if num_steps <= MIN_STEPS:
-        raise ValueError(
-            f"{loaded.path}: arch.halt_max_steps={num_steps} leaves nothing to skip; expected more than {MIN_STEPS}."
-        )
+    if num_steps == 1:
+        raise ValueError(f"{loaded.path}: arch.halt_max_steps=1 leaves nothing to skip; expected more.")
     check_split(load_checkpoint(loaded.path), config, allow_other=options.allow_other_split)
     if config.dataset.test_size == "auto":  # that bounds evaluations while training
         config.dataset.test_size = 2 * options.conversations

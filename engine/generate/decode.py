@@ -1,4 +1,7 @@
-"""Text from a causal model: the prompt is read once, then every token adds one position; ids in, ids out."""
+"""Text from a causal model: the prompt is read once, then every token adds one position; ids in, ids out.
+
+A row leaves the recursion by the exit rule, after its prompt as after any token. B rows, D hidden, V vocabulary.
+"""
 
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
@@ -22,7 +25,7 @@ class Token(NamedTuple):
     row: int
     id: int
     logprob: float  # of the model itself, before temperature and filters
-    depth: int  # supervision steps it took
+    depth: int  # supervision steps it took; of the first token of an answer those of its prompt
     top: tuple[tuple[int, float], ...]  # the likeliest ids with their probabilities, as many as were asked for
 
 
@@ -94,7 +97,7 @@ class Decoding:
             if len(unfinished) < len(rows):
                 rows = [rows[at] for at in unfinished]
                 self.memory.select_rows(unfinished)
-            logits, depths = self._read_tokens([generated[row][-1] for row in rows])
+            logits, depths = self._read([generated[row][-1:] for row in rows])
 
     def _has_ended(self, row: int, generated: list[int]) -> bool:
         at_end = self.forced is None and generated[-1] in self.stop_ids
@@ -116,44 +119,42 @@ class Decoding:
         ]
         return [Token(*fields) for fields in zip(rows, ids.tolist(), chosen, depths, tops, strict=True)]
 
-    @torch.inference_mode()
     def _read_prompts(self) -> tuple[Tensor, list[int]]:
-        device = self.memory.device
-        ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(p, device=device) for p in self.prompts], batch_first=True)
-        lengths = [len(prompt) for prompt in self.prompts]
         is_prompt = None
         if self.model.config.prefix_mask:
-            opened = torch.tensor(self.open_lengths, device=device)[:, None]
-            is_prompt = torch.arange(ids.shape[1], device=device) < opened
-        with weights_cast_once(self.core, self.core.dtype):
-            answer = _last(self.memory.read(ids, lengths, is_prompt))
-            last = answer[torch.arange(len(lengths)), torch.tensor(lengths) - 1]
-            return self.core.lm_head(last).float(), [self.num_steps] * len(lengths)
+            opened = torch.tensor(self.open_lengths)[:, None]
+            is_prompt = torch.arange(max(len(prompt) for prompt in self.prompts)) < opened
+        return self._read(self.prompts, is_prompt)
 
     @torch.inference_mode()
-    def _read_tokens(self, ids: list[int]) -> tuple[Tensor, list[int]]:
-        """Logits after one more token a row, and the supervision steps that each took."""
-        core = self.core
-        depths = [self.num_steps] * len(ids)
+    def _read(self, texts: Sequence[Sequence[int]], is_prompt: Tensor | None = None) -> tuple[Tensor, list[int]]:
+        """Logits after each row read these ids, and the supervision steps that it took for them."""
+        core, device = self.core, self.memory.device
+        lengths = [len(text) for text in texts]
+        ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(text) for text in texts], batch_first=True).to(device)
+        ends = torch.tensor(lengths, device=device) - 1
+        depths = [self.num_steps] * len(texts)
         with weights_cast_once(core, core.dtype):
-            answers = self.memory.read(torch.tensor(ids, device=self.memory.device)[:, None], [1] * len(ids))
+            answers = self.memory.read(ids, lengths, None if is_prompt is None else is_prompt.to(device))
+            at_end = (answer[torch.arange(len(lengths), device=device), ends] for answer in answers)  # each (B, D)
             if self.options.exit.kind == "none":
-                return core.lm_head(_last(answers)[:, 0]).float(), depths
-            logits = self._read_with_exit(answers, depths)
+                return core.lm_head(_last(at_end)).float(), depths
+            logits = self._read_with_exit(at_end, depths)
             assert isinstance(self.memory, KeyValueMemory)
             self.memory.sync_exited(depths)
             return logits, depths
 
     def _read_with_exit(self, answers: Iterator[Tensor], depths: list[int]) -> Tensor:
         """Logits of each row at the step where it left; that step is written to `depths`."""
+        rule = self.options.exit
+        assert rule.kind != "none"
         before = kept = torch.empty(0)
         for step, answer in enumerate(answers, start=1):
-            now = self.core.lm_head(answer[:, 0]).float()
+            now = self.core.lm_head(answer).float()
             gone = torch.tensor([depth < step for depth in depths], device=now.device)
             kept = torch.where(gone[:, None], kept, now) if step > 1 else now
-            if MIN_STEPS <= step < self.num_steps:
-                q_halt = self.core.q_head(answer[:, 0]).float()[:, 0]
-                leaves = may_exit(self.options.exit, now, before, q_halt)
+            if MIN_STEPS[rule.kind] <= step < self.num_steps:
+                leaves = may_exit(rule, now, before, self.core.q_head(answer).float()[:, 0])
                 for row in (leaves & ~gone).nonzero()[:, 0].tolist():
                     depths[row] = step
                 if max(depths) <= step:

@@ -14,7 +14,7 @@ from dataset.files.json_file import read_json
 from engine.generate.options import ExitKind, ExitRule, ReplyOptions
 
 EXIT_FILE = "exit.json"  # in the folder of a checkpoint: the thresholds that scripts/calibrate_exit.py found
-MIN_STEPS = 2  # that a token takes before it may leave: a rule compares two steps, or trusts a head that saw two
+MIN_STEPS: dict[ExitKind, int] = {"kl": 2, "margin": 1, "head": 1}  # before a token may leave: kl compares two
 
 
 def may_exit(rule: ExitRule, logits: Tensor, before: Tensor, q_halt: Tensor) -> Tensor:

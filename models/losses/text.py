@@ -55,7 +55,7 @@ class Supervision(NamedTuple):
 class TextLossHead(nn.Module):
     """Cross-entropy at every supervision step with equal weight, and a halting head that learns what a step is worth.
 
-    The halting head reads each token's own detached latent and learns whether the next step will lower that token's
+    The halting head reads each token's own detached latent and learns whether any later step will lower that token's
     loss by more than `halt_delta`. Its gradient never reaches the trunk.
     """
 
@@ -79,8 +79,10 @@ class TextLossHead(nn.Module):
         unrolled = self.model.inner.unroll(batch, num_steps, detach=config.detach_between_steps)
         for number, (_, answers) in enumerate(unrolled, start=1):
             loss, scores, q = self.score(answers, at, weights, targets, learns=number >= first_scored)
-            halting_loss = halting.loss_of_step(q, scores.losses, weights) / max(1, num_steps - 1)
-            loss = loss / counted + halting_loss
+            halting.add_step(q, scores.losses)
+            loss = loss / counted
+            if number == num_steps:  # only now is it known what each step was worth
+                loss = loss + halting.loss(weights) / max(1, num_steps - 1)
             if config.detach_between_steps:
                 loss.backward()
             else:
@@ -102,6 +104,7 @@ class TextLossHead(nn.Module):
     ) -> tuple[Latents, Tensor, Tensor, Sums]:
         """Forward and backward of one supervision step of persistent latents; rows marked fresh start from scratch.
 
+        The halting head learns of this step alone what it brought: no later one is known here.
         `old_losses` (T,) are those of the step before, where a token `had_step`. Returns detached latents, the losses
         and halting logits (T,) of this step, and sums.
         """
@@ -111,8 +114,9 @@ class TextLossHead(nn.Module):
             z, answers = next(steps)
             loss, scores, q = self.score(answers, at, weights)
             halting = HaltingTargets(self.model.config.halt_delta)
-            halting.before = (core.q_head(before)[:, 0].float()[had_step], old_losses[had_step])
-            loss = loss + halting.loss_of_step(q[had_step], scores.losses[had_step], weights[had_step])
+            halting.add_step(core.q_head(before)[:, 0].float()[had_step], old_losses[had_step])
+            halting.add_step(q[had_step], scores.losses[had_step])
+            loss = loss + halting.loss(weights[had_step])
             loss.backward()
         sums = self._report(at, [scores], None, is_training=True) | halting.totals
         return detached(z), scores.losses, q.detach(), sums
@@ -146,8 +150,9 @@ class TextLossHead(nn.Module):
         halting, found = HaltingTargets(self.model.config.halt_delta), []
         weights = at.weights("token", torch.ones((), device=at.labels.device))
         for scores, q in self.depths(batch, at, num_steps, targets):
-            halting.loss_of_step(q, scores.losses, weights)
+            halting.add_step(q, scores.losses)
             found.append(scores)
+        halting.loss(weights)
         return self._report(at, found, targets, is_training=False) | halting.totals, scores.preds
 
     def _report(self, at: Supervision, steps: Sequence[Any], targets: Any, *, is_training: bool) -> Sums:
@@ -189,23 +194,34 @@ class TextLossHead(nn.Module):
 
 
 class HaltingTargets:
-    """Follows one batch over its steps: when the loss of a step is known, so is what the step before should have said."""
+    """Follows one batch over its steps; after the last one it is known what the halting head should have said at each."""
 
     def __init__(self, delta: float) -> None:
         self.delta = delta
-        self.before: tuple[Tensor, Tensor] | None = None  # halting logits and losses of the step before
+        self.steps: list[tuple[Tensor, Tensor]] = []  # halting logits and losses
         self.totals: Sums = {}
 
-    def loss_of_step(self, q: Tensor, losses: Tensor, weights: Tensor) -> Tensor:
-        """Loss of the previous step's halting logits, now that its target is measured; 0 at the first step."""
-        before, self.before = self.before, (q, losses)
-        if before is None:
-            return torch.zeros((), device=q.device)
-        old_q, old_losses = before
-        may_halt = (losses >= old_losses - self.delta).float()
-        loss = F.binary_cross_entropy_with_logits(old_q, may_halt, reduction="none")
-        self._count(old_q.detach(), may_halt, loss.detach())
-        return (loss * weights).sum()
+    def add_step(self, q: Tensor, losses: Tensor) -> None:
+        self.steps.append((q, losses))
+
+    def loss(self, weights: Tensor) -> Tensor:
+        """Loss of the halting logits of all steps but the last, whose worth is not known.
+
+        A token may halt where no later step lowers its loss by more than `delta`: that the next one alone brings
+        nothing is no reason, since an answer may need several.
+        """
+        total = torch.zeros((), device=weights.device)
+        least: Tensor | None = None  # loss that a later step reaches
+        for q, losses in reversed(self.steps):
+            if least is None:
+                least = losses
+                continue
+            may_halt = (least >= losses - self.delta).float()
+            loss = F.binary_cross_entropy_with_logits(q, may_halt, reduction="none")
+            self._count(q.detach(), may_halt, loss.detach())
+            total = total + (loss * weights).sum()
+            least = torch.minimum(least, losses)
+        return total
 
     def _count(self, q: Tensor, may_halt: Tensor, loss: Tensor) -> None:
         bins = (torch.sigmoid(q).nan_to_num() * HALT_BINS).long().clamp_max(HALT_BINS - 1)

@@ -112,6 +112,18 @@ def test_a_token_that_left_shows_deeper_steps_what_it_had():
     ) and not torch.equal(memory.steps[2].keys[:, 1, :, 2], third[:, 1, :, 2])
 
 
+def test_a_prompt_that_left_shows_deeper_steps_what_it_had_at_every_position():
+    model = make_head("trm").model
+    memory = KeyValueMemory(model, 2, LENGTH, 3)
+    with torch.inference_mode():
+        list(memory.read(torch.tensor([[3, 4, 5], [6, 7, 0]]), [3, 2]))
+    first, third = memory.steps[0].values.clone(), memory.steps[2].values.clone()
+    memory.sync_exited([3, 1])
+    for deeper in memory.steps[1:]:
+        assert torch.equal(deeper.values[:, 1, :, :2], first[:, 1, :, :2])
+    assert torch.equal(memory.steps[2].values[:, 0], third[:, 0]), "the row that went all the way keeps its own"
+
+
 @pytest.mark.parametrize(
     ("options", "capacity", "told"),
     [

@@ -7,6 +7,7 @@ import torch
 from dataset.text.token_store import DocumentStoreBuilder, EncodedDocuments
 from engine.build.text import HeldOut
 from engine.generate import calibrate
+from engine.generate.exits import MIN_STEPS
 from engine.generate.options import ExitRule
 from models.losses.text import Supervision
 from tests.engine.text_samples import BASE, VOCAB, make_head
@@ -57,7 +58,7 @@ def test_nothing_leaves_where_no_rise_is_allowed_that_leaving_would_cost(trained
     worse = calibrate.Trace(trace.losses + 10 * torch.arange(STEPS, 0, -1)[:, None], trace.evidence, trace.document)
     for kind in ("kl", "margin", "head"):
         assert (worse.depths(calibrate.fitted(worse, kind, 0.0)) == STEPS).all()
-        assert (worse.depths(calibrate.fitted(worse, kind, 1e9)) == 2).all()
+        assert (worse.depths(calibrate.fitted(worse, kind, 1e9)) == MIN_STEPS[kind]).all()
 
 
 def test_a_trace_is_what_decoding_at_every_depth_finds(trained):

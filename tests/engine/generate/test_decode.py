@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from engine.generate.decode import Decoding
 from engine.generate.options import DecodeOptions, ExitRule, SamplingOptions
@@ -107,15 +109,20 @@ def test_a_row_ends_with_a_stop_id_at_its_length_or_when_told_and_the_others_go_
     assert told == [free[0], free[1][:1], free[2]]
 
 
-def test_tokens_that_always_leave_at_once_are_those_of_two_steps():
+@pytest.mark.parametrize(("rule", "steps"), [(ALWAYS, 2), (ExitRule("margin", 0.0), 1), (ExitRule("head", 0.0), 1)])
+def test_rows_that_always_leave_at_once_are_those_of_as_few_steps(rule, steps):
     model = lively(halt_max_steps=6)
-    early = generated(model, exit=ALWAYS)
-    assert {token.depth for row in early for token in row[1:]} == {2}
-    two = generated(
-        model, depth=2, forced=ids(early)
-    )  # the prompt itself is read to the end, so its token is another's
-    for row, expected in zip(early, two, strict=True):
-        assert [t.logprob for t in row[1:]] == pytest.approx([t.logprob for t in expected[1:]], abs=1e-4)
+    early = generated(model, exit=rule)
+    assert {token.depth for row in early for token in row} == {steps}, "the first token's too"
+    assert early == generated(model, depth=steps)
+
+
+def test_reading_a_prompt_stops_when_every_row_has_left(monkeypatch):
+    model, made = lively(halt_max_steps=6), []
+    decoding, step = Decoding(model, PROMPTS, DecodeOptions(exit=ALWAYS)), model.inner.step
+    monkeypatch.setattr(model.inner, "step", lambda *given: made.append(1) or step(*given))
+    list(decoding)
+    assert len(made) == 2
 
 
 def test_tokens_that_never_leave_are_those_of_full_depth():
@@ -123,29 +130,45 @@ def test_tokens_that_never_leave_are_those_of_full_depth():
     assert generated(model, exit=NEVER) == generated(model)
 
 
+prompt_lists = st.lists(st.lists(st.integers(1, VOCAB - 1), min_size=1, max_size=8), min_size=2, max_size=5)
+
+
 @pytest.mark.parametrize("kind", ["kl", "margin", "head"])
-def test_leaving_does_not_depend_on_the_rest_of_the_batch(kind):
-    model = lively(halt_max_steps=8)
-    depths = {token.depth for row in generated(model, num_top=2) for token in row}
-    assert depths == {8}
-    for threshold in {"kl": (0.05, 0.5), "margin": (0.1, 0.3), "head": (0.4, 0.6)}[kind]:
-        rule = ExitRule(kind, threshold)
-        together = generated(model, exit=rule)
-        alone = [generated(model, [prompt], exit=rule)[0] for prompt in PROMPTS]
-        assert [[(t.id, t.depth) for t in row] for row in together] == [[(t.id, t.depth) for t in row] for row in alone]
-        assert any(t.depth < 8 for row in together for t in row) and min(t.depth for r in together for t in r) >= 2
+@pytest.mark.parametrize("options", [{}, {"prefix_mask": True}], ids=["causal", "prefix"])
+@settings(max_examples=15, deadline=None)
+@given(prompts=prompt_lists, share=st.floats(0.05, 0.95))
+def test_leaving_does_not_depend_on_the_rest_of_the_batch(kind, options, prompts, share):
+    model = lively(halt_max_steps=6, **options)
+    rule = ExitRule(kind, {"kl": 2.0, "margin": 1.0, "head": 1.0}[kind] * share)
+    together = generated(model, prompts, exit=rule, max_new_tokens=4)
+    alone = [generated(model, [prompt], exit=rule, max_new_tokens=4)[0] for prompt in prompts]
+    assert [[(t.id, t.depth) for t in row] for row in together] == [[(t.id, t.depth) for t in row] for row in alone]
+    for row, expected in zip(together, alone, strict=True):
+        assert [t.logprob for t in row] == pytest.approx([t.logprob for t in expected], abs=1e-4)
 
 
-def test_deeper_steps_read_what_a_token_that_left_had_last():
-    """Told by hand: a token that leaves after two steps stands in every deeper memory as it stood in the second."""
+@pytest.mark.parametrize("kind", ["kl", "margin", "head"])
+def test_rows_of_a_batch_leave_at_depths_of_their_own(kind):
+    model, prompts = lively(halt_max_steps=8), [[number, 39 - number] for number in range(1, 20)]
+    rule = ExitRule(kind, {"kl": 0.5, "margin": 0.3, "head": 0.6}[kind])
+    firsts, laters = set(), set()
+    for first, *later in generated(model, prompts, exit=rule, max_new_tokens=4):
+        firsts.add(first.depth)
+        laters |= {token.depth for token in later}
+    assert len(firsts) > 2 and len(laters) > 2 and min(firsts) >= (2 if kind == "kl" else 1)
+
+
+def test_deeper_steps_read_what_was_there_last_of_a_row_that_left():
+    """Told by hand: what left after two steps, prompt or token, stands in every deeper memory as in the second."""
     model = lively(halt_max_steps=4)
     decoding = Decoding(model, [PROMPTS[0]], DecodeOptions(exit=ALWAYS), max_new_tokens=4)
     list(decoding)
     second, *deeper = decoding.memory.steps[1:]
-    written = slice(len(PROMPTS[0]), len(PROMPTS[0]) + 3)
+    written = slice(0, len(PROMPTS[0]) + 3)
+    assert all(second.keys[:, :, :, place].any() for place in range(written.stop))
     for step in deeper:
         assert torch.equal(step.keys[:, :, :, written], second.keys[:, :, :, written])
-        assert not torch.equal(step.keys[:, :, :, : written.start], second.keys[:, :, :, : written.start])
+        assert torch.equal(step.values[:, :, :, written], second.values[:, :, :, written])
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,14 @@
 """The loss head of text: what a step costs does not depend on packing, and the halting head learns what was measured."""
 
+import math
+
 import pytest
 import torch
 
 from dataset.common import IGNORE_LABEL_ID
 from models.core import NetworkCalls
 from models.losses.puzzles import softmax_cross_entropy
-from models.losses.text import Supervision, area_under_roc
+from models.losses.text import HaltingTargets, Supervision, area_under_roc
 from tests.engine.text_samples import ARCHS, VOCAB, gradients, make_batch, make_head
 
 STEPS = 3
@@ -158,24 +160,44 @@ def test_the_halting_head_never_moves_the_trunk(arch):
         assert torch.equal(before[name], after[name]), name
 
 
+@pytest.mark.parametrize("detach", [True, False])
 @pytest.mark.parametrize("delta", [0.0, 0.005])
-def test_the_halting_target_is_what_the_next_step_brought(delta):
-    head, batch = make_head(halt_delta=delta), make_batch(12, packing=True)
+def test_the_halting_target_is_what_any_later_step_brought(delta, detach):
+    steps = STEPS + 2
+    head, batch = make_head(halt_delta=delta, detach_between_steps=detach), make_batch(12, packing=True)
     at = Supervision.of(batch)
-    depths = list(head.depths(batch, at, STEPS))
-    right = wanted = loss = 0.0
-    for (scores, q), (later, _) in zip(depths, depths[1:], strict=False):
-        may_halt = [old - new <= delta for old, new in zip(scores.losses.tolist(), later.losses.tolist(), strict=True)]
-        assert any(may_halt) and not all(may_halt)
-        wanted += sum(may_halt)
-        right += sum((value >= 0) == may for value, may in zip(q.tolist(), may_halt, strict=True))
-        target = torch.tensor(may_halt).float()
-        loss += torch.nn.functional.binary_cross_entropy_with_logits(q, target, reduction="sum").item()
-    for sums in (head.evaluate_on(batch, at, STEPS)[0], trained(head, batch)[0]):
-        assert sums["q_halt_count"] == (STEPS - 1) * len(at.places)
+    losses, logits = zip(*((scores.losses, q) for scores, q in head.depths(batch, at, steps)), strict=True)
+    right = wanted = loss = not_of_the_next = 0.0
+    for step in range(steps - 1):
+        for token, (old, q) in enumerate(zip(losses[step].tolist(), logits[step].tolist(), strict=True)):
+            may_halt = all(old - losses[later][token].item() <= delta for later in range(step + 1, steps))
+            not_of_the_next += may_halt != (old - losses[step + 1][token].item() <= delta)
+            wanted += may_halt
+            right += (q >= 0) == may_halt
+            loss += math.log1p(math.exp(-q if may_halt else q))
+    assert not_of_the_next and 0 < wanted < (steps - 1) * len(at.places)
+    for sums in (head.evaluate_on(batch, at, steps)[0], trained(head, batch, steps=steps)[0]):
+        assert sums["q_halt_count"] == (steps - 1) * len(at.places)
         assert sums["q_halt_accuracy"] == right and sums["q_halt_wanted"].sum() == wanted
         assert sums["q_halt_unwanted"].sum() == sums["q_halt_count"] - wanted
         assert sums["q_halt_loss"].item() == pytest.approx(loss, rel=1e-5)
+
+
+def test_an_answer_that_comes_after_idle_steps_is_waited_for():
+    """Three tokens over four steps: one at chance until the last, one right from the second on, one never better."""
+    losses = torch.tensor([[3.0, 3.0, 3.0, 0.1], [3.0, 0.1, 0.1, 0.1], [3.0, 3.0, 3.0, 3.0]]).T
+    halting, sure = HaltingTargets(0.01), torch.full((3,), 20.0)
+    for step in losses:
+        halting.add_step(sure, step)
+    halting.loss(torch.ones(3))
+    assert halting.totals["q_halt_wanted"].sum() == 0 + 2 + 3 and halting.totals["q_halt_count"] == 9
+
+
+def test_gradient_of_the_halting_head_is_the_same_with_and_without_detached_steps():
+    batch, name = make_batch(8, packing=True), "model.inner.q_head.weight"
+    both = [trained(make_head(detach_between_steps=detach), batch)[1][name] for detach in (True, False)]
+    assert both[0].abs().sum() > 0
+    torch.testing.assert_close(both[0], both[1], atol=1e-6, rtol=0)
 
 
 def test_a_lasting_carry_makes_the_same_steps_and_targets():
