@@ -21,7 +21,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("composition")
     words = [f"dataset.composition.{name}={value}" for name, value in WORLD.items()]
     words += ["recipe=composition", f"dataset.data_dir={folder / 'data'}", f"checkpoint_path={folder / 'run'}"]
-    words += ["device=cpu", "arch.hidden_size=32", "global_batch_size=4", "epochs=40", "weight_decay=0.1"]
+    words += ["device=cpu", "arch.hidden_size=32", "global_batch_size=2", "epochs=100", "weight_decay=0.1"]
     ended = train_text(words)
     assert ended.code == 0, ended.err
     (folder / "report.json").write_text(ended.out.splitlines()[-1])
@@ -53,9 +53,9 @@ def test_a_trained_fact_is_answered_without_markers(folder: Path) -> None:
     loaded = load_model(OpenOptions(str(folder / "run"), device="cpu"))
     prompt = loaded.template.encode_prompt([Turn("user", "Bade mother")])
     assert loaded.tokenizer.decode(prompt) == "Bade mother"
-    trained = make_composition_records(CompositionOptions(**WORLD), 0)["train"]
-    facts = [record for record in trained if record["hops"] == 1]
-    asked = {record["conversations"][0]["value"]: record["conversations"][1]["value"] for record in facts}
+    trained = make_composition_records(CompositionOptions(**WORLD, turns=1), 0)["train"]
+    facts = [record["conversations"] for record in trained if record["hops"] == [1]]
+    asked = {question["value"]: answer["value"] for question, answer in facts}
     for question, answer in asked.items():
         (said,) = reply(loaded, [[Turn("user", question)]], ReplyOptions(max_tokens=4))
         assert (said.text, said.finish) == (answer, "eos")

@@ -32,6 +32,7 @@ class CompositionOptions:
     longer: int = 2  # how many hops more are tested
     questions: int = 2000  # trained ones of two hops or more
     held_out: int = 200  # of each held-out set, where there are so many
+    turns: int = 3  # questions of the longest trained conversations
     mix: bool = False  # added to the corpus of another source
 
 
@@ -86,14 +87,22 @@ class World:
 
 
 def make_composition_records(options: CompositionOptions, seed: int) -> dict[str, list[Record]]:
-    """Conversations of one question, by set: `train`, then the held-out ones, `validation` first.
+    """Conversations by set: `train`, then the held-out ones, `validation` first, which ask one question each.
+
+    Trained ones ask one to `turns`: so a model sees, and learns to pass over, more tokens than a question has, without
+    which questions that are longer than the trained ones fail.
 
     `id4` holds questions of 4 hops over facts that occur in trained chains; `ood2` those that need a fact that was only
     ever asked alone. `validation` is like `id`, of all trained lengths: what settings are chosen by.
     """
     world, rng = World(options, seed), Random(f"questions {seed}")
     sets = _questions(world, options, rng)
-    return {name: [_record(world, asked, name, options, rng) for asked in found] for name, found in sets.items()}
+    asked = {name: [[question] for question in found] for name, found in sets.items()} | {"train": []}
+    while sets["train"]:
+        turns = rng.randint(1, options.turns)
+        asked["train"].append(sets["train"][:turns])
+        del sets["train"][:turns]
+    return {name: [_record(world, questions, name, options, rng) for questions in asked[name]] for name in sets}
 
 
 def _questions(world: World, options: CompositionOptions, rng: Random) -> dict[str, list[Question]]:
@@ -136,12 +145,14 @@ def _questions(world: World, options: CompositionOptions, rng: Random) -> dict[s
     return {"train": trained} | {name: found for name, found in sets.items() if found}
 
 
-def _record(world: World, question: Question, name: str, options: CompositionOptions, rng: Random) -> Record:
-    person, relations = world.names[question.person], [RELATIONS[relation] for relation in question.path]
-    asked = symbols(person, relations) if options.form == "symbols" else rng.choice(WORDINGS)(person, relations)
-    messages = [("human", asked, None), ("gpt", world.names[world.answer(question)], 1.0)]
-    conversation = [{"from": who, "value": text, "weight": weight} for who, text, weight in messages]
-    return {"conversations": conversation, "source": name, "hops": question.hops}
+def _record(world: World, questions: Sequence[Question], name: str, options: CompositionOptions, rng: Random) -> Record:
+    conversation: list[dict[str, Any]] = []
+    for question in questions:
+        person, relations = world.names[question.person], [RELATIONS[relation] for relation in question.path]
+        asked = symbols(person, relations) if options.form == "symbols" else rng.choice(WORDINGS)(person, relations)
+        conversation.append({"from": "human", "value": asked, "weight": None})
+        conversation.append({"from": "gpt", "value": world.names[world.answer(question)], "weight": 1.0})
+    return {"conversations": conversation, "source": name, "hops": [question.hops for question in questions]}
 
 
 def symbols(person: str, relations: Sequence[str]) -> str:

@@ -26,6 +26,7 @@ class CompositionConfig(Strict):
     longer: int = Field(2, ge=0, le=12, description="how many hops more are tested")
     questions: int = Field(2000, ge=1, le=MOST_QUESTIONS, description="trained ones; single facts come on top")
     held_out: int = Field(200, ge=1, le=MOST_QUESTIONS, description="of each held-out set, where there are so many")
+    turns: int = Field(3, ge=1, le=100, description="questions of the longest trained conversations")
     mix: bool = Field(False, description="add the questions to the corpus of another source")
 
 

@@ -24,12 +24,19 @@ options_of_a_world = st.builds(
     longer=st.integers(0, 2),
     questions=st.integers(20, 120),
     held_out=st.integers(1, 30),
+    turns=st.integers(1, 4),
 )
 
 
-def asked(record: Record) -> tuple[str, str]:
-    question, answer = record["conversations"]
-    return question["value"], answer["value"]
+def exchanges(record: Record) -> list[tuple[str, str, int]]:
+    """Question, answer and hops of every turn."""
+    texts = [message["value"] for message in record["conversations"]]
+    assert [message["from"] for message in record["conversations"]] == ["human", "gpt"] * (len(texts) // 2)
+    return list(zip(texts[::2], texts[1::2], record["hops"], strict=True))
+
+
+def of_sets(records: dict[str, list[Record]]) -> dict[str, list[tuple[str, str, int]]]:
+    return {name: [turn for record in found for turn in exchanges(record)] for name, found in records.items()}
 
 
 def parsed(world: World, text: str) -> Question:
@@ -53,7 +60,10 @@ def test_nothing_held_out_is_trained_and_every_answer_follows_from_the_facts(
     options: CompositionOptions, seed: int
 ) -> None:
     records = make_composition_records(options, seed)
-    questions = {name: [asked(record)[0] for record in found] for name, found in records.items()}
+    assert all(len(record["hops"]) == 1 for name in records if name != "train" for record in records[name])
+    assert max(len(record["hops"]) for record in records["train"]) <= options.turns
+    turns = of_sets(records)
+    questions = {name: [text for text, _, _ in found] for name, found in turns.items()}
     for name, found in questions.items():
         if name != "train":
             assert not set(found) & set(questions["train"])
@@ -63,14 +73,13 @@ def test_nothing_held_out_is_trained_and_every_answer_follows_from_the_facts(
     if options.form == "sentences":
         return
     world = World(options, seed)
-    for name, found in records.items():
-        for record in found:
-            text, answer = asked(record)
+    for name, found in turns.items():
+        for text, answer, hops in found:
             question = parsed(world, text)
             facts = followed(world, question)
             person, relation = facts[-1]
             assert answer == world.names[world.maps[relation][person]]
-            assert record["hops"] == len(facts) and record["source"] == name
+            assert hops == len(facts)
             rare = [fact in world.unchained for fact in facts]
             if name.startswith("ood"):
                 assert not rare[0] and all(rare[1:]) and len(facts) == int(name[3:])
@@ -82,12 +91,15 @@ def test_nothing_held_out_is_trained_and_every_answer_follows_from_the_facts(
 
 
 def test_every_fact_is_trained_alone_and_a_quarter_of_the_records_are_facts() -> None:
-    trained = make_composition_records(CompositionOptions(), 0)["train"]
-    facts = [asked(record)[0] for record in trained if record["hops"] == 1]
+    records = make_composition_records(CompositionOptions(), 0)
+    assert {record["source"] for record in records["id4"]} == {"id4"}
+    trained = of_sets(records)["train"]
+    facts = [text for text, _, hops in trained if hops == 1]
     assert len(set(facts)) == 32 * 4
     assert len(facts) / len(trained) == pytest.approx(0.25, abs=0.02)
     assert len(trained) - len(facts) == 2000
-    hops = [record["hops"] for record in trained[:400]]  # in no order, so that a part of them is like the whole
+    assert {len(record["hops"]) for record in records["train"]} == {1, 2, 3}
+    hops = [hops for _, _, hops in trained[:400]]  # in no order, so that a part of them is like the whole
     assert {1, 2, 3, 4} == set(hops) and hops.count(1) < 200
 
 
@@ -111,9 +123,10 @@ def test_a_plain_document_is_one_token_a_word_and_an_end(tmp_path: Path) -> None
     for store in (corpus.train, corpus.test):
         for index in range(len(store)):
             ids, is_trained = store.document(index)
-            words = corpus.tokenizer.decode(ids.tolist()).split()
-            assert len(ids) == len(words) + 1 and ids[-1] == corpus.tokenizer.eos_id
-            assert is_trained.tolist() == [False] * (len(ids) - 2) + [True, True]
+            ends = (ids == corpus.tokenizer.eos_id).tolist()
+            words = " ".join(corpus.tokenizer.decode(part.tolist()) for part in np.split(ids, np.flatnonzero(ends) + 1))
+            assert len(ids) == len(words.split()) + sum(ends) and ends[-1]
+            assert is_trained.tolist() == [one or other for one, other in zip(ends, [*ends[1:], False], strict=True)]
 
 
 def test_the_prompt_of_a_plain_question_is_how_its_document_begins(tmp_path: Path) -> None:
