@@ -21,7 +21,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("composition")
     words = [f"dataset.composition.{name}={value}" for name, value in WORLD.items()]
     words += ["recipe=composition", f"dataset.data_dir={folder / 'data'}", f"checkpoint_path={folder / 'run'}"]
-    words += ["device=cpu", "arch.hidden_size=32", "global_batch_size=2", "epochs=100", "weight_decay=0.1"]
+    words += ["device=cpu", "arch.hidden_size=32", "global_batch_size=2", "epochs=200", "lr=0.01", "weight_decay=0.1"]
     ended = train_text(words)
     assert ended.code == 0, ended.err
     (folder / "report.json").write_text(ended.out.splitlines()[-1])
