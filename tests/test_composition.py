@@ -12,7 +12,7 @@ from engine.generate.options import OpenOptions, ReplyOptions
 from engine.generate.reply import reply
 from tests.text_runs import infer_text, train_text
 
-WORLD = {"people": 6, "relations": 1, "hops": 3, "longer": 1, "questions": 6, "held_out": 2}
+WORLD = {"people": 6, "relations": 1, "hops": 3, "longer": 1, "questions": 6, "held_out": 2, "turns": 1}
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("composition")
     words = [f"dataset.composition.{name}={value}" for name, value in WORLD.items()]
     words += ["recipe=composition", f"dataset.data_dir={folder / 'data'}", f"checkpoint_path={folder / 'run'}"]
-    words += ["device=cpu", "arch.hidden_size=32", "global_batch_size=2", "epochs=200", "lr=0.01", "weight_decay=0.1"]
+    words += ["device=cpu", "arch.hidden_size=32", "global_batch_size=2", "epochs=100", "lr=0.01", "weight_decay=0.1"]
     ended = train_text(words)
     assert ended.code == 0, ended.err
     (folder / "report.json").write_text(ended.out.splitlines()[-1])
@@ -53,7 +53,7 @@ def test_a_trained_fact_is_answered_without_markers(folder: Path) -> None:
     loaded = load_model(OpenOptions(str(folder / "run"), device="cpu"))
     prompt = loaded.template.encode_prompt([Turn("user", "Bade mother")])
     assert loaded.tokenizer.decode(prompt) == "Bade mother"
-    trained = make_composition_records(CompositionOptions(**WORLD, turns=1), 0)["train"]
+    trained = make_composition_records(CompositionOptions(**WORLD), 0)["train"]
     facts = [record["conversations"] for record in trained if record["hops"] == [1]]
     asked = {question["value"]: answer["value"] for question, answer in facts}
     for question, answer in asked.items():
