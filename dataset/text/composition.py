@@ -17,6 +17,15 @@ UNCHAINED_SHARE = 8  # one fact in so many never occurs in a trained chain
 HELD_OUT_SHARE = 5  # and of the questions of a length, at most one in so many is held out for each set
 MISSES = 2000  # in a row, after which there are taken to be no more questions of a kind
 
+# Where a chain of people stands in a question, and what joins it. A sentence without its last mark is among them because
+# the answer then follows the last relation directly: without one, the others are not learnt either (docs/log.md).
+WORDINGS = {
+    "symbols": ("{}",),
+    "sentences": ("Who is {}?", "Who is {}", "Tell me who {} is."),
+}
+BETWEEN = {"symbols": " ", "sentences": "'s "}
+ONE_PIECE = {"symbols": (), "sentences": ("'s",)}  # tokens of their own, so that a hop of a sentence is two tokens
+
 Fact = tuple[int, int]  # person, relation
 Record = dict[str, Any]
 
@@ -46,6 +55,9 @@ class Question:
     @property
     def hops(self) -> int:
         return len(self.path)
+
+
+Asked = tuple[Question, str]  # and its wording
 
 
 class World:
@@ -96,13 +108,13 @@ def make_composition_records(options: CompositionOptions, seed: int) -> dict[str
     ever asked alone. `validation` is like `id`, of all trained lengths: what settings are chosen by.
     """
     world, rng = World(options, seed), Random(f"questions {seed}")
-    sets = _questions(world, options, rng)
-    asked = {name: [[question] for question in found] for name, found in sets.items()} | {"train": []}
-    while sets["train"]:
+    asked = {name: _worded(found, name, options) for name, found in _questions(world, options, rng).items()}
+    talks = {name: [[question] for question in found] for name, found in asked.items()} | {"train": []}
+    while asked["train"]:
         turns = rng.randint(1, options.turns)
-        asked["train"].append(sets["train"][:turns])
-        del sets["train"][:turns]
-    return {name: [_record(world, questions, name, options, rng) for questions in asked[name]] for name in sets}
+        talks["train"].append(asked["train"][:turns])
+        del asked["train"][:turns]
+    return {name: [_record(world, talk, name, options) for talk in talks[name]] for name in asked}
 
 
 def _questions(world: World, options: CompositionOptions, rng: Random) -> dict[str, list[Question]]:
@@ -145,26 +157,18 @@ def _questions(world: World, options: CompositionOptions, rng: Random) -> dict[s
     return {"train": trained} | {name: found for name, found in sets.items() if found}
 
 
-def _record(world: World, questions: Sequence[Question], name: str, options: CompositionOptions, rng: Random) -> Record:
+def _worded(found: Sequence[Question], name: str, options: CompositionOptions) -> list[Asked]:
+    """Trained questions in every wording, each once before any a second time; held-out ones in one of them."""
+    wordings = WORDINGS[options.form]
+    shifts = range(len(wordings) if name == "train" else 1)
+    return [(asked, wordings[(shift + i) % len(wordings)]) for shift in shifts for i, asked in enumerate(found)]
+
+
+def _record(world: World, talk: Sequence[Asked], name: str, options: CompositionOptions) -> Record:
     conversation: list[dict[str, Any]] = []
-    for question in questions:
-        person, relations = world.names[question.person], [RELATIONS[relation] for relation in question.path]
-        asked = symbols(person, relations) if options.form == "symbols" else rng.choice(WORDINGS)(person, relations)
-        conversation.append({"from": "human", "value": asked, "weight": None})
+    for question, wording in talk:
+        words = [world.names[question.person], *(RELATIONS[relation] for relation in question.path)]
+        text = wording.format(BETWEEN[options.form].join(words))
+        conversation.append({"from": "human", "value": text, "weight": None})
         conversation.append({"from": "gpt", "value": world.names[world.answer(question)], "weight": 1.0})
-    return {"conversations": conversation, "source": name, "hops": [question.hops for question in questions]}
-
-
-def symbols(person: str, relations: Sequence[str]) -> str:
-    return " ".join((person, *relations))
-
-
-def possessive(person: str, relations: Sequence[str]) -> str:
-    return f"Who is {' '.join((person, *relations))}"
-
-
-def nested(person: str, relations: Sequence[str]) -> str:
-    return f"Who is {''.join(f'the {relation} of ' for relation in reversed(relations))}{person}"
-
-
-WORDINGS: tuple[Callable[[str, Sequence[str]], str], ...] = (possessive, nested)
+    return {"conversations": conversation, "source": name, "hops": [question.hops for question, _ in talk]}

@@ -40,18 +40,21 @@ def make_sample_records(
     return records
 
 
-def sample_tokenizer(records: Sequence[Record], folder: Path) -> Path:
-    """The tokenizer of these records; trained in seconds, and kept under `folder` for the next time."""
+def sample_tokenizer(records: Sequence[Record], folder: Path, whole: Sequence[str] = ()) -> Path:
+    """The tokenizer of these records; trained in seconds, and kept under `folder` for the next time.
+
+    Each text of `whole` is one piece wherever it stands.
+    """
     texts = list(_texts(records))
-    digest = hashlib.sha256("\n".join([str(VOCAB_SIZE), *texts]).encode()).hexdigest()
+    digest = hashlib.sha256("\n".join([str(VOCAB_SIZE), *whole, *texts]).encode()).hexdigest()
     path = folder / f"sample-{digest[:12]}" / "tokenizer.model"
     if path.exists():
         return path
-    write_file(path, train_tokenizer(texts, VOCAB_SIZE))
+    write_file(path, train_tokenizer(texts, VOCAB_SIZE, whole))
     return path
 
 
-def train_tokenizer(texts: Sequence[str], vocab_size: int) -> bytes:
+def train_tokenizer(texts: Sequence[str], vocab_size: int, whole: Sequence[str] = ()) -> bytes:
     """A SentencePiece model with LLaMA's layout (unk 0, bos 1, eos 2, then 256 bytes) and one piece a digit."""
     import sentencepiece
 
@@ -64,6 +67,7 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int) -> bytes:
         hard_vocab_limit=False,
         byte_fallback=True,
         split_digits=True,
+        user_defined_symbols=list(whole),
         normalization_rule_name="identity",
         remove_extra_whitespaces=False,
         allow_whitespace_only_pieces=True,

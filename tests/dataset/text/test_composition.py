@@ -1,6 +1,8 @@
 """Questions of known depth: the facts that lead to each answer, and what may be trained."""
 
 import json
+import re
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -40,8 +42,8 @@ def of_sets(records: dict[str, list[Record]]) -> dict[str, list[tuple[str, str, 
 
 
 def parsed(world: World, text: str) -> Question:
-    """The question that a line of symbols asks."""
-    person, *relations = text.split()
+    """What a line of symbols or a sentence asks: both name the person, then the relations in their order."""
+    person, *relations = (word for word in re.findall(r"\w+", text) if word in world.names or word in RELATIONS)
     return Question(world.names.index(person), tuple(RELATIONS.index(relation) for relation in relations))
 
 
@@ -62,17 +64,14 @@ def test_nothing_held_out_is_trained_and_every_answer_follows_from_the_facts(
     records = make_composition_records(options, seed)
     assert all(len(record["hops"]) == 1 for name in records if name != "train" for record in records[name])
     assert max(len(record["hops"]) for record in records["train"]) <= options.turns
-    turns = of_sets(records)
-    questions = {name: [text for text, _, _ in found] for name, found in turns.items()}
+    turns, world = of_sets(records), World(options, seed)
+    questions = {name: [parsed(world, text) for text, _, _ in found] for name, found in turns.items()}
     for name, found in questions.items():
         if name != "train":
             assert not set(found) & set(questions["train"])
             assert len(set(found)) == len(found) <= options.held_out
     held_out = [question for name, found in questions.items() if name != "train" for question in found]
     assert len(set(held_out)) == len(held_out)
-    if options.form == "sentences":
-        return
-    world = World(options, seed)
     for name, found in turns.items():
         for text, answer, hops in found:
             question = parsed(world, text)
@@ -88,6 +87,23 @@ def test_nothing_held_out_is_trained_and_every_answer_follows_from_the_facts(
                 assert name == "train" or name == "validation" or len(facts) == int(name[2:])
             if name in ("train", "validation"):
                 assert len(facts) <= options.hops
+
+
+def test_a_question_is_trained_in_every_wording_and_held_out_in_one_of_them() -> None:
+    options = CompositionOptions(**vars(SMALL) | {"form": "sentences"})
+    asked, world = of_sets(make_composition_records(options, 0)), World(options, 0)
+    trained = Counter(parsed(world, text) for text, _, _ in asked["train"])
+    texts = Counter(text for text, _, _ in asked["train"])
+    for question, count in trained.items():
+        chain = "'s ".join([world.names[question.person], *(RELATIONS[relation] for relation in question.path)])
+        wordings = [f"Who is {chain}?", f"Who is {chain}", f"Tell me who {chain} is."]
+        assert [texts.pop(wording) for wording in wordings] == [count / 3] * 3
+    assert not texts
+    first_third = asked["train"][: len(asked["train"]) // 3]
+    assert Counter(parsed(world, text) for text, _, _ in first_third) == {q: n / 3 for q, n in trained.items()}
+    for part in (first_third, asked["id3"]):
+        ends = {text[-1] for text, _, _ in part}
+        assert {"?", "."} < ends and len(ends) > 2
 
 
 def test_every_fact_is_trained_alone_and_a_quarter_of_the_records_are_facts() -> None:
@@ -127,6 +143,17 @@ def test_a_plain_document_is_one_token_a_word_and_an_end(tmp_path: Path) -> None
             words = " ".join(corpus.tokenizer.decode(part.tolist()) for part in np.split(ids, np.flatnonzero(ends) + 1))
             assert len(ids) == len(words.split()) + sum(ends) and ends[-1]
             assert is_trained.tolist() == [one or other for one, other in zip(ends, [*ends[1:], False], strict=True)]
+
+
+def test_the_possessive_of_a_sentence_is_one_token(tmp_path: Path) -> None:
+    sentences = CompositionOptions(**vars(SMALL) | {"form": "sentences"})
+    corpus = load_corpus(config(tmp_path, composition=sentences), progress=False)
+    for index in range(len(corpus.test)):
+        ids, is_trained = corpus.test.document(index)
+        text = corpus.tokenizer.decode(ids[~is_trained].tolist())
+        assert (~is_trained).sum() == len(re.findall(r"'s|\w+|[?.]", text))
+        assert is_trained.sum() == 2  # the name and the end
+    assert b"'s" not in load_corpus(config(tmp_path), progress=False).tokenizer.files()[0].read_bytes()
 
 
 def test_the_prompt_of_a_plain_question_is_how_its_document_begins(tmp_path: Path) -> None:
