@@ -67,6 +67,21 @@ def small(command: str, run_name: str) -> list[str]:
         words = [*words[:2], "--seeds", "1", "--tflop", "0.001", "--variants", "TRM H1 L2", "--page", "page.md"]
         words += ["--overrides", *[w for w in TINY_TEXT if w.startswith(("arch.hid", "arch.num"))]]
         words += ["dataset.sample_size=200", "dataset.data_dir=data/sample", "global_batch_size=4"]
+    if "lab.study composition" in command:
+        words = [
+            *words[:4],
+            "--seeds",
+            "1",
+            "--tflop",
+            "0.0002",
+            "0.0004",
+            "--variants",
+            "looped 1x4",
+            "--page",
+            "page.md",
+        ]
+        words += ["--overrides", "arch.hidden_size=32", "arch.num_heads=2", "dataset.composition.people=8"]
+        words += ["dataset.composition.questions=60", "dataset.composition.held_out=10"]
     if "generate_instruct.py" in command:
         words += ["--system-message", "", "--truncate", "--max-output-tokens", "3"]
         words[words.index("--message") + 1] = "Hi"

@@ -1,0 +1,1 @@
+"""Studies: variants of a model trained for equal compute, and the page of the results."""

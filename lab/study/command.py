@@ -1,0 +1,74 @@
+"""The command line of the studies: which one, how much of it, and where its results and its page are."""
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dataset.files.flags import positive
+
+STUDIES = {
+    "conversations": "variants of text recursion on the built-in conversations, with one learning rate for all",
+    "composition": "questions of known depth: every family at its own best learning rate and weight decay",
+}
+RESULTS = Path("checkpoints/study")
+INTERRUPTED = "the runs that had ended are kept; the same command trains the others"
+
+
+def main(name: str | None = None, description: str | None = None, arguments: Sequence[str] | None = None) -> None:
+    """Carry out the study of this name, or the one that the first word names."""
+    parser = argparse.ArgumentParser(
+        prog=None if name else "python -m lab.study",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    if name is None:
+        subparsers = parser.add_subparsers(dest="study", required=True)
+        for study, about in STUDIES.items():
+            add_flags(study, subparsers.add_parser(study, help=about, description=about))
+    else:
+        add_flags(name, parser)
+    given = vars(parser.parse_args(arguments))
+    run(name or given.pop("study"), **given)
+
+
+def add_flags(study: str, parser: argparse.ArgumentParser) -> None:
+    is_composition = study == "composition"
+    worlds = "worlds, beside the one in which settings are chosen" if is_composition else None
+    budgets = "of every run, and of the longer ones" if is_composition else "of each run"
+    results = "composition.jsonl" if is_composition else "results.jsonl"
+    parser.add_argument("--variants", nargs="*", help="names from the table; default: all")
+    parser.add_argument("--seeds", type=positive, default=3, help=worlds)
+    parser.add_argument(
+        "--tflop",
+        type=positive_number,
+        nargs=2 if is_composition else None,
+        default=[0.9, 2.7] if is_composition else 20.0,
+        help=f"compute {budgets}, in 10^12 operations",
+    )
+    parser.add_argument("--overrides", nargs="*", default=[], help="Hydra overrides for all variants")
+    parser.add_argument("--results", type=Path, default=RESULTS / results, help="what has been trained")
+    parser.add_argument("--page", type=Path, default=Path("docs/text_recursion.md"))
+    parser.add_argument(
+        "--jobs", type=positive, default=min(2, os.cpu_count() or 1), help="runs at the same time, each on one thread"
+    )
+
+
+def run(study: str, jobs: int, results: Path, page: Path, **settings: Any) -> None:
+    # Late, so that --help needs nothing but the flags.
+    from engine.entry import user_errors
+    from lab.study.composition import Composition
+    from lab.study.conversations import Conversations
+    from lab.study.run import run_study
+
+    chosen = {"conversations": Conversations, "composition": Composition}[study]
+    with user_errors(INTERRUPTED):
+        run_study(chosen(**settings), jobs=jobs, results=results, page=page)
+
+
+def positive_number(text: str) -> float:
+    number = float(text)
+    if not number > 0:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return number
