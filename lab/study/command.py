@@ -10,7 +10,7 @@ from dataset.files.flags import positive
 
 STUDIES = {
     "conversations": "variants of text recursion on the built-in conversations, with one learning rate for all",
-    "composition": "questions of known depth: every family at its own best learning rate and weight decay",
+    "composition": "questions of known depth: every family at its own best learning rate",
 }
 RESULTS = Path("checkpoints/study")
 INTERRUPTED = "the runs that had ended are kept; the same command trains the others"
@@ -44,7 +44,7 @@ def add_flags(study: str, parser: argparse.ArgumentParser) -> None:
         "--tflop",
         type=positive_number,
         nargs=2 if is_composition else None,
-        default=[0.9, 2.7] if is_composition else 20.0,
+        default=[0.75, 1.5] if is_composition else 20.0,
         help=f"compute {budgets}, in 10^12 operations",
     )
     parser.add_argument("--overrides", nargs="*", default=[], help="Hydra overrides for all variants")

@@ -1,7 +1,6 @@
-"""The study of questions of known depth: every family with its own learning rate and decay, for equal compute."""
+"""The study of questions of known depth: every family with its own learning rate, for equal compute."""
 
 from collections.abc import Mapping, Sequence
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +9,13 @@ from lab.study.composition_page import Blocks, section, validation
 from lab.study.trials import Row, Study, Trial
 
 SWEPT_WORLD = 0  # whose validation set chooses the settings; no reported number is of this world
-SWEEP = [(f"lr={lr:g}", f"weight_decay={decay:g}") for lr, decay in product((0.003, 0.006, 0.012), (0.1, 1.0))]
+SWEEP = [(f"lr={lr:g}",) for lr in (0.002, 0.004, 0.008, 0.016)]
 
 BASE = [
     *("recipe=composition", "epochs=1000", "eval_interval=null", "dataset.seq_len=32", "global_batch_size=20"),
     *("arch.hidden_size=64", "arch.num_heads=4", "arch.expansion=4", "arch.norm=pre", "arch.rope_theta=100"),
     *("arch.tie_embeddings=true", "arch.supervise=last", "arch.grad_cycles=all", "arch.forward_dtype=float32"),
-    *("optimizer=adamw", "lr_min_ratio=0.05", "lr_warmup_steps=65", "grad_clip=1.0"),
+    *("optimizer=adamw", "lr_min_ratio=0.05", "lr_warmup_steps=60", "weight_decay=1.0", "grad_clip=1.0"),
 ]
 
 
@@ -39,25 +38,26 @@ def trm(H_cycles: int, L_cycles: int) -> list[str]:
 
 LOOPED, DENSE, SMALL = "looped 1x4", "dense, 4 layers", "dense, 4 layers, hidden 32"
 FAMILIES: dict[str, list[str]] = {
-    "dense, 2 layers": dense(2),
     DENSE: dense(4),
-    "dense, 6 layers": dense(6),
-    SMALL: [*dense(4), "arch.hidden_size=32", "arch.num_heads=2"],
     LOOPED: looped(1, 4),
-    "looped 1x6": looped(1, 6),
-    "looped 2x2": looped(2, 2, evaluated=6),
-    "TRM H1 L1": trm(1, 1),
     "TRM H2 L1": trm(2, 1),
     "TRM H1 L3": trm(1, 3),
+    SMALL: [*dense(4), "arch.hidden_size=32", "arch.num_heads=2"],
+    "dense, 6 layers": dense(6),
+    "dense, 2 layers": dense(2),
 }
-# One option of the looped model at a time, with the learning rate and decay chosen for it.
+# One option of a family at a time, with the learning rate chosen for it.
 OPTIONS: dict[str, list[str]] = {
-    "untied embeddings": ["arch.tie_embeddings=false"],
-    "the question at the start only": ["arch.injection=start"],
-    "gradient through the last half": ["arch.grad_cycles=half"],
-    "a loss at every pass": ["arch.supervise=step"],
-    "post-norm": ["arch.norm=post"],
-    "embeddings do not decay": ["weight_decay_embeddings=false"],
+    f"{LOOPED}, untied embeddings": [*looped(1, 4), "arch.tie_embeddings=false"],
+    f"{LOOPED}, the question at the start only": [*looped(1, 4), "arch.injection=start"],
+    f"{LOOPED}, gradient through the last half": [*looped(1, 4), "arch.grad_cycles=half"],
+    f"{LOOPED}, a loss at every pass": [*looped(1, 4), "arch.supervise=step"],
+    f"{LOOPED}, post-norm": [*looped(1, 4), "arch.norm=post"],
+    f"{LOOPED}, weight decay 0.1": [*looped(1, 4), "weight_decay=0.1"],
+    f"{LOOPED}, embeddings do not decay": [*looped(1, 4), "weight_decay_embeddings=false"],
+    f"{LOOPED}, six passes": looped(1, 6),
+    f"{LOOPED}, two layers twice": looped(2, 2),
+    f"{DENSE}, weight decay 0.1": [*dense(4), "weight_decay=0.1"],
 }
 OPTION_WORLDS = 2
 
@@ -67,14 +67,14 @@ class Composition(Study):
 
     mark = "composition"
     base = BASE
-    variants = FAMILIES | {f"{LOOPED}, {name}": [*FAMILIES[LOOPED], *words] for name, words in OPTIONS.items()}
+    variants = FAMILIES | OPTIONS
 
     def __init__(
         self, variants: Sequence[str] | None, seeds: int, tflop: Sequence[float], overrides: Sequence[str]
     ) -> None:
         chosen = self.check_variants(variants)
-        self.options = [name for name in chosen if name not in FAMILIES]
-        self.families = [name for name in FAMILIES if name in chosen or (name == LOOPED and self.options)]
+        self.options = {name: of_family(name) for name in OPTIONS if name in chosen}
+        self.families = [name for name in FAMILIES if name in {*chosen, *self.options.values()}]
         self.worlds = range(SWEPT_WORLD + 1, SWEPT_WORLD + 1 + seeds)
         self.short, self.long = (number * 1e12 for number in tflop)
         self.overrides = tuple(overrides)
@@ -89,13 +89,9 @@ class Composition(Study):
         sweep = {name: self.sweep(name) for name in self.families}
         best = {name: best_of(trials, results) for name, trials in sweep.items()}
         short = {name: self.in_worlds(name, self.short, best[name]) for name in self.families}
-        options = {name: self.in_worlds(name, self.short, best[LOOPED])[:OPTION_WORLDS] for name in self.options}
-        if self.options:
-            base, decayed_less = best[LOOPED], None
-            if base is not None:
-                decayed_less = tuple("weight_decay=0.1" if w.startswith("weight_decay=") else w for w in base)
-            weak = self.in_worlds(LOOPED, self.short, decayed_less)[:OPTION_WORLDS]
-            options = {LOOPED: short[LOOPED][:OPTION_WORLDS], f"{LOOPED}, weight decay 0.1": weak} | options
+        options = {name: self.in_worlds(name, self.short, best[base]) for name, base in self.options.items()}
+        options = {name: short[name] for name in self.options.values()} | options
+        options = {name: trials[:OPTION_WORLDS] for name, trials in options.items()}
         main = [name for name in (DENSE, SMALL, LOOPED) if name in self.families]
         main += best_family([name for name in self.families if name.startswith("TRM")], sweep, results)
         return Blocks(sweep, short, options, {name: self.in_worlds(name, self.long, best[name]) for name in main})
@@ -124,6 +120,11 @@ class Composition(Study):
     def section(self, rows: Sequence[Row], page: Path) -> str:
         results = {Trial.of(row): row for row in rows}
         return section(self.blocks(results), results, page)
+
+
+def of_family(option: str) -> str:
+    """The family that an option changes, which its name begins with."""
+    return max((name for name in FAMILIES if option.startswith(f"{name}, ")), key=len)
 
 
 def best_of(trials: Sequence[Trial], results: Mapping[Trial, Row]) -> tuple[str, ...] | None:

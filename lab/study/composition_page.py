@@ -33,7 +33,7 @@ def section(blocks: Blocks, results: Mapping[Trial, Row], page: Path) -> str:
     for title, lines in (("", blocks.short), ("", blocks.long), ("One option at a time", blocks.options)):
         if lines:
             budget = next(iter(lines.values()))[0].budget
-            title = title or "Every family at its own best settings"
+            title = title or "Every family at its own best learning rate"
             parts += [f"### {title}, {budget / 1e9:,.0f} GFLOP a run", table(lines, results)]
     draw_hops(blocks.long or blocks.short, results, hops)
     parts += [f"![accuracy by hops]({hops.name})"]
@@ -41,7 +41,7 @@ def section(blocks: Blocks, results: Mapping[Trial, Row], page: Path) -> str:
     if looped:
         draw_passes(rows_of(next(iter(looped.values())), results), passes)
         parts += [f"![accuracy by hops and passes]({passes.name})"]
-    parts += ["### How the settings were chosen", sweep_table(blocks.sweep, results), time_of(blocks, results)]
+    parts += ["### How the learning rates were chosen", sweep_table(blocks.sweep, results), time_of(blocks, results)]
     return "\n\n".join(parts)
 
 
@@ -73,13 +73,13 @@ def depths_of(row: Row) -> list[int]:
 def table(lines: Lines, results: Mapping[Trial, Row]) -> str:
     """A line a model after the passes that it was trained with, and a line after more of them."""
     written = [
-        f"| model | trunk parameters | chosen | steps | seconds | passes | {' | '.join(SHOWN)} |",
+        f"| model | trunk parameters | lr | steps | seconds | passes | {' | '.join(SHOWN)} |",
         "| --- " * (6 + len(SHOWN)) + "|",
     ]
     for label, trials in lines.items():
         rows = rows_of(trials, results)
         first, seconds = rows[0], statistics.mean(row["cpu_seconds"] for row in rows)
-        facts = [label, f"{first['parameters_trunk']:,}", settings_of(trials[0]), str(first["steps"]), f"{seconds:.0f}"]
+        facts = [label, f"{first['parameters_trunk']:,}", rate_of(trials[0]), str(first["steps"]), f"{seconds:.0f}"]
         for depth in depths_of(first):
             found = [spread([accuracy(row, name, depth) for row in rows]) for name in SHOWN]
             written.append(f"| {' | '.join([*facts, str(depth), *found])} |")
@@ -87,9 +87,9 @@ def table(lines: Lines, results: Mapping[Trial, Row]) -> str:
     return "\n".join(written)
 
 
-def settings_of(trial: Trial) -> str:
-    """Learning rate and weight decay."""
-    return ", ".join(word.partition("=")[2] for word in (trial.settings or ()) if word.startswith(("lr=", "weight_d")))
+def rate_of(trial: Trial) -> str:
+    """The learning rate, which is what the sweep chooses."""
+    return next(word.partition("=")[2] for word in (trial.settings or ()) if word.startswith("lr="))
 
 
 def spread(values: Sequence[float | None]) -> str:
@@ -103,8 +103,8 @@ def spread(values: Sequence[float | None]) -> str:
 
 def sweep_table(lines: Lines, results: Mapping[Trial, Row]) -> str:
     """Validation accuracy of every point, the chosen one in bold."""
-    points = [settings_of(trial) for trial in next(iter(lines.values()))]
-    written = [f"| lr, weight decay | {' | '.join(points)} |", "| --- " * (1 + len(points)) + "|"]
+    points = [rate_of(trial) for trial in next(iter(lines.values()))]
+    written = [f"| lr | {' | '.join(points)} |", "| --- " * (1 + len(points)) + "|"]
     for label, trials in lines.items():
         scores = [validation(row) for row in rows_of(trials, results)]
         cells = [f"**{score[0]:.2f}**" if score == max(scores) else f"{score[0]:.2f}" for score in scores]
