@@ -1,6 +1,6 @@
 # `make smoke` and `make test` need nothing but Python 3.10+: they make .venv where no suitable environment is active.
 .DEFAULT_GOAL := help
-.PHONY: help setup smoke test test-slow test-faults runs lint check finetune-teacher clean
+.PHONY: help setup smoke depth test test-slow test-faults runs lint check finetune-teacher clean
 
 # Test files that run at the same time, each on one thread.
 JOBS ?= 2
@@ -13,6 +13,9 @@ setup:  ## make .venv with all that training and tests need
 
 smoke:  ## the main job, small: train, evaluate, answer (85 s of one core; 0.92 of held-out answers exact)
 	@python=$$(scripts/setup_env.sh run) && PYTHON="$$python" scripts/pretrain_instruct_smoke.sh
+
+depth:  ## one layer applied again beside four layers, on questions of known depth; ARGS="--form sentences"
+	@python=$$(scripts/setup_env.sh dev) && OMP_NUM_THREADS=1 "$$python" -m lab.study depth $(ARGS)
 
 test:  ## all tests but the slow ones; ARGS="-k name" goes to pytest
 	@python=$$(scripts/setup_env.sh dev) && "$$python" -m pytest -n $(JOBS) --dist loadfile -m "not slow" $(ARGS)

@@ -1,5 +1,6 @@
 """Carry out a study: train what its results do not hold yet, and write its section of docs/text_recursion.md.
 
+python -m lab.study depth
 python -m lab.study composition
 python -m lab.study conversations --seeds 3 --tflop 20
 """

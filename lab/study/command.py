@@ -11,6 +11,7 @@ from dataset.files.flags import positive
 STUDIES = {
     "conversations": "variants of text recursion on the built-in conversations, with one learning rate for all",
     "composition": "questions of known depth: every family at its own best learning rate",
+    "depth": "the demonstration: one layer applied again, beside a plain network, on questions of known depth",
 }
 RESULTS = Path("checkpoints/study")
 INTERRUPTED = "the runs that had ended are kept; the same command trains the others"
@@ -34,25 +35,28 @@ def main(name: str | None = None, description: str | None = None, arguments: Seq
 
 
 def add_flags(study: str, parser: argparse.ArgumentParser) -> None:
-    is_composition = study == "composition"
-    worlds = "worlds, beside the one in which settings are chosen" if is_composition else None
-    budgets = "of every run, and of the longer ones" if is_composition else "of each run"
-    results = "composition.jsonl" if is_composition else "results.jsonl"
-    parser.add_argument("--variants", nargs="*", help="names from the table; default: all")
+    worlds, budgets, tflop = "of each variant", "of each run", 20.0
+    results, page, jobs = "results.jsonl", Path("docs/text_recursion.md"), min(2, os.cpu_count() or 1)
+    if study == "composition":
+        worlds, budgets = "worlds, beside the one in which settings are chosen", "of every run, and of the longer ones"
+        results = "composition.jsonl"
+    if study == "depth":
+        worlds, tflop, results, page, jobs = "worlds", 1.0, "depth.jsonl", RESULTS / "depth.md", 1
+        parser.add_argument("--form", choices=["symbols", "sentences"], default="symbols", help="of the questions")
+    else:
+        parser.add_argument("--variants", nargs="*", help="names from the table; default: all")
+        parser.add_argument("--overrides", nargs="*", default=[], help="Hydra overrides for all variants")
     parser.add_argument("--seeds", type=positive, default=3, help=worlds)
     parser.add_argument(
         "--tflop",
         type=positive_number,
-        nargs=2 if is_composition else None,
-        default=[0.75, 1.5] if is_composition else 20.0,
+        nargs=2 if study == "composition" else None,
+        default=[0.75, 1.5] if study == "composition" else tflop,
         help=f"compute {budgets}, in 10^12 operations",
     )
-    parser.add_argument("--overrides", nargs="*", default=[], help="Hydra overrides for all variants")
     parser.add_argument("--results", type=Path, default=RESULTS / results, help="what has been trained")
-    parser.add_argument("--page", type=Path, default=Path("docs/text_recursion.md"))
-    parser.add_argument(
-        "--jobs", type=positive, default=min(2, os.cpu_count() or 1), help="runs at the same time, each on one thread"
-    )
+    parser.add_argument("--page", type=Path, default=page)
+    parser.add_argument("--jobs", type=positive, default=jobs, help="runs at the same time, each on one thread")
 
 
 def run(study: str, jobs: int, results: Path, page: Path, **settings: Any) -> None:
@@ -60,9 +64,10 @@ def run(study: str, jobs: int, results: Path, page: Path, **settings: Any) -> No
     from engine.entry import user_errors
     from lab.study.composition import Composition
     from lab.study.conversations import Conversations
+    from lab.study.depth import Depth
     from lab.study.run import run_study
 
-    chosen = {"conversations": Conversations, "composition": Composition}[study]
+    chosen = {"conversations": Conversations, "composition": Composition, "depth": Depth}[study]
     with user_errors(INTERRUPTED):
         run_study(chosen(**settings), jobs=jobs, results=results, page=page)
 

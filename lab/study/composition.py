@@ -2,11 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from engine.train.evaluate import Report
 from lab.study.composition_page import Blocks, section, validation
-from lab.study.trials import Row, Study, Trial
+from lab.study.trials import Row, Trial
+from lab.study.worlds import WorldStudy
 
 SWEPT_WORLD = 0  # whose validation set chooses the settings; no reported number is of this world
 SWEEP = [(f"lr={lr:g}",) for lr in (0.002, 0.004, 0.008, 0.016)]
@@ -62,7 +61,7 @@ OPTIONS: dict[str, list[str]] = {
 OPTION_WORLDS = 2
 
 
-class Composition(Study):
+class Composition(WorldStudy):
     """A sweep in one world, then the best settings of every family in others, some of them for longer."""
 
     mark = "composition"
@@ -101,21 +100,6 @@ class Composition(Study):
 
     def in_worlds(self, name: str, budget: float, settings: tuple[str, ...] | None) -> list[Trial]:
         return [Trial(name, world, budget, settings) for world in self.worlds]
-
-    def seed_words(self, seed: int) -> list[str]:
-        """The weights and the order of the data, and the world itself."""
-        return [f"seed={seed}", f"dataset.seed={seed}"]
-
-    def kept(self, report: Report) -> dict[str, Any]:
-        """Exact accuracy and loss of every held-out set after every pass."""
-        names = ("exact_accuracy", "token_loss")
-        return {
-            set_name: {name: round(value, 5) for name, value in metrics.items() if name.rpartition("/")[2] in names}
-            for set_name, metrics in report.items()
-        }
-
-    def headline(self, row: Row) -> str:
-        return f"validation {validation(row)[0]:.2f}"
 
     def section(self, rows: Sequence[Row], page: Path) -> str:
         results = {Trial.of(row): row for row in rows}

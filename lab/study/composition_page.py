@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -158,28 +159,38 @@ def hops_of(rows: Sequence[Row]) -> list[int]:
     return sorted(int(name[2:]) for name in rows[0]["metrics"] if name.startswith("id"))
 
 
+def mean_by_depth(rows: Sequence[Row], set_name: str) -> list[float]:
+    """Accuracy of a set after each pass, the mean over worlds."""
+    found = []
+    for depth in count(1):
+        values = [accuracy(row, set_name, depth) for row in rows]
+        if None in values:
+            return found
+        found.append(statistics.mean(value or 0.0 for value in values))
+    return found
+
+
 def draw_passes(rows: Sequence[Row], picture: Path) -> None:
     """Accuracy by hops and passes, a number a cell."""
     from matplotlib.figure import Figure
 
     hops = hops_of(rows)
-    depths = [d for d in range(1, 100) if accuracy(rows[0], f"id{hops[0]}", d) is not None]
-    figure = Figure(figsize=(1.6 + 0.5 * len(depths), 1.2 + 0.4 * len(hops)), layout="constrained")
+    cells = [mean_by_depth(rows, f"id{k}") for k in hops]
+    figure = Figure(figsize=(1.6 + 0.5 * len(cells[0]), 1.2 + 0.4 * len(hops)), layout="constrained")
     axes = figure.subplots()
-    cells = [[statistics.mean(accuracy(row, f"id{k}", d) or 0.0 for row in rows) for d in depths] for k in hops]
+    draw_cells(axes, cells, [str(depth + 1) for depth in range(len(cells[0]))], [f"{k} hops" for k in hops])
+    axes.set_xlabel("passes")
+    figure.savefig(picture, dpi=120)
+
+
+def draw_cells(axes: "Axes", cells: list[list[float]], columns: list[str], lines: list[str]) -> None:
+    """A colour and a number for each accuracy."""
     axes.imshow(cells, vmin=0, vmax=1, cmap="Blues", aspect="auto")
     for place, line in enumerate(cells):
         for number, value in enumerate(line):
-            axes.text(
-                number,
-                place,
-                f"{value:.2f}",
-                ha="center",
-                va="center",
-                fontsize=8,
-                color="white" if value > 0.6 else INK,
-            )
-    axes.set_xticks(range(len(depths)), [str(depth) for depth in depths])
-    axes.set_yticks(range(len(hops)), [f"{k} hops" for k in hops])
-    axes.set_xlabel("passes")
-    figure.savefig(picture, dpi=120)
+            colour = "white" if value > 0.6 else INK
+            axes.text(number, place, f"{value:.2f}", ha="center", va="center", fontsize=8, color=colour)
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_yticks(range(len(lines)), lines)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)

@@ -33,6 +33,8 @@ def run_study(study: Study, *, jobs: int, results: Path, page: Path) -> None:
             "repeats these runs only. With --jobs 1 it needs less memory."
         )
     write_section(study, rows, page)
+    if said := study.conclusion(rows):
+        print(said)
 
 
 def train_missing(study: Study, rows: list[Row], jobs: int, results: Path, folder: Path) -> list[Trial]:

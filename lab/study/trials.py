@@ -33,8 +33,8 @@ class Study(ABC):
     """Named variants, each a list of words of the config, that are trained with the same base."""
 
     mark: ClassVar[str]  # of its section of the page
-    base: ClassVar[Sequence[str]]
-    variants: ClassVar[Mapping[str, Sequence[str]]]
+    base: Sequence[str]
+    variants: Mapping[str, Sequence[str]]
 
     @abstractmethod
     def trials(self, rows: Sequence[Row]) -> list[Trial]:
@@ -55,6 +55,10 @@ class Study(ABC):
     @abstractmethod
     def section(self, rows: Sequence[Row], page: Path) -> str:
         """The text of its section of the page; pictures are drawn beside the page."""
+
+    def conclusion(self, rows: Sequence[Row]) -> str:
+        """What is printed at the end; none for a study whose page has to be read."""
+        return ""
 
     def words(self, trial: Trial) -> list[str]:
         """The config of a run."""
