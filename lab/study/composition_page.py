@@ -6,7 +6,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lab.drawing import FAINT, INK, MUTED, RED
+from lab.drawing import FAINT, INK, MUTED, RED, draw_cells
 from lab.study.trials import Row, Trial
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ def hops_of(rows: Sequence[Row]) -> list[int]:
 
 def mean_by_depth(rows: Sequence[Row], set_name: str) -> list[float]:
     """Accuracy of a set after each pass, the mean over worlds."""
-    found = []
+    found: list[float] = []
     for depth in count(1):
         values = [accuracy(row, set_name, depth) for row in rows]
         if None in values:
@@ -181,16 +181,3 @@ def draw_passes(rows: Sequence[Row], picture: Path) -> None:
     draw_cells(axes, cells, [str(depth + 1) for depth in range(len(cells[0]))], [f"{k} hops" for k in hops])
     axes.set_xlabel("passes")
     figure.savefig(picture, dpi=120)
-
-
-def draw_cells(axes: "Axes", cells: list[list[float]], columns: list[str], lines: list[str]) -> None:
-    """A colour and a number for each accuracy."""
-    axes.imshow(cells, vmin=0, vmax=1, cmap="Blues", aspect="auto")
-    for place, line in enumerate(cells):
-        for number, value in enumerate(line):
-            colour = "white" if value > 0.6 else INK
-            axes.text(number, place, f"{value:.2f}", ha="center", va="center", fontsize=8, color=colour)
-    axes.set_xticks(range(len(columns)), columns)
-    axes.set_yticks(range(len(lines)), lines)
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from lab.study.composition_page import accuracy, draw_cells, hops_of, mean_by_depth, spread
+from lab.drawing import draw_cells
+from lab.study.composition_page import accuracy, hops_of, mean_by_depth, spread
 from lab.study.trials import Row, Trial
 from lab.study.worlds import WorldStudy
 
