@@ -23,7 +23,7 @@ test:  ## all tests but the slow ones; ARGS="-k name" goes to pytest
 test-slow:  ## the tests that take minutes
 	@python=$$(scripts/setup_env.sh dev) && "$$python" -m pytest -m slow $(ARGS)
 
-test-faults:  ## kills, signals, damaged files, malformed input, full disks (15 minutes); ARGS="kill/ --place DIR"
+test-faults:  ## kills, signals, damaged files, malformed input, full disks (4 to 7 minutes); ARGS="kill/ --place DIR"
 	@python=$$(scripts/setup_env.sh dev) && "$$python" -m tests.faults.campaign $(ARGS)
 
 runs:  ## list the runs in checkpoints/ with their best numbers; ARGS="DIR" lists those below DIR
