@@ -2,7 +2,7 @@
 
 import math
 import re
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -33,6 +33,8 @@ class ArchConfig(BaseModel):
     """Reference names and defaults; `config/arch/*.yaml` sets them."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    reads_once: ClassVar[bool] = False  # has no further supervision steps that an evaluation could take
 
     # Given by the data set.
     batch_size: int | None = Field(None, description="part of reference configs; shapes follow the batch")

@@ -1,6 +1,7 @@
 """Questions that chain facts, from the recipe to the answer, in a world that is learnt within seconds."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -59,3 +60,20 @@ def test_a_trained_fact_is_answered_without_markers(folder: Path) -> None:
     for question, answer in asked.items():
         (said,) = reply(loaded, [[Turn("user", question)]], ReplyOptions(max_tokens=4))
         assert (said.text, said.finish) == (answer, "eos")
+
+
+def test_another_world_is_another_corpus_and_its_overlap_is_counted(folder: Path, tmp_path: Path) -> None:
+    words = ["--checkpoint", folder / "run", "--output-dir", tmp_path, "--overrides"]
+    refused = infer_text(*words, "dataset.composition.people=7")
+    assert refused.code == 1 and "people=7" in refused.err and "people=6" in refused.err
+    counted = infer_text(*words, "dataset.composition.held_out=1", "--allow-other-split")
+    assert counted.code == 0, counted.err
+    overlap, evaluated = map(int, re.findall(r"(\d+) of (\d+) evaluated records", counted.err)[0])
+    assert 0 <= overlap <= evaluated
+
+
+def test_trained_questions_are_counted_one_by_one(folder: Path, tmp_path: Path) -> None:
+    words = ["--split", "train", "--allow-other-split", "--output-dir", tmp_path, "--overrides"]
+    ended = infer_text("--checkpoint", folder / "run", *words, "dataset.composition.turns=3")
+    overlap, evaluated = re.findall(r"(\d+) of (\d+) evaluated records", ended.err)[0]
+    assert overlap == evaluated, "the same questions in longer conversations"

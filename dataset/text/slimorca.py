@@ -45,9 +45,7 @@ class SlimOrcaConfig:
     """Which records are read and how they are encoded; whoever takes them from a user has checked them."""
 
     data_dir: str | Path = "data/slimorca"
-    source: Literal["auto", "local", "hub", "sample", "composition"] = (
-        "auto"  # auto: what lies in data_dir, else the Hub
-    )
+    source: Literal["auto", "local", "hub", "sample", "composition"] = "auto"  # what lies in data_dir, else the Hub
     subset_size: int | None = 1000  # at most so many records for training; None: all
     test_size: int | None | Literal["auto"] = "auto"  # and for test; auto: a tenth of subset_size
     seq_len: int = 512
@@ -82,9 +80,7 @@ class InstructCorpus:
     tokenizer: Tokenizer
     train: DocumentStore
     test: DocumentStore
-    test_sets: dict[
-        str, range
-    ]  # the documents of `test` that each held-out set has; the first set decides what is best
+    test_sets: dict[str, range]  # which documents of `test` each held-out set has; the first set decides what is best
     report: LoadReport
 
 
@@ -146,15 +142,16 @@ def read_texts(
 
 def corpus_digest(config: SlimOrcaConfig) -> str:
     """What tells one corpus from another wherever it lies: the SHA-256 of how its text begins."""
+    has_questions = config.source == "composition" or config.composition.mix
+    options = [f"{name}={value}" for name, value in asdict(config.composition).items()] if has_questions else []
     if config.source in BUILT_IN:
-        options = asdict(config.composition) if config.source == "composition" else {}
-        return " ".join([BUILT_IN[config.source], *(f"{name}={value}" for name, value in options.items())])
+        return " ".join([BUILT_IN[config.source], *options])
     head = b""
     for block in _blocks(_corpus_file(config, progress=False)):
         head += block
         if len(head) >= DIGEST_BYTES:
             break
-    return hashlib.sha256(head[:DIGEST_BYTES]).hexdigest()
+    return " ".join([hashlib.sha256(head[:DIGEST_BYTES]).hexdigest(), *options])
 
 
 def _used_lines(config: SlimOrcaConfig, tokenizer_path: str | Path | None, progress: bool) -> UsedLines:
@@ -169,11 +166,8 @@ def _used_lines(config: SlimOrcaConfig, tokenizer_path: str | Path | None, progr
     read, count, sets = _read_lines(file, splits), int((splits != UNUSED).sum()), [*SPLITS]
     if config.composition.mix:
         added, num_added = _numbered(made := make_composition_records(config.composition, config.seed))
-        read, count, sets = (
-            chain(read, added),
-            count + num_added,
-            [*SPLITS, *(name for name in made if name != "train")],
-        )
+        read, count = chain(read, added), count + num_added
+        sets += [name for name in made if name != "train"]
     return UsedLines(read, count, tokenizer_path, str(_path(file)), sets)
 
 

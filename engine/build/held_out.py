@@ -28,7 +28,9 @@ def check_split(stored: Checkpoint, config: InstructConfig, split: str = "test",
         for name in SPLIT_RULE
         if getattr(asked, name) != getattr(trained, name)
     ]
-    if not is_same_corpus:
+    if not is_same_corpus and asked.source in BUILT_IN and trained.source in BUILT_IN:
+        differences.append(f"{corpus_digest(asked)} instead of {corpus_digest(trained)}")
+    elif not is_same_corpus:
         differences.append(f"the corpus of dataset.data_dir={asked.data_dir} instead of that of {trained.data_dir}")
     if not differences:
         return
@@ -92,5 +94,7 @@ def _known_digest(trained: SlimOrcaConfig, asked: SlimOrcaConfig) -> str | None:
 
 
 def _records(config: SlimOrcaConfig, tokenizer_path: str | None, split: str) -> list[bytes]:
-    texts = read_texts(config, tokenizer_path, [split])
-    return [hashlib.sha256("\0".join(messages).encode("utf-8", "surrogatepass")).digest() for messages in texts]
+    conversations = read_texts(config, tokenizer_path, [split])
+    if config.source == "composition":  # whose trained conversations ask several questions
+        conversations = (texts[at : at + 2] for texts in conversations for at in range(0, len(texts), 2))
+    return [hashlib.sha256("\0".join(messages).encode("utf-8", "surrogatepass")).digest() for messages in conversations]

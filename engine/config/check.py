@@ -32,6 +32,7 @@ def check(config_class: type[Config], data: dict[str, Any]) -> Config:
         problems += class_problems(arch.get("loss"), "models.", head_class)
         is_text = issubclass(config_class, TextConfig)
         problems += conversation_problems(arch) if is_text else text_problems(arch)
+        problems += depth_problems(arch, data.get("eval"))
     evaluators = data.get("evaluators")
     for choice in evaluators if isinstance(evaluators, list) else []:
         problems += class_problems(choice, "evaluators.", object) or evaluator_problems(choice)
@@ -92,6 +93,17 @@ def conversation_problems(arch: dict[str, Any]) -> list[str]:
     if is_carry and arch.get("detach_between_steps") is False:
         problems.append("arch.detach_between_steps=false: a lasting carry has no gradient. Set arch.recursion=unrolled")
     return problems
+
+
+def depth_problems(arch: dict[str, Any], evaluation: Any) -> list[str]:
+    """Whether an evaluation is to take supervision steps that the architecture does not have."""
+    depth = evaluation.get("halt_max_steps") if isinstance(evaluation, dict) else None
+    if class_problems(arch, "models.", ActModel) or not isinstance(arch.get("name"), str) or depth in (None, 1):
+        return []
+    model_class: type[ActModel] = load_model_class(arch["name"])
+    if not model_class.config_class.reads_once:
+        return []
+    return [f"eval.halt_max_steps={depth}: {arch['name']} reads its text once, in order. Leave it out"]
 
 
 def is_supervise_idle(arch: dict[str, Any]) -> bool:

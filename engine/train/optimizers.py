@@ -255,7 +255,8 @@ def trained_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
 def resume_with_saved_groups(optimizer: Optimizer, module: nn.Module) -> None:
     """Let a run that was saved with other parameter groups resume with those, so that it ends as it began.
 
-    Such a checkpoint has all parameters of the module in one group, or matrices and vectors apart.
+    Such a checkpoint has all parameters of the module in one group, or matrices and vectors apart, or embeddings with the
+    other ones.
     """
 
     def adopt(optimizer: Optimizer, state: dict[str, Any]) -> None:
@@ -263,12 +264,15 @@ def resume_with_saved_groups(optimizer: Optimizer, module: nn.Module) -> None:
         own = [group["params"] for group in optimizer.param_groups]
         if sizes == sizes_of(optimizer.param_groups):
             return
+        named = trained_parameters(module).items()
+        with_and_without = [[group["params"] for group in decay_groups(named, 0.0, decays)] for decays in (True, False)]
+        saved = [groups for groups in with_and_without if [len(group) for group in groups] == sizes]
         if len(sizes) == 1:
             order = list(module.parameters())
         elif len(own) == 1:
             order = sorted(own[0], key=lambda p: p.ndim == 1)
         else:
-            order = [p for group in own for p in group]
+            order = [p for group in (saved or [own])[0] for p in group]
         if sum(sizes) == len(order):  # else torch's own error says what does not fit
             defaults, rest = optimizer.defaults, iter(order)
             optimizer.param_groups = [{**defaults, "params": list(islice(rest, size))} for size in sizes]

@@ -29,6 +29,7 @@ FIXED: dict[str, Any] = {
     "pos_encodings": "rope",
     "norm": "pre",
     "latent_init": "embedding",
+    "injection": "call",
     "recursion": "unrolled",
 }
 
@@ -42,6 +43,8 @@ def preset(variant: str) -> dict[str, Any]:
 
 class RetNetConfig(ArchConfig):
     """H_layers counts its blocks; what belongs to recursion is fixed at one pass."""
+
+    reads_once = True
 
     H_cycles: int = 1
     L_cycles: int = 1

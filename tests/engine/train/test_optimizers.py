@@ -2,7 +2,14 @@ import numpy as np
 import pytest
 import torch
 
-from engine.train.optimizers import AdamATan2, OptimizerSet, SparseSignSGD, network_optimizer
+from engine.train.optimizers import (
+    AdamATan2,
+    OptimizerSet,
+    SparseSignSGD,
+    decay_groups,
+    network_optimizer,
+    trained_parameters,
+)
 from models.sparse_embedding import CastedSparseEmbedding
 from tests.models.parity import arrays
 from tests.models.small import make
@@ -87,10 +94,19 @@ def matrices_and_vectors(module):
     ]
 
 
+def embeddings_without_decay(module):
+    return decay_groups(trained_parameters(module).items(), 0.0, decays_embeddings=False)
+
+
 @pytest.mark.parametrize(
     ("make_module", "groups_before"),
-    [(make_model, all_in_one), (lambda: make("trm"), matrices_and_vectors), (lambda: make("trm"), all_in_one)],
-    ids=["retnet of one group", "trm with vectors apart", "trm"],
+    [
+        (make_model, all_in_one),
+        (make_model, embeddings_without_decay),
+        (lambda: make("trm"), matrices_and_vectors),
+        (lambda: make("trm"), all_in_one),
+    ],
+    ids=["retnet of one group", "retnet with embeddings apart", "trm with vectors apart", "trm"],
 )
 def test_a_run_that_was_saved_with_other_groups_resumes_with_them(make_module, groups_before):
     """Step by step as if nothing had been regrouped."""

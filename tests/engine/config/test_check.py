@@ -1,0 +1,15 @@
+"""What the border refuses that no single option can."""
+
+import pytest
+
+from engine.config.check import check
+from engine.config.compose import composed
+from engine.config.parse import ConfigError
+from engine.config.text import InstructConfig
+
+
+def test_a_model_that_reads_once_is_not_evaluated_deeper() -> None:
+    words = ["arch=retnet_tiny", "eval.halt_max_steps=3"]
+    with pytest.raises(ConfigError, match="eval.halt_max_steps=3"):
+        check(InstructConfig, composed("cfg_pretrain_instruct", words))
+    check(InstructConfig, composed("cfg_pretrain_instruct", ["arch=dense_text", "eval.halt_max_steps=3"]))
