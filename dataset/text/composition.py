@@ -4,11 +4,14 @@ A relation maps every person to another one, one to one. A question of k hops fo
 facts are trained alone; some of them never occur within a trained chain, so that composing them can be tested.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from random import Random
 from typing import Any, Literal
+
+from dataset.tokenization.protocol import SPACE
 
 RELATIONS = ("mother", "teacher", "neighbour", "doctor", "friend", "boss", "cousin", "guest")
 SYLLABLES = ("ba", "de", "fi", "ga", "ho", "ju", "ka", "le", "mi", "no", "pa", "ru", "sa", "te", "vo", "zu")
@@ -24,7 +27,6 @@ WORDINGS = {
     "sentences": ("Who is {}?", "Who is {}", "Tell me who {} is."),
 }
 BETWEEN = {"symbols": " ", "sentences": "'s "}
-ONE_PIECE = {"symbols": (), "sentences": ("'s",)}  # tokens of their own, so that a hop of a sentence is two tokens
 
 Fact = tuple[int, int]  # person, relation
 Record = dict[str, Any]
@@ -115,6 +117,19 @@ def make_composition_records(options: CompositionOptions, seed: int) -> dict[str
         talks["train"].append(asked["train"][:turns])
         del asked["train"][:turns]
     return {name: [_record(world, talk, name, options) for talk in talks[name]] for name in asked}
+
+
+def whole_pieces(records: Sequence[Record], form: str) -> list[str]:
+    """What is one token of the tokenizer of these records, wherever it stands.
+
+    Of sentences it is every word and 's, so that a hop is two tokens and hardly any other piece is needed: where most rows of
+    a tied embedding are never met, sentences are learnt late.
+    """
+    if form == "symbols":
+        return []
+    texts = [message["value"] for record in records for message in record["conversations"]]
+    words = {word for text in texts for word in re.findall(r"\w+", text.replace("'s", " "))}
+    return ["'s", *sorted(SPACE + word for word in words)]
 
 
 def _questions(world: World, options: CompositionOptions, rng: Random) -> dict[str, list[Question]]:

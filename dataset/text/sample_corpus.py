@@ -43,7 +43,7 @@ def make_sample_records(
 def sample_tokenizer(records: Sequence[Record], folder: Path, whole: Sequence[str] = ()) -> Path:
     """The tokenizer of these records; trained in seconds, and kept under `folder` for the next time.
 
-    Each text of `whole` is one piece wherever it stands.
+    Each text of `whole` is one piece wherever it stands; with such texts the others have no bytes to fall back on.
     """
     texts = list(_texts(records))
     digest = hashlib.sha256("\n".join([str(VOCAB_SIZE), *whole, *texts]).encode()).hexdigest()
@@ -55,7 +55,7 @@ def sample_tokenizer(records: Sequence[Record], folder: Path, whole: Sequence[st
 
 
 def train_tokenizer(texts: Sequence[str], vocab_size: int, whole: Sequence[str] = ()) -> bytes:
-    """A SentencePiece model with LLaMA's layout (unk 0, bos 1, eos 2, then 256 bytes) and one piece a digit."""
+    """A SentencePiece model with LLaMA's layout (unk 0, bos 1, eos 2, then `whole` or 256 bytes) and one piece a digit."""
     import sentencepiece
 
     model = io.BytesIO()
@@ -65,7 +65,7 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int, whole: Sequence[str] 
         model_type="bpe",
         vocab_size=vocab_size,
         hard_vocab_limit=False,
-        byte_fallback=True,
+        byte_fallback=not whole,
         split_digits=True,
         user_defined_symbols=list(whole),
         normalization_rule_name="identity",

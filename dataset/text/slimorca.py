@@ -18,7 +18,7 @@ from tqdm import tqdm
 from dataset.files.download import HubFile, find_hub_file
 from dataset.files.json_stream import parse_line
 from dataset.files.jsonl import SPLITS, UNUSED, assign_splits, numbered_lines, read_blocks
-from dataset.text.composition import ONE_PIECE, CompositionOptions, make_composition_records
+from dataset.text.composition import CompositionOptions, make_composition_records, whole_pieces
 from dataset.text.conversation import Turn, parse_record, what_is_missing
 from dataset.text.encoded import ChunkBuilder, EncodedChunk, LoadReport, SplitReport
 from dataset.text.encoder_pool import EncoderPool, chunked
@@ -157,8 +157,9 @@ def corpus_digest(config: SlimOrcaConfig) -> str:
 def _used_lines(config: SlimOrcaConfig, tokenizer_path: str | Path | None, progress: bool) -> UsedLines:
     if config.source in BUILT_IN:
         records = _made_records(config)
-        whole = ONE_PIECE[config.composition.form] if config.source == "composition" else ()
-        tokenizer_path = Path(tokenizer_path or sample_tokenizer(records["train"], Path(config.data_dir), whole))
+        trained, form = records["train"], config.composition.form
+        whole = whole_pieces(trained, form) if config.source == "composition" else []
+        tokenizer_path = Path(tokenizer_path or sample_tokenizer(trained, Path(config.data_dir), whole))
         return UsedLines(*_numbered(records), tokenizer_path, BUILT_IN[config.source], sets=list(records))
     tokenizer_path = find_tokenizer(tokenizer_path)  # first: it fails faster than the corpus
     file = _corpus_file(config, progress)
