@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Collection
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from dataset.files.disk import write_file
 from engine.build.held_out import check_split
 from engine.build.text import build_text
 from engine.build.text_checkpoint import open_text_checkpoint
+from engine.generate.depth import evaluation_file
 from engine.generate.options import InferenceOptions
 from engine.runtime.devices import start_runtime
 from engine.train.evaluate import evaluate
@@ -32,7 +34,7 @@ def infer(options: InferenceOptions) -> None:
                 f"{config.dataset.test_ratio} and dataset.seed={config.dataset.seed}. Take --split train, or train "
                 "with a larger dataset.test_ratio: another one now would evaluate records that were trained on."
             )
-        folder = Path(options.output_dir) if options.output_dir else path.parent / f"inference_{split}"
+        folder = Path(options.output_dir) if options.output_dir else evaluation_file(path, split).parent
         report = evaluate(
             checkpoint.task(source, runtime),
             islice(items(), options.max_batches and min(options.max_batches, sys.maxsize)),
@@ -44,23 +46,23 @@ def infer(options: InferenceOptions) -> None:
             label=path.name,
         )
         if runtime.is_main:
-            found = {name: nested(metrics) for name, metrics in report.items()}
-            write_file(folder / f"metrics_{path.name}.json", json.dumps(found, indent=2) + "\n")
+            found = {name: nested(metrics, options.depths) for name, metrics in report.items()}
+            write_file(folder / evaluation_file(path, split).name, json.dumps(found, indent=2) + "\n")
             show(found)
             print(f"written to {folder}", file=sys.stderr)
     finally:
         runtime.close()
 
 
-def nested(metrics: dict[str, Any]) -> dict[str, Any]:
-    """`depth_3/accuracy` moves to by_depth -> 3 -> accuracy."""
+def nested(metrics: dict[str, Any], depths: Collection[int] = ()) -> dict[str, Any]:
+    """`depth_3/accuracy` moves to by_depth -> 3 -> accuracy; with `depths`, of these only."""
     plain = {name: value for name, value in metrics.items() if "/" not in name}
     by_depth: dict[int, dict[str, float]] = {}
     for name, value in metrics.items():
         if "/" in name:
             depth, metric = name.removeprefix("depth_").split("/")
             by_depth.setdefault(int(depth), {})[metric] = value
-    return plain | {"by_depth": dict(sorted(by_depth.items()))}
+    return plain | {"by_depth": {depth: by_depth[depth] for depth in sorted(depths or by_depth)}}
 
 
 def show(report: dict[str, dict[str, Any]]) -> None:

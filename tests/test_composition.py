@@ -9,8 +9,10 @@ import pytest
 from dataset.text.composition import CompositionOptions, make_composition_records
 from dataset.text.conversation import Turn
 from engine.build.text_checkpoint import load_model
+from engine.generate.exits import write_thresholds
 from engine.generate.options import OpenOptions, ReplyOptions
 from engine.generate.reply import reply
+from tests.chat_runs import run_door
 from tests.text_runs import infer_text, train_text
 
 WORLD = {"people": 6, "relations": 1, "hops": 3, "longer": 1, "questions": 6, "held_out": 2, "turns": 1}
@@ -48,6 +50,31 @@ def test_inference_finds_what_training_reported(folder: Path, tmp_path: Path) ->
         assert f"{name}:" in ended.out.splitlines()
         for depth in range(1, 7):
             assert found[name]["by_depth"][str(depth)]["token_loss"] == metrics[f"depth_{depth}/token_loss"]
+
+
+def test_inference_goes_as_deep_as_asked_and_reports_these_depths(folder: Path, tmp_path: Path) -> None:
+    ended = infer_text("--checkpoint", folder / "run", "--depths", "2,8,1", "--output-dir", tmp_path)
+    assert ended.code == 0, ended.err
+    (file,) = tmp_path.glob("metrics_*.json")
+    report = json.loads((folder / "report.json").read_text())
+    for name, metrics in json.loads(file.read_text()).items():
+        assert list(metrics["by_depth"]) == ["1", "2", "8"]
+        assert metrics["by_depth"]["2"]["token_loss"] == report[name]["depth_2/token_loss"]
+        assert metrics["token_loss"] == metrics["by_depth"]["8"]["token_loss"]
+
+
+def test_the_calibrated_rule_answers_in_place_of_a_number_of_steps(folder: Path) -> None:
+    checkpoint = ("--checkpoint", folder / "run")
+    rules = {"steps": 6, "best": "margin", "margin": {"threshold": 0.5}, "kl": {"threshold": 0.1}}
+    write_thresholds((folder / "run" / "best").resolve(), rules)
+    said = ["--message", "Bade mother", "--system-message", "", "--json", "--device", "cpu"]
+    auto, exits = (
+        json.loads(run_door("generate_instruct.py", *checkpoint, *said, *words).out)
+        for words in (["--depth", "auto"], ["--exit", "margin"])
+    )
+    assert auto["depths"] == exits["depths"] and auto["tokens"] == exits["tokens"] and max(auto["depths"]) <= 6
+    ended = run_door("generate_instruct.py", *checkpoint, *said, "--depth", "9")
+    assert set(json.loads(ended.out)["depths"]) == {9} and "--depths 4,9" in ended.err
 
 
 def test_a_trained_fact_is_answered_without_markers(folder: Path) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from dataset.chat.reader import chat_splits, chat_tokenizer_folder, open_chat_data
 from dataset.common import Batch, PuzzleDatasetMetadata, text_metadata
 from dataset.cursor import CursorConfig, RowDataset
-from dataset.text.composition import CompositionOptions
+from dataset.text.composition import CompositionOptions, make_composition_records
 from dataset.text.packing import DocumentRows, fill_batch
 from dataset.text.slimorca import InstructCorpus, SlimOrcaConfig, corpus_digest, load_corpus, read_texts
 from dataset.text.token_store import Documents, DocumentStore
@@ -167,6 +167,12 @@ def load_text(config: InstructConfig, progress: bool) -> InstructCorpus:
 def corpus_texts(config: InstructConfig) -> Iterator[list[str]]:
     """The messages of one record of the corpus after the other, as they stand there."""
     return read_texts(corpus_config(config.dataset), config.dataset.tokenizer_path)
+
+
+def composition_records(config: InstructConfig) -> dict[str, list[dict[str, Any]]]:
+    """The questions of dataset.source=composition by set, as they stand in its records, each with its hops."""
+    data = corpus_config(config.dataset)
+    return make_composition_records(data.composition, data.seed)
 
 
 def corpus_config(data: TextDataConfig) -> SlimOrcaConfig:

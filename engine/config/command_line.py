@@ -30,7 +30,7 @@ class Bounded:
     def __post_init__(self) -> None:
         for option in fields(self):  # type: ignore[arg-type]  # every class below is a dataclass
             least, value = option.metadata.get("at_least"), getattr(self, option.name)
-            if least is not None and value is not None and not value >= least:
+            if least is not None and isinstance(value, int | float) and not value >= least:
                 raise ValueError(f"{option.name}={value}: expected at least {least}.")
 
 

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
@@ -19,7 +19,7 @@ from engine.build.text_checkpoint import load_model
 from engine.checkpoints.load import load_checkpoint
 from engine.config.text import InstructConfig
 from engine.generate.decode import Decoding
-from engine.generate.exits import MIN_STEPS, evidence, passes, write_thresholds
+from engine.generate.exits import MIN_STEPS, best_kind, evidence, passes, write_thresholds
 from engine.generate.options import CalibrateOptions, DecodeOptions, ExitKind, ExitRule
 from models.act import ActModel
 from models.kv_cache import cast_for_reading
@@ -56,23 +56,23 @@ class Trace:
 
 
 @torch.inference_mode()
-def traced(model: ActModel, texts: HeldOut, documents: Sequence[int]) -> Trace:
+def traced(model: ActModel, texts: HeldOut, documents: Sequence[int], num_steps: int) -> Trace:
     """Teacher-forced evaluation of these conversations at every depth."""
     parts, conversations = [], []
     for first in range(0, len(documents), ROWS):
         rows = texts.batch(documents[first : first + ROWS])
         batch = {name: part.to(model.inner.q_head.weight.device) for name, part in rows.items()}
         at = Supervision.of(batch)
-        parts.append(_numbers_by_step(model, batch, at).cpu())
+        parts.append(_numbers_by_step(model, batch, at, num_steps).cpu())
         conversations.append(at.document.cpu().numpy() + first)
     losses, *found = torch.cat(parts, dim=2)
     return Trace(losses, dict(zip(get_args(ExitKind), found, strict=True)), np.concatenate(conversations))
 
 
-def _numbers_by_step(model: ActModel, batch: Batch, at: Supervision) -> Tensor:
+def _numbers_by_step(model: ActModel, batch: Batch, at: Supervision, num_steps: int) -> Tensor:
     """Loss, and evidence of every kind of exit, after each step at each token: (4, K, T)."""
     core, steps, before = model.inner, [], None
-    for _, answers in core.unroll(batch, model.config.halt_max_steps):
+    for _, answers in core.unroll(batch, num_steps):
         hidden = core.hidden(answers[-1]).flatten(0, 1)[at.places]
         chunks = []
         for place in (slice(first, first + TOKENS) for first in range(0, len(hidden), TOKENS)):
@@ -109,7 +109,9 @@ def upper_bound(rises: NDArray[np.float64], document: NDArray[np.int64]) -> floa
     return float(mean + SURE * spread)
 
 
-def decoded(model: ActModel, texts: HeldOut, documents: Sequence[int], rule: ExitRule) -> tuple[float, float]:
+def decoded(
+    model: ActModel, texts: HeldOut, documents: Sequence[int], rule: ExitRule, num_steps: int
+) -> tuple[float, float]:
     """Mean loss and depth of the answers' tokens when they are really decoded, one after the other, under the rule."""
     loss, depth, count = 0.0, 0, 0
     for at in range(0, len(documents), ROWS):
@@ -118,7 +120,7 @@ def decoded(model: ActModel, texts: HeldOut, documents: Sequence[int], rule: Exi
         prompts = [ids[:start].tolist() for (ids, _), start in zip(rows, starts, strict=True)]
         answers = [ids[start:].tolist() for (ids, _), start in zip(rows, starts, strict=True)]
         done = [0] * len(rows)
-        for tokens in Decoding(model, prompts, DecodeOptions(exit=rule), forced=answers):
+        for tokens in Decoding(model, prompts, DecodeOptions(depth=num_steps, exit=rule), forced=answers):
             for token in tokens:
                 is_trained, place = rows[token.row][1], starts[token.row] + done[token.row]
                 done[token.row] += 1
@@ -127,19 +129,27 @@ def decoded(model: ActModel, texts: HeldOut, documents: Sequence[int], rule: Exi
     return loss / count, depth / count
 
 
-def calibrate(model: ActModel, texts: HeldOut, *, max_rise: float, conversations: int) -> dict[str, dict[str, float]]:
-    """A threshold for every kind of exit, fitted on every second conversation and checked on the others.
+def calibrate(
+    model: ActModel,
+    texts: HeldOut,
+    sets: Collection[Sequence[int]],
+    *,
+    max_rise: float,
+    conversations: int,
+    num_steps: int,
+) -> dict[str, dict[str, float]]:
+    """A threshold for every kind of exit, fitted on every second conversation of each set and checked on the others.
 
     The rise that is reported, and held below `max_rise` on the conversations it was fitted on, is that of real
     decoding: there a deeper step reads what tokens that left early had last, which evaluation of whole texts does not.
     """
     cast_for_reading(model)
-    chosen = list(range(len(texts.store)))[: 2 * conversations]
-    fit, check = chosen[::2], chosen[1::2]
+    most = 2 * max(1, conversations // len(sets))
+    fit, check = ([place for places in sets for place in places[first:most:2]] for first in (0, 1))
     if not check:
         raise ValueError(f"{len(texts.store)} held-out conversations are too few to fit on some and check on others.")
-    seen, unseen = traced(model, texts, fit), traced(model, texts, check)
-    full_seen, full_unseen = (decoded(model, texts, documents, ExitRule())[0] for documents in (fit, check))
+    seen, unseen = (traced(model, texts, documents, num_steps) for documents in (fit, check))
+    full_seen, full_unseen = (decoded(model, texts, documents, ExitRule(), num_steps)[0] for documents in (fit, check))
     fixed = [
         float(unseen.rise(torch.full_like(unseen.losses[0], depth, dtype=torch.long)).mean())
         for depth in range(1, len(unseen.losses) + 1)
@@ -149,10 +159,10 @@ def calibrate(model: ActModel, texts: HeldOut, *, max_rise: float, conversations
         rule = ExitRule(kind, NEVER[kind])
         for share in STRICTER:
             tried = fitted(seen, kind, max_rise * share)
-            if decoded(model, texts, fit, tried)[0] - full_seen <= max_rise:
+            if decoded(model, texts, fit, tried, num_steps)[0] - full_seen <= max_rise:
                 rule = tried
                 break
-        loss, depth = decoded(model, texts, check, rule)
+        loss, depth = decoded(model, texts, check, rule, num_steps)
         assert rule.threshold is not None
         report[kind] = {
             "threshold": rule.threshold,
@@ -168,23 +178,29 @@ def calibrate_checkpoint(options: CalibrateOptions) -> None:
     loaded = load_model(options.opening)
     if not loaded.path.is_dir():
         raise ValueError(f"{loaded.path} is a file; expected a step folder, in which thresholds are stored.")
-    config, num_steps = loaded.config, loaded.model.config.halt_max_steps
+    config = loaded.config
     if not isinstance(config, InstructConfig):
         raise ValueError(f"{loaded.path} was trained on chat: expected a checkpoint of instruction training.")
+    num_steps = config.eval.halt_max_steps or loaded.model.config.halt_max_steps
     if num_steps == 1:
-        raise ValueError(f"{loaded.path}: arch.halt_max_steps=1 leaves nothing to skip; expected more.")
+        raise ValueError(
+            f"{loaded.path} takes 1 supervision step, which leaves nothing to skip; expected more. A looped model may "
+            "take more than trained: --overrides eval.halt_max_steps=4."
+        )
     check_split(load_checkpoint(loaded.path), config, allow_other=options.allow_other_split)
     if config.dataset.test_size == "auto":  # that bounds evaluations while training
         config.dataset.test_size = 2 * options.conversations
-    held_out = build_text.load_text(config, progress=True).test
-    print(f"calibrating on {min(len(held_out), 2 * options.conversations)} held-out conversations", file=sys.stderr)
+    corpus = build_text.load_text(config, progress=True)
+    print(f"calibrating on held-out conversations, at most {num_steps} supervision steps deep", file=sys.stderr)
     found = calibrate(
         loaded.model,
-        HeldOut(held_out, loaded.tokenizer.pad_id),
+        HeldOut(corpus.test, loaded.tokenizer.pad_id),
+        corpus.test_sets.values(),
         max_rise=options.max_loss_increase,
         conversations=options.conversations,
+        num_steps=num_steps,
     )
-    report = {"max_loss_increase": options.max_loss_increase, "steps": num_steps} | found
+    report = {"max_loss_increase": options.max_loss_increase, "steps": num_steps, "best": best_kind(found)} | found
     file = write_thresholds(loaded.path, report)
     print(json.dumps(report, indent=2))
     print(f"written to {file}", file=sys.stderr)

@@ -61,6 +61,7 @@ class Decoding:
         if min(self.room) < 1:
             raise ValueError(f"max_new_tokens={min(self.room)}: at least 1 token must be asked for.")
         capacity = max(len(prompt) + room - 1 for prompt, room in zip(self.prompts, self.room, strict=True))
+        assert not isinstance(options.depth, str), "calibrated_options() comes first"
         self.num_steps = options.depth or model.config.halt_max_steps
         if options.exit.kind != "none" and self.num_steps == 1:
             raise ValueError(

@@ -1,10 +1,11 @@
-"""Where the depth of a generated token is decided: the exit rules, and the thresholds calibrated for a checkpoint."""
+"""Where the depth of a generated token is decided: the exit rules, and what was calibrated for a checkpoint."""
 
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from math import inf
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -41,23 +42,45 @@ def evidence(kind: ExitKind, logits: Tensor, before: Tensor, q_halt: Tensor) -> 
 
 
 def calibrated_options(options: ReplyOptions, checkpoint: Path) -> ReplyOptions:
-    """The options with the checkpoint's own threshold, where a rule is asked for and no threshold is given."""
-    rule = options.decode.exit
-    if rule.kind == "none" or rule.threshold is not None:
+    """The options with what was calibrated for the checkpoint: its best rule where depth=auto asks for that, the
+    threshold where a rule is given without one, and its number of steps where no depth is given with it."""
+    decode = options.decode
+    if decode.depth != "auto" and (decode.exit.kind == "none" or decode.exit.threshold is not None):
         return options
-    rule = replace(rule, threshold=read_threshold(checkpoint, rule.kind))
-    return replace(options, decode=replace(options.decode, exit=rule))
+    calibration = read_calibration(checkpoint, decode.exit.kind)
+    kind = best_kind(calibration) if decode.exit.kind == "none" else decode.exit.kind
+    steps = calibration["steps"] if isinstance(calibration.get("steps"), int) else None
+    depth = decode.depth if isinstance(decode.depth, int) else steps
+    decode = replace(decode, depth=depth, exit=ExitRule(kind, float(calibration[kind]["threshold"])))
+    return replace(options, decode=decode)
 
 
-def read_threshold(checkpoint: Path, kind: str) -> float:
-    """The calibrated threshold in the checkpoint's exit.json."""
+def read_calibration(checkpoint: Path, kind: str) -> dict[str, Any]:
+    """The checkpoint's exit.json, which has a threshold of this kind, or of any where the kind is `none`."""
     file = checkpoint / EXIT_FILE
-    remedy = f"Run python scripts/calibrate_exit.py --checkpoint {checkpoint}, or give --exit-threshold."
-    entry = read_json(file, dict, remedy).get(kind)
-    threshold = entry.get("threshold") if isinstance(entry, dict) else None
-    if not isinstance(threshold, int | float):
-        raise ValueError(f"{file} holds no threshold for {kind!r}. {remedy}")
-    return float(threshold)
+    remedy = f"Run python scripts/calibrate_exit.py --checkpoint {checkpoint}"
+    remedy += ", or give a number of steps." if kind == "none" else ", or give --exit-threshold."
+    found = read_json(file, dict, remedy)
+    wanted = get_args(ExitKind) if kind == "none" else (kind,)
+    if not any(_has_number(found.get(one), "threshold") for one in wanted):
+        raise ValueError(f"{file} holds no threshold for {' or '.join(map(repr, wanted))}. {remedy}")
+    return found
+
+
+def best_kind(calibration: Mapping[str, Any]) -> ExitKind:
+    """The kind of exit with the smallest mean depth; files of older versions do not name it."""
+    kinds: list[ExitKind] = [kind for kind in get_args(ExitKind) if _has_number(calibration.get(kind), "threshold")]
+    if calibration.get("best") in kinds:
+        kinds = [calibration["best"]]
+
+    def mean_depth(kind: ExitKind) -> float:
+        return float(calibration[kind]["mean_depth"]) if _has_number(calibration[kind], "mean_depth") else inf
+
+    return min(kinds, key=mean_depth)
+
+
+def _has_number(entry: Any, name: str) -> bool:
+    return isinstance(entry, dict) and isinstance(entry.get(name), int | float)
 
 
 def write_thresholds(checkpoint: Path, report: Mapping[str, Any]) -> Path:

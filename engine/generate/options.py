@@ -90,7 +90,7 @@ class ExitRule(Bounded):
         super().__post_init__()
 
 
-class UnknownModeError(argparse.ArgumentTypeError, ValueError):
+class UnknownWordError(argparse.ArgumentTypeError, ValueError):
     """A fault of the caller that argparse reports in its own words too."""
 
 
@@ -102,8 +102,26 @@ def split_flag() -> Any:
 def known_mode(text: str) -> str:
     """The mode of this name; any other is an error."""
     if text not in get_args(Mode):
-        raise UnknownModeError(REMOVED_MODE if text == "last_step" else f"mode={text}: expected exact or recompute.")
+        raise UnknownWordError(REMOVED_MODE if text == "last_step" else f"mode={text}: expected exact or recompute.")
     return text
+
+
+def known_depth(text: str) -> int | Literal["auto"]:
+    """A number of supervision steps, or `auto`."""
+    if text == "auto":
+        return "auto"
+    try:
+        return int(text)
+    except ValueError:
+        raise UnknownWordError(f"depth={text}: expected a number of supervision steps, or auto.") from None
+
+
+def known_depths(text: str) -> tuple[int, ...]:
+    """Numbers of supervision steps with commas between them."""
+    depths = {int(number) for number in text.split(",") if number.isdecimal()}
+    if len(depths) < len(set(text.split(","))) or not all(1 <= depth <= MAX_DEPTH for depth in depths):
+        raise UnknownWordError(f"depths={text}: expected numbers from 1 to {MAX_DEPTH}, such as 1,2,4,8.")
+    return tuple(sorted(depths))
 
 
 @dataclass(frozen=True)
@@ -111,7 +129,14 @@ class DecodeOptions(Bounded):
     """How tokens are computed and chosen."""
 
     sampling: SamplingOptions = part(SamplingOptions())
-    depth: int | None = flag(None, "supervision steps of every token; default: as trained", at_least=1, type=int)
+    depth: int | Literal["auto"] | None = flag(
+        None,
+        "supervision steps of every token, also more than trained; auto: by the checkpoint's own calibrated exit rule; "
+        "default: as trained",
+        at_least=1,
+        type=known_depth,
+        metavar="N|auto",
+    )
     compile: bool = flag(  # pays on CUDA, where one position is all launches and hardly any work
         False, "compile the step of a token: slow to begin, pays on CUDA", action="store_true"
     )
@@ -122,10 +147,13 @@ class DecodeOptions(Bounded):
     def __post_init__(self) -> None:
         super().__post_init__()
         known_mode(self.mode)
-        if self.depth is not None and self.depth > MAX_DEPTH:
+        if isinstance(self.depth, int) and self.depth > MAX_DEPTH:
             raise ValueError(f"depth={self.depth}: expected at most {MAX_DEPTH} supervision steps.")
-        if self.exit.kind != "none" and self.mode == "recompute":
-            raise ValueError(f"--exit {self.exit.kind}: mode=recompute takes every step. Use mode=exact, or no rule.")
+        leaves = "--depth auto" if self.depth == "auto" else f"--exit {self.exit.kind}"
+        if leaves != "--exit none" and self.mode == "recompute":
+            raise ValueError(f"{leaves}: mode=recompute takes every step. Use mode=exact, or a number of steps.")
+        if self.depth == "auto" and self.exit.kind != "none":
+            raise ValueError(f"--depth auto chooses the exit rule itself. Leave --exit {self.exit.kind} out, or auto.")
 
 
 @dataclass(frozen=True)
@@ -235,6 +263,12 @@ class InferenceOptions(Bounded):
     seq_len: int | None = flag(None, type=int)
     batch_size: int | None = flag(None, "rows of a batch", type=int)
     max_batches: int | None = flag(None, "stop after so many batches", at_least=1, type=int)
+    depths: Sequence[int] = flag(
+        (),
+        "evaluate after so many supervision steps, such as 1,2,4,8, also more than trained; default: after each",
+        type=known_depths,
+        metavar="N,N",
+    )
 
     @property
     def config_changes(self) -> list[str]:
@@ -245,5 +279,6 @@ class InferenceOptions(Bounded):
             "dataset.test_size": self.subset_size,
             "dataset.seq_len": self.seq_len,
             "global_batch_size": self.batch_size,
+            "eval.halt_max_steps": max(self.depths, default=None),
         }
         return [f"{key}={value}" for key, value in keys.items() if value is not None]

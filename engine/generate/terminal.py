@@ -12,7 +12,7 @@ from dataset.text.conversation import Turn
 from engine.build.text_checkpoint import LoadedModel, load_model
 from engine.config.text import InstructConfig
 from engine.generate.decode import Token
-from engine.generate.exits import calibrated_options
+from engine.generate.depth import options_for
 from engine.generate.options import ChatOptions, InstructOptions, ReplyOptions
 from engine.generate.reply import Reply, fitted_prompt, reply
 from engine.generate.session import ChatSession
@@ -48,7 +48,7 @@ def chat(options: ChatOptions) -> None:
         answer_messages(single)
         return
     loaded = load_model(options.opening)
-    session = ChatSession(loaded, calibrated_options(options.reply, loaded.path), options.system)
+    session = ChatSession(loaded, options_for(loaded, options.reply), options.system)
     converse(session, typed_lines())
 
 
@@ -57,7 +57,7 @@ def answer_messages(options: InstructOptions) -> None:
     messages = read_messages(options.message, options.message_file)
     is_file = options.message_file is not None
     loaded = load_model(options.opening)
-    reply_options = calibrated_options(options.reply, loaded.path)
+    reply_options = options_for(loaded, options.reply)
     if options.verbose:
         reply_options = replace(reply_options, decode=replace(reply_options.decode, num_top=NUM_ALTERNATIVES))
     system, config = options.system_message, loaded.config

@@ -4,7 +4,7 @@ import math
 import time
 import uuid
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -12,7 +12,8 @@ from dataset.text.conversation import Turn
 from dataset.tokenization.protocol import Tokenizer
 from engine.build.text_checkpoint import LoadedModel
 from engine.generate.decode import Token
-from engine.generate.options import ReplyOptions, SamplingOptions
+from engine.generate.exits import calibrated_options
+from engine.generate.options import ExitRule, ReplyOptions, SamplingOptions
 from engine.generate.reply import Reply
 from engine.serve.http import RequestError
 
@@ -66,7 +67,9 @@ class ChatRequest(Strict):
     top_k: int | None = Field(None, ge=1)
     min_p: float | None = Field(None, gt=0, le=1)
     repetition_penalty: float = Field(1.0, gt=0)
-    depth: int | None = Field(None, ge=1, description="supervision steps of every token")
+    depth: Annotated[int, Field(ge=1)] | Literal["auto"] | None = Field(
+        None, description="supervision steps of every token; auto: by the checkpoint's calibrated exit rule"
+    )
     # What clients send along and what changes no answer.
     user: str | None = None
     metadata: dict[str, Any] | None = None
@@ -77,8 +80,10 @@ class ChatRequest(Strict):
 
     def options(self, usual: ReplyOptions, loaded: LoadedModel) -> ReplyOptions:
         """The server's usual options, changed by what was asked."""
-        deepest = max(loaded.model.config.halt_max_steps, usual.decode.depth or 1)
-        if self.depth is not None and self.depth > deepest:
+        usual_depth = usual.decode.depth
+        assert not isinstance(usual_depth, str), "options_for() comes first"
+        deepest = max(loaded.model.config.halt_max_steps, usual_depth or 1)
+        if isinstance(self.depth, int) and self.depth > deepest:
             raise RequestError(f"depth: expected at most {deepest} supervision steps, as trained.", param="depth")
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
         if len(stop) > 16 or not all(0 < len(text) <= 200 for text in stop):
@@ -96,10 +101,12 @@ class ChatRequest(Strict):
         decode = replace(
             usual.decode,
             sampling=sampling,
-            depth=self.depth or usual.decode.depth,
+            depth=self.depth or usual_depth,
+            exit=ExitRule() if self.depth == "auto" else usual.decode.exit,
             num_top=(self.top_logprobs or 0) if self.logprobs else 0,
         )
-        return ReplyOptions(max_tokens=min(asked, loaded.window) if asked else None, stop=stop, decode=decode)
+        options = ReplyOptions(max_tokens=min(asked, loaded.window) if asked else None, stop=stop, decode=decode)
+        return calibrated_options(options, loaded.path)
 
 
 def parsed(content: bytes, model_name: str) -> ChatRequest:

@@ -13,7 +13,7 @@ from typing import Any
 from engine.build.text_checkpoint import LoadedModel, load_model
 from engine.entry import INTERRUPTED
 from engine.generate.decode import Token
-from engine.generate.exits import calibrated_options
+from engine.generate.depth import options_for
 from engine.generate.options import ReplyOptions, ServeOptions
 from engine.generate.reply import reply
 from engine.serve.api import ResponseFormat, parsed
@@ -169,7 +169,7 @@ def encoded(content: dict[str, Any]) -> bytes:
 def serve_checkpoint(options: ServeOptions) -> None:
     """Serve until Ctrl-C; the address goes to standard output once requests are taken."""
     loaded = load_model(options.opening)
-    usual = calibrated_options(options.reply, loaded.path)
+    usual = options_for(loaded, options.reply)
     bounds = Bounds(answers_at_once=options.answers_at_once)
     try:
         opened = ChatServer((options.host, options.port), loaded, usual, bounds)

@@ -41,12 +41,14 @@ def trained():
 
 
 def test_the_loss_on_other_conversations_rises_no_more_than_asked(trained):
-    report = calibrate.calibrate(trained, copying(400, seed=2), max_rise=RISE, conversations=100)
+    report = calibrate.calibrate(
+        trained, copying(400, seed=2), [range(400)], max_rise=RISE, conversations=100, num_steps=STEPS
+    )
     fresh = copying(100, seed=3)
     everything = range(100)
-    full, _ = calibrate.decoded(trained, fresh, everything, ExitRule())
+    full, _ = calibrate.decoded(trained, fresh, everything, ExitRule(), STEPS)
     for kind, found in report.items():
-        loss, depth = calibrate.decoded(trained, fresh, everything, ExitRule(kind, found["threshold"]))
+        loss, depth = calibrate.decoded(trained, fresh, everything, ExitRule(kind, found["threshold"]), STEPS)
         assert loss - full <= RISE and found["loss_increase"] <= RISE, kind
         assert depth == pytest.approx(found["mean_depth"], abs=0.5)
     assert min(found["mean_depth"] for found in report.values()) < STEPS - 0.5  # and something is saved
@@ -54,7 +56,7 @@ def test_the_loss_on_other_conversations_rises_no_more_than_asked(trained):
 
 def test_nothing_leaves_where_no_rise_is_allowed_that_leaving_would_cost(trained):
     texts = copying(40, seed=4)
-    trace = calibrate.traced(trained, texts, range(40))
+    trace = calibrate.traced(trained, texts, range(40), STEPS)
     worse = calibrate.Trace(trace.losses + 10 * torch.arange(STEPS, 0, -1)[:, None], trace.evidence, trace.document)
     for kind in ("kl", "margin", "head"):
         assert (worse.depths(calibrate.fitted(worse, kind, 0.0)) == STEPS).all()
@@ -63,8 +65,8 @@ def test_nothing_leaves_where_no_rise_is_allowed_that_leaving_would_cost(trained
 
 def test_a_trace_is_what_decoding_at_every_depth_finds(trained):
     texts = copying(20, seed=5)
-    trace = calibrate.traced(trained, texts, range(20))
-    full, depth = calibrate.decoded(trained, texts, range(20), ExitRule())
+    trace = calibrate.traced(trained, texts, range(20), STEPS)
+    full, depth = calibrate.decoded(trained, texts, range(20), ExitRule(), STEPS)
     assert float(trace.losses[-1].mean()) == pytest.approx(full, abs=1e-4) and depth == STEPS
     assert trace.losses.shape == (STEPS, 60) and len(np.unique(trace.document)) == 20
     assert (trace.evidence["kl"] >= -1e-6).all() and (trace.evidence["head"] <= 1).all()
@@ -77,6 +79,14 @@ def test_tokens_of_one_conversation_count_as_one_when_chance_is_weighed():
     assert together > alone > 0
 
 
+def test_thresholds_are_fitted_on_every_second_conversation_of_every_set(trained, monkeypatch):
+    seen, honest = [], calibrate.traced
+    monkeypatch.setattr(calibrate, "traced", lambda *given: seen.append(list(given[2])) or honest(*given))
+    sets = [range(0, 3), range(3, 9), range(9, 10)]
+    calibrate.calibrate(trained, copying(10, seed=7), sets, max_rise=RISE, conversations=6, num_steps=STEPS + 2)
+    assert seen == [[0, 2, 3, 5, 9], [1, 4, 6]]
+
+
 def test_too_few_conversations_are_refused(trained):
     with pytest.raises(ValueError, match="^1 held-out"):
-        calibrate.calibrate(trained, copying(1, seed=6), max_rise=RISE, conversations=10)
+        calibrate.calibrate(trained, copying(1, seed=6), [range(1)], max_rise=RISE, conversations=10, num_steps=STEPS)

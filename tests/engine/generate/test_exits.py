@@ -49,3 +49,43 @@ def test_a_rule_takes_its_threshold_from_the_checkpoint_unless_one_is_given(tmp_
         (tmp_path / EXIT_FILE).write_text(written)
         with pytest.raises(ValueError, match=f"exit.json.*{told}.*--exit-threshold"):
             calibrated_options(usual, tmp_path)
+
+
+CALIBRATION = {
+    "steps": 6,
+    "kl": {"threshold": 0.25, "mean_depth": 3.5},
+    "margin": {"threshold": 0.5, "mean_depth": 2.5},
+    "head": {"threshold": 0.75, "mean_depth": 4.5},
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind"),
+    [
+        ({}, "margin"),  # as older versions write it
+        ({"best": "head"}, "head"),
+        ({"best": "unheard of"}, "margin"),
+        ({"margin": {"mean_depth": 2.5}}, "kl"),
+    ],
+)
+def test_auto_depth_is_the_calibrated_rule_that_goes_least_deep(changes, kind, tmp_path):
+    write_thresholds(tmp_path, CALIBRATION | changes)
+    asked = ReplyOptions(decode=DecodeOptions(depth="auto"))
+    found = calibrated_options(asked, tmp_path).decode
+    assert found.exit == ExitRule(kind, CALIBRATION[kind]["threshold"]) and found.depth == 6
+
+
+def test_a_calibrated_threshold_comes_with_its_number_of_steps_unless_a_depth_is_given(tmp_path):
+    write_thresholds(tmp_path, CALIBRATION)
+    for depth, expected in ((None, 6), (3, 3)):
+        asked = ReplyOptions(decode=DecodeOptions(depth=depth, exit=ExitRule("kl")))
+        assert calibrated_options(asked, tmp_path).decode.depth == expected
+
+
+def test_auto_depth_without_a_calibration_says_how_to_calibrate(tmp_path):
+    asked = ReplyOptions(decode=DecodeOptions(depth="auto"))
+    with pytest.raises(ValueError, match="exit.json.*calibrate_exit.py"):
+        calibrated_options(asked, tmp_path)
+    write_thresholds(tmp_path, {"kl": 3, "steps": 6})
+    with pytest.raises(ValueError, match="exit.json.*'kl'.*calibrate_exit.py"):
+        calibrated_options(asked, tmp_path)

@@ -13,6 +13,7 @@ from engine.generate.options import (
     ChatOptions,
     DecodeOptions,
     ExitRule,
+    InferenceOptions,
     InstructOptions,
     OpenOptions,
     ReplyOptions,
@@ -26,6 +27,7 @@ REQUIRED = {
     ChatOptions: ["--checkpoint", "x", "--prompt", "y"],
     ServeOptions: ["--checkpoint", "x"],
     CalibrateOptions: ["--checkpoint", "x"],
+    InferenceOptions: ["--checkpoint", "x"],
 }
 
 
@@ -123,6 +125,8 @@ def test_bad_sampling_is_refused(options, told):
         (DecodeOptions, {"depth": 0}, "depth=0"),
         (DecodeOptions, {"depth": 10**23}, "depth=1.*4096"),
         (DecodeOptions, {"mode": "fast"}, "mode=fast"),
+        (DecodeOptions, {"depth": "auto", "exit": ExitRule("kl", 0.5)}, "--exit kl"),
+        (DecodeOptions, {"depth": "auto", "mode": "recompute"}, "--depth auto"),
         (DecodeOptions, {"mode": "recompute", "exit": ExitRule("kl", 1e9)}, "mode=exact"),
         (ReplyOptions, {"stop": ("ok", "")}, "stop text"),
         (ReplyOptions, {"max_tokens": 0}, "max_tokens=0"),
@@ -134,6 +138,24 @@ def test_bad_sampling_is_refused(options, told):
 def test_bad_options_are_refused(kind, options, told):
     with pytest.raises(ValueError, match=told):
         kind(**options)
+
+
+def test_a_depth_is_a_number_or_auto(capsys):
+    assert read(InstructOptions, "--depth", "auto").reply.decode.depth == "auto"
+    assert read(ChatOptions, "--depth", "6").reply.decode.depth == read(ServeOptions, "--depth", "6").reply.decode.depth
+    with pytest.raises(SystemExit, match="2"):
+        read(ServeOptions, "--depth", "deep")
+    assert "depth=deep" in capsys.readouterr().err
+
+
+def test_depths_of_an_evaluation_are_a_change_of_its_config(capsys):
+    options = read(InferenceOptions, "--depths", "8,1,2,8")
+    assert list(options.depths) == [1, 2, 8] and "eval.halt_max_steps=8" in options.config_changes
+    assert not any("halt_max_steps" in change for change in read(InferenceOptions).config_changes)
+    for wrong in ("0,2", "1,auto", "1,,2", "5000"):
+        with pytest.raises(SystemExit, match="2"):
+            read(InferenceOptions, "--depths", wrong)
+        assert wrong in capsys.readouterr().err
 
 
 def test_reading_the_flags_imports_no_torch():

@@ -219,6 +219,22 @@ def test_a_request_may_not_go_deeper_than_the_model_was_trained(started):
     assert ask(port, {"messages": QUESTION, "depth": 3})[0] == 200
 
 
+def test_a_request_may_leave_the_depth_to_the_calibrated_rule(started, loaded):
+    port, file = started(), loaded.path / "exit.json"
+    request = {"messages": QUESTION, "depth": "auto", "logprobs": True}
+    status, answer = ask(port, request)
+    assert status == 400 and "calibrate_exit.py" in answer["error"]["message"]
+    file.write_text(json.dumps({"steps": 3, "margin": {"threshold": 0.0, "mean_depth": 1.0}}))
+    try:
+        status, answer = ask(port, request)
+    finally:
+        file.unlink()
+    assert status == 200
+    assert {token["depth"] for token in answer["choices"][0]["logprobs"]["content"]} == {1}
+    status, answer = ask(port, {"messages": QUESTION, "depth": "deep"})
+    assert status == 400 and "depth" in answer["error"]["param"]
+
+
 def test_many_answers_at_once_are_those_that_each_alone_would_be(started, loaded, monkeypatch):
     port, sizes = started(), set()
     honest = kv_cache.attention_calls
