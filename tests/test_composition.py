@@ -104,3 +104,20 @@ def test_trained_questions_are_counted_one_by_one(folder: Path, tmp_path: Path) 
     ended = infer_text("--checkpoint", folder / "run", *words, "dataset.composition.turns=3")
     overlap, evaluated = re.findall(r"(\d+) of (\d+) evaluated records", ended.err)[0]
     assert overlap == evaluated, "the same questions in longer conversations"
+
+
+@pytest.mark.parametrize(("recipe", "depth"), [("composition_sentences", 6), ("composition_sentences_dense", 1)])
+def test_a_recipe_of_sentences_trains_and_answers_a_sentence(recipe: str, depth: int, tmp_path: Path) -> None:
+    words = [f"dataset.composition.{name}={value}" for name, value in WORLD.items()]
+    words += [f"recipe={recipe}", f"dataset.data_dir={tmp_path / 'data'}", f"checkpoint_path={tmp_path / 'run'}"]
+    ended = train_text([*words, "device=cpu", "arch.hidden_size=32", "global_batch_size=2", "max_steps=3"])
+    assert ended.code == 0, ended.err
+    report = json.loads(ended.out.splitlines()[-1])
+    for metrics in report.values():
+        assert "exact_accuracy" in metrics and (depth == 1 or f"depth_{depth}/exact_accuracy" in metrics)
+    loaded = load_model(OpenOptions(str(tmp_path / "run"), device="cpu"))
+    name = make_composition_records(CompositionOptions(**WORLD), 0)["id2"][0]["conversations"][1]["value"]
+    question = f"Who is {name}'s mother's mother?"
+    assert len(loaded.template.encode_prompt([Turn("user", question)])) == 8
+    (said,) = reply(loaded, [[Turn("user", question)]], ReplyOptions(max_tokens=2))
+    assert said.finish in ("eos", "length")
