@@ -128,7 +128,7 @@ def draw_hops(lines: Lines, results: Mapping[Trial, Row], picture: Path) -> None
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for axes, title, is_deeper in zip(
-        panels, ("as many passes as trained", "half as many again"), (False, True), strict=True
+        panels, ("as many passes as trained", "half as many passes again"), (False, True), strict=True
     ):
         styles = dict.fromkeys(COLOURS, 0)
         for label, trials in lines.items():
@@ -142,7 +142,9 @@ def draw_hops(lines: Lines, results: Mapping[Trial, Row], picture: Path) -> None
         axes.set_ylim(-0.02, 1.02)
         axes.grid(axis="y", color=FAINT, alpha=0.5)
     panels[0].set_ylabel("held-out answers that are right")
-    panels[0].legend(frameon=False, fontsize=8)
+    figure.legend(
+        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=8
+    )
     figure.savefig(picture, dpi=120)
 
 
