@@ -24,7 +24,7 @@ SMALL = ["arch.hidden_size=32", "arch.num_heads=2", "arch.expansion=1", "device=
 SAMPLE = ["dataset.source=sample", "dataset.sample_size=150", "dataset.seq_len=64", "global_batch_size=4"]
 ARCHS = [
     *(["arch=trm_text"], ["arch=trm"], ["arch=dense_text"], ["arch=looped_text"], ["arch=trm_tiny"]),
-    *(["arch=hrm", "arch.H_layers=1"], ["arch=trm_hier6"], ["arch=trm_singlez"]),
+    *(["arch=hrm", "arch.H_layers=1"], ["arch=trm_hier6"], ["arch=trm_singlez"], ["arch=prefix_text"]),
     ["arch=trm_text", "arch.recursion=carry", "arch.prefix_mask=true", "loss.reduction=sequence", "ema=true"],
     ["arch=trm", "arch.recursion=unrolled", "arch.halt_policy=sampled", "loss.chunked=false"],
 ]

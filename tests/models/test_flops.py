@@ -63,6 +63,23 @@ def test_operations_of_text_are_those_that_run(arch, changes):
 
 
 @pytest.mark.parametrize(
+    "twin",
+    [
+        ["arch.prefix_mask=false"],
+        ["arch=trm_text", "arch.H_cycles=1", "arch.L_cycles=1", "arch.halt_max_steps=1"],
+    ],
+)
+def test_a_step_of_the_twins_of_recipe_instructions_costs_as_much(twin):
+    costs = []
+    for words in ([], twin):
+        options = composed("cfg_pretrain_instruct", ["recipe=instructions", *words])["arch"] | WIDE
+        options.pop("loss")
+        core = load_model_class(options.pop("name"))(options).inner
+        costs.append(training_flops(core, ROWS, LENGTH))
+    assert costs[0] == costs[1]
+
+
+@pytest.mark.parametrize(
     ("arch", "changes"),
     [
         ("trm", {}),
