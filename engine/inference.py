@@ -23,6 +23,11 @@ def infer(options: InferenceOptions) -> None:
     plain = ["gradient_accumulation_steps=1", f"eval_save_outputs=[{','.join(options.save_outputs)}]"]
     checkpoint = open_text_checkpoint(options.opening, [*plain, *options.config_changes])
     config, path = checkpoint.instruct_config, checkpoint.path
+    if (config.eval.halt_max_steps or 0) < max(options.depths, default=0):
+        raise ValueError(
+            f"depths={max(options.depths)}: an override of eval.halt_max_steps={config.eval.halt_max_steps} evaluates "
+            "less. Leave it out: --depths decides."
+        )
     check_split(checkpoint.stored, config, split, allow_other=options.allow_other_split)
     runtime = start_runtime(config.device, config.compile, config.seed)
     try:

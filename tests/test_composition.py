@@ -61,6 +61,9 @@ def test_inference_goes_as_deep_as_asked_and_reports_these_depths(folder: Path, 
         assert list(metrics["by_depth"]) == ["1", "2", "8"]
         assert metrics["by_depth"]["2"]["token_loss"] == report[name]["depth_2/token_loss"]
         assert metrics["token_loss"] == metrics["by_depth"]["8"]["token_loss"]
+    less = ["--depths", "2,8", "--overrides", "eval.halt_max_steps=4"]
+    refused = infer_text("--checkpoint", folder / "run", *less, "--output-dir", tmp_path)
+    assert refused.code == 1 and "depths=8" in refused.err
 
 
 def test_the_calibrated_rule_answers_in_place_of_a_number_of_steps(folder: Path) -> None:

@@ -91,7 +91,7 @@ class World:
         return self.unchained.isdisjoint(self.facts_of(question))
 
     def needs_unchained(self, question: Question) -> bool:
-        """Whether it begins with a chained fact, and goes on with such as were only ever asked alone."""
+        """Whether its first fact occurs in trained chains and all others were only ever asked alone."""
         first, *others = self.facts_of(question)
         return first not in self.unchained and self.unchained.issuperset(others)
 

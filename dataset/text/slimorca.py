@@ -179,7 +179,9 @@ def _made_records(config: SlimOrcaConfig) -> dict[str, list[Record]]:
     else:
         records = make_composition_records(config.composition, config.seed)
     train, test = config.sizes
-    return {name: found[: train if name == "train" else test] for name, found in records.items()}
+    records = {name: found[: train if name == "train" else test] for name, found in records.items()}
+    added = make_composition_records(config.composition, config.seed) if config.composition.mix else {}
+    return records | {name: records.get(name, []) + found for name, found in added.items()}
 
 
 def _numbered(records: Mapping[str, Sequence[Record]]) -> tuple[Iterator[Line], int]:

@@ -103,7 +103,7 @@ def depth_problems(arch: dict[str, Any], evaluation: Any) -> list[str]:
     model_class: type[ActModel] = load_model_class(arch["name"])
     if not model_class.config_class.reads_once:
         return []
-    return [f"eval.halt_max_steps={depth}: {arch['name']} reads its text once, in order. Leave it out"]
+    return [f"eval.halt_max_steps={depth}: {arch['name']} reads its text once, in order. Set it to null"]
 
 
 def is_supervise_idle(arch: dict[str, Any]) -> bool:

@@ -66,6 +66,12 @@ class TextDataConfig(RowsConfig):
     def problems(self) -> list[str]:
         if self.composition.mix and self.source == "composition":
             return ["composition.mix=true adds to another source, but source=composition. Leave one out"]
+        given = self.composition.model_dump(exclude_defaults=True)
+        if given and not self.composition.mix and self.source != "composition":
+            words = " ".join(f"composition.{name}={value}" for name, value in given.items())
+            return [
+                f"{words} changes nothing with source={self.source}. Set composition.mix=true, or source=composition"
+            ]
         return []
 
 

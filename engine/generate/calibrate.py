@@ -144,7 +144,7 @@ def calibrate(
     decoding: there a deeper step reads what tokens that left early had last, which evaluation of whole texts does not.
     """
     cast_for_reading(model)
-    most = 2 * max(1, conversations // len(sets))
+    most = 2 * max(1, conversations // max(1, len(sets)))
     fit, check = ([place for places in sets for place in places[first:most:2]] for first in (0, 1))
     if not check:
         raise ValueError(f"{len(texts.store)} held-out conversations are too few to fit on some and check on others.")

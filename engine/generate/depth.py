@@ -15,10 +15,10 @@ METRIC = "token_accuracy"  # by which a depth is said to help; the mean over the
 
 
 def options_for(loaded: LoadedModel, options: ReplyOptions) -> ReplyOptions:
-    """The options with what was calibrated for the checkpoint; a depth of no known use is noticed on standard error."""
+    """The options with what was calibrated for the checkpoint; a depth not known to help gets a notice on standard error."""
     depth, trained = options.decode.depth, loaded.model.config.halt_max_steps
-    if isinstance(depth, int) and depth > trained and (told := doubt(loaded.path, depth, trained)):
-        print(f"notice: {told}", file=sys.stderr)
+    if isinstance(depth, int) and depth > trained and (reason := doubt(loaded.path, depth, trained)):
+        print(f"notice: {reason}", file=sys.stderr)
     return calibrated_options(options, loaded.path)
 
 

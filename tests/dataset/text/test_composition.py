@@ -212,4 +212,10 @@ def test_questions_are_added_to_another_corpus(tmp_path: Path) -> None:
     assert len(mixed.train) == len(alone.train) + len(made["train"])
     assert list(mixed.test_sets) == ["test", *(name for name in made if name != "train")]
     assert len(mixed.test_sets["test"]) == len(alone.test)
+    sample = config(
+        tmp_path, source="sample", sample_size=300, composition=CompositionOptions(**vars(SMALL) | {"mix": True})
+    )
+    added = load_corpus(sample, progress=False)
+    assert list(added.test_sets) == ["test", *(name for name in made if name != "train")]
+    assert len(added.train) + len(added.test_sets["test"]) == 300 + len(made["train"])
     json.dumps(made)  # records are plain JSON, like those of a file

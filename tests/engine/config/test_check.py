@@ -8,6 +8,14 @@ from engine.config.parse import ConfigError
 from engine.config.text import InstructConfig
 
 
+def test_options_of_questions_that_are_not_asked_are_refused() -> None:
+    words = ["dataset.source=sample", "dataset.composition.hops=5"]
+    with pytest.raises(ConfigError, match="composition.hops=5"):
+        check(InstructConfig, composed("cfg_pretrain_instruct", words))
+    for asked in ("dataset.composition.mix=true", "dataset.source=composition"):
+        check(InstructConfig, composed("cfg_pretrain_instruct", [*words, asked]))
+
+
 def test_a_model_that_reads_once_is_not_evaluated_deeper() -> None:
     words = ["arch=retnet_tiny", "eval.halt_max_steps=3"]
     with pytest.raises(ConfigError, match="eval.halt_max_steps=3"):
