@@ -98,8 +98,11 @@ def test_another_world_is_another_corpus_and_its_overlap_is_counted(folder: Path
     assert refused.code == 1 and "people=7" in refused.err and "people=6" in refused.err
     counted = infer_text(*words, "dataset.composition.held_out=1", "--allow-other-split")
     assert counted.code == 0, counted.err
-    overlap, evaluated = map(int, re.findall(r"(\d+) of (\d+) evaluated records", counted.err)[0])
-    assert 0 <= overlap <= evaluated
+    trained, other = (make_composition_records(CompositionOptions(**WORLD | {"held_out": n}), 0) for n in (2, 1))
+    seen = [record["conversations"] for record in trained["train"]]
+    asked = [record["conversations"] for name, found in other.items() if name != "train" for record in found]
+    found = re.findall(r"(\d+) of (\d+) evaluated records", counted.err)[0]
+    assert tuple(map(int, found)) == (sum(one in seen for one in asked), len(asked))
 
 
 def test_trained_questions_are_counted_one_by_one(folder: Path, tmp_path: Path) -> None:

@@ -50,7 +50,9 @@ def accuracies(checkpoint: Path) -> Iterator[dict[str, float | None]]:
     file, metrics_file = evaluation_file(checkpoint, "test"), checkpoint.parent / METRICS_FILE
     if file.is_file():
         for metrics in read_json(file, dict, "Evaluate again.").values():
-            yield {depth: values.get(METRIC) for depth, values in metrics.get("by_depth", {}).items()}
+            by_depth = metrics.get("by_depth") if isinstance(metrics, dict) else None
+            if isinstance(by_depth, dict):  # else nothing is known, which the notice says
+                yield {depth: values.get(METRIC) for depth, values in by_depth.items() if isinstance(values, dict)}
     for _, line in read_lines(metrics_file) if metrics_file.is_file() else ():
         if checkpoint.name == f"step_{line.get('step')}":
             keys = [key.split("/") for key in line if key.endswith(f"/{METRIC}") and "/depth_" in key]

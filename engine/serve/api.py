@@ -102,7 +102,7 @@ class ChatRequest(Strict):
             usual.decode,
             sampling=sampling,
             depth=self.depth or usual_depth,
-            exit=ExitRule() if self.depth == "auto" else usual.decode.exit,
+            exit=usual.decode.exit if self.depth is None else ExitRule(),  # a number is what every token takes
             num_top=(self.top_logprobs or 0) if self.logprobs else 0,
         )
         options = ReplyOptions(max_tokens=min(asked, loaded.window) if asked else None, stop=stop, decode=decode)

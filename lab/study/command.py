@@ -41,7 +41,8 @@ def add_flags(study: str, parser: argparse.ArgumentParser) -> None:
         worlds, budgets = "worlds, beside the one in which settings are chosen", "of every run, and of the longer ones"
         results = "composition.jsonl"
     if study == "depth":
-        worlds, tflop, results, page, jobs = "worlds", 1.0, "depth.jsonl", RESULTS / "depth.md", 1
+        worlds, tflop, results, page, jobs = "worlds", 0.0, "depth.jsonl", RESULTS / "depth_FORM.md", 1
+        budgets = "of each run; default: 1 for symbols, 3 for sentences"
         parser.add_argument("--form", choices=["symbols", "sentences"], default="symbols", help="of the questions")
     else:
         parser.add_argument("--variants", nargs="*", help="names from the table; default: all")
@@ -55,7 +56,7 @@ def add_flags(study: str, parser: argparse.ArgumentParser) -> None:
         help=f"compute {budgets}, in 10^12 operations",
     )
     parser.add_argument("--results", type=Path, default=RESULTS / results, help="what has been trained")
-    parser.add_argument("--page", type=Path, default=page)
+    parser.add_argument("--page", type=Path, default=page, help="default: %(default)s")
     parser.add_argument("--jobs", type=positive, default=jobs, help="runs at the same time, each on one thread")
 
 
@@ -67,6 +68,10 @@ def run(study: str, jobs: int, results: Path, page: Path, **settings: Any) -> No
     from lab.study.depth import Depth
     from lab.study.run import run_study
 
+    if study == "depth":
+        form = settings["form"]
+        settings["tflop"] = settings["tflop"] or {"symbols": 1.0, "sentences": 3.0}[form]
+        page = page.with_name(page.name.replace("FORM", form))
     chosen = {"conversations": Conversations, "composition": Composition, "depth": Depth}[study]
     with user_errors(INTERRUPTED):
         run_study(chosen(**settings), jobs=jobs, results=results, page=page)

@@ -158,16 +158,22 @@ def draw_line(axes: "Axes", label: str, rows: Sequence[Row], depth: int, colour:
 
 
 def hops_of(rows: Sequence[Row]) -> list[int]:
-    return sorted(int(name[2:]) for name in rows[0]["metrics"] if name.startswith("id"))
+    """Of the questions that were asked; a run that diverged has none."""
+    hops = {int(name[2:]) for row in rows for name in row["metrics"] if name.startswith("id")}
+    if not hops:
+        raise ValueError(
+            f"All runs of {rows[0]['variant']} diverged: there is nothing to show. Lower the learning rate."
+        )
+    return sorted(hops)
 
 
 def mean_by_depth(rows: Sequence[Row], set_name: str) -> list[float]:
     """Accuracy of a set after each pass, the mean over worlds."""
     found: list[float] = []
-    for depth in count(1):
+    for depth in count(1) if any(row["metrics"] for row in rows) else ():
         values = [accuracy(row, set_name, depth) for row in rows]
         if None in values:
-            return found
+            break
         found.append(statistics.mean(value or 0.0 for value in values))
     return found
 

@@ -1,8 +1,11 @@
 """The demonstration of depth: one layer applied again and again, beside a plain network of equal compute."""
 
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from engine.config.compose import composed
 from lab.drawing import draw_cells
 from lab.study.composition_page import accuracy, hops_of, mean_by_depth, spread
 from lab.study.trials import Row, Trial
@@ -19,12 +22,15 @@ class Depth(WorldStudy):
     base = ("epochs=1000", "eval_interval=null")
 
     def __init__(self, form: str, seeds: int, tflop: float) -> None:
-        recipe, self.form = RECIPES[form], (f"dataset.composition.form={form}",)
+        recipe = RECIPES[form]
         self.variants = {LOOPED: [f"recipe={recipe}"], DENSE: [f"recipe={recipe}_dense"]}
+        options = [composed("cfg_pretrain_instruct", words) for words in self.variants.values()]
+        digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:12]
+        self.settings = (f"run_name={digest}",)  # so that results of another recipe are not taken for these
         self.seeds, self.budget = range(seeds), tflop * 1e12
 
     def trials(self, rows: Sequence[Row]) -> list[Trial]:
-        return [Trial(name, seed, self.budget, self.form) for seed in self.seeds for name in self.variants]
+        return [Trial(name, seed, self.budget, self.settings) for seed in self.seeds for name in self.variants]
 
     def section(self, rows: Sequence[Row], page: Path) -> str:
         looped, dense = self.rows_of(LOOPED, rows), self.rows_of(DENSE, rows)

@@ -68,3 +68,19 @@ def test_the_table_has_every_set_and_every_pass_and_the_picture_is_drawn(rows, t
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert cells[1:6] == ["0.00"] * 5 and cells[6].startswith("0.7") and cells[7].startswith("0.3")
     assert page.with_suffix(".png").stat().st_size > 5000
+
+
+def test_a_run_that_diverged_is_wrong_everywhere_and_all_of_them_are_an_error(rows, tmp_path):
+    looped = [row for row in rows if row["variant"] == LOOPED]
+    looped[0]["metrics"] = {}
+    assert "0.41 (0.00 to 0.81)" in study().conclusion(rows)
+    study().section(rows, tmp_path / "depth.md")
+    looped[1]["metrics"] = {}
+    with pytest.raises(ValueError, match="diverged"):
+        study().conclusion(rows)
+
+
+def test_results_of_another_recipe_are_not_taken(monkeypatch):
+    before = study().trials([])
+    monkeypatch.setattr("lab.study.depth.composed", lambda name, words: {"lr": 7.0, "words": words})
+    assert not set(before) & set(study().trials([]))
