@@ -120,7 +120,8 @@ def test_a_recipe_of_sentences_trains_and_answers_a_sentence(recipe: str, depth:
     assert ended.code == 0, ended.err
     report = json.loads(ended.out.splitlines()[-1])
     for metrics in report.values():
-        assert "exact_accuracy" in metrics and (depth == 1 or f"depth_{depth}/exact_accuracy" in metrics)
+        assert f"depth_{depth}/exact_accuracy" in metrics
+        assert f"depth_{depth + 1}/exact_accuracy" not in metrics, "the twin is evaluated as it was trained"
     loaded = load_model(OpenOptions(str(tmp_path / "run"), device="cpu"))
     name = make_composition_records(CompositionOptions(**WORLD), 0)["id2"][0]["conversations"][1]["value"]
     question = f"Who is {name}'s mother's mother?"
