@@ -48,15 +48,8 @@ FAMILIES: dict[str, list[str]] = {
 # One option of a family at a time, with the learning rate chosen for it.
 OPTIONS: dict[str, list[str]] = {
     f"{LOOPED}, untied embeddings": [*looped(1, 4), "arch.tie_embeddings=false"],
-    f"{LOOPED}, weight decay 0.1": [*looped(1, 4), "weight_decay=0.1"],
     f"{LOOPED}, a loss at every pass": [*looped(1, 4), "arch.supervise=step"],
     f"{LOOPED}, gradient through the last half": [*looped(1, 4), "arch.grad_cycles=half"],
-    f"{LOOPED}, the question at the start only": [*looped(1, 4), "arch.injection=start"],
-    f"{DENSE}, weight decay 0.1": [*dense(4), "weight_decay=0.1"],
-    f"{LOOPED}, two layers twice": looped(2, 2),
-    f"{LOOPED}, six passes": looped(1, 6),
-    f"{LOOPED}, post-norm": [*looped(1, 4), "arch.norm=post"],
-    f"{LOOPED}, embeddings do not decay": [*looped(1, 4), "weight_decay_embeddings=false"],
 }
 OPTION_WORLDS = 2
 
@@ -88,12 +81,13 @@ class Composition(WorldStudy):
         sweep = {name: self.sweep(name) for name in self.families}
         best = {name: best_of(trials, results) for name, trials in sweep.items()}
         short = {name: self.in_worlds(name, self.short, best[name]) for name in self.families}
-        options = {name: self.in_worlds(name, self.short, best[base]) for name, base in self.options.items()}
-        options = {name: short[name] for name in self.options.values()} | options
-        options = {name: trials[:OPTION_WORLDS] for name, trials in options.items()}
         main = [name for name in (DENSE, LOOPED) if name in self.families]
         main += best_family([name for name in self.families if name.startswith("TRM")], sweep, results)
-        return Blocks(sweep, short, options, {name: self.in_worlds(name, self.long, best[name]) for name in main})
+        long = {name: self.in_worlds(name, self.long, best[name]) for name in main}
+        changed = {name: self.in_worlds(name, self.long, best[base]) for name, base in self.options.items()}
+        options = {name: long[name] for name in self.options.values()} | changed
+        options = {name: trials[:OPTION_WORLDS] for name, trials in options.items()}
+        return Blocks(sweep, short, options, long)
 
     def sweep(self, name: str) -> list[Trial]:
         return [Trial(name, SWEPT_WORLD, self.short, (*point, *self.overrides)) for point in SWEEP]

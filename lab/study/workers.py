@@ -77,6 +77,8 @@ class Workers(Generic[Key]):
 def _begin(log: Path) -> None:
     """The parent decides when a process ends; what it prints goes into the log."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(os, "setsid"):  # a training listens to Ctrl-C again, which a terminal sends to the parent's group only
+        os.setsid()
     with log.open("ab", buffering=0) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

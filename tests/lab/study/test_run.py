@@ -112,6 +112,7 @@ def test_a_signal_ends_all_processes_and_keeps_the_results(tmp_path, number, cod
         cwd=ROOT,
         stderr=subprocess.PIPE,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
     place = tmp_path / "r_runs" / "0" / "metrics.jsonl"
     for _ in range(600):
