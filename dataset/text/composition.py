@@ -122,8 +122,7 @@ def make_composition_records(options: CompositionOptions, seed: int) -> dict[str
 def whole_pieces(records: Sequence[Record], form: str) -> list[str]:
     """What is one token of the tokenizer of these records, wherever it stands.
 
-    Of sentences it is every word and 's, so that a hop is two tokens and hardly any other piece is needed: where most rows of
-    a tied embedding are never met, sentences are learnt late.
+    Of sentences it is every word and 's, so that a hop is two tokens and hardly any other piece is needed.
     """
     if form == "symbols":
         return []
