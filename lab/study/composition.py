@@ -50,6 +50,10 @@ OPTIONS: dict[str, list[str]] = {
     f"{LOOPED}, untied embeddings": [*looped(1, 4), "arch.tie_embeddings=false"],
     f"{LOOPED}, a loss at every pass": [*looped(1, 4), "arch.supervise=step"],
     f"{LOOPED}, gradient through the last half": [*looped(1, 4), "arch.grad_cycles=half"],
+    f"{LOOPED}, the question at the start only": [*looped(1, 4), "arch.injection=start"],
+    f"{LOOPED}, weight decay 0.1": [*looped(1, 4), "weight_decay=0.1"],
+    f"{LOOPED}, embeddings do not decay": [*looped(1, 4), "weight_decay_embeddings=false"],
+    f"{LOOPED}, two layers twice": looped(2, 2),
 }
 OPTION_WORLDS = 2
 
