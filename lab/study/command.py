@@ -42,7 +42,7 @@ def add_flags(study: str, parser: argparse.ArgumentParser) -> None:
         results = "composition.jsonl"
     if study == "depth":
         worlds, tflop, results, page, jobs = "worlds", 0.0, "depth.jsonl", RESULTS / "depth_FORM.md", 1
-        budgets = "of each run; default: 1 for symbols, 3 for sentences"
+        budgets = "of each run; default: 1 for symbols, 4.1 for sentences"
         parser.add_argument("--form", choices=["symbols", "sentences"], default="symbols", help="of the questions")
     else:
         parser.add_argument("--variants", nargs="*", help="names from the table; default: all")
@@ -70,7 +70,7 @@ def run(study: str, jobs: int, results: Path, page: Path, **settings: Any) -> No
 
     if study == "depth":
         form = settings["form"]
-        settings["tflop"] = settings["tflop"] or {"symbols": 1.0, "sentences": 3.0}[form]
+        settings["tflop"] = settings["tflop"] or {"symbols": 1.0, "sentences": 4.1}[form]
         page = page.with_name(page.name.replace("FORM", form))
     chosen = {"conversations": Conversations, "composition": Composition, "depth": Depth}[study]
     with user_errors(INTERRUPTED):
