@@ -82,7 +82,9 @@ def test_options_change_one_thing_of_a_family():
         assert {trial.seed for trial in found} == {1, 2}
         if name not in FAMILIES:
             (base,) = [base for base in FAMILIES if base == plain.options[name]]
-            assert len(set(plain.words(found[0])) - set(plain.words(trials[base][0]))) == 1, name
+            changed = set(plain.words(found[0])) - set(plain.words(trials[base][0]))
+            more_layers = {"arch.H_layers=2", "arch.halt_max_steps=2"}  # as many calls of a layer
+            assert len(changed) == 1 or changed == more_layers, name
 
 
 def test_a_choice_of_variants_needs_the_looped_model_only_for_its_options():
