@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from dataset.common import Batch, LoaderItem
 from engine.runtime.devices import Runtime
 from engine.runtime.signals import CutShortError, StopSignal
+from engine.runtime.transfer import to_host
 
 SAME_RUN = "Resume with the global_batch_size, the data and the options of arch that the run began with."
 T = TypeVar("T")
@@ -134,9 +135,11 @@ def add_sums(totals: Sums, sums: Sums) -> None:
 def fetched(sums: Sums, runtime: Runtime) -> dict[str, Any]:
     """Sums over all ranks as plain numbers (lists where a sum has several), in one transfer from the device."""
     names = sorted(sums)
-    if not names:
-        return {}
-    flat = torch.cat([sums[name].to(runtime.device).reshape(-1) for name in names])
-    runtime.all_reduce_sum_([flat])
-    parts = flat.cpu().split([sums[name].numel() for name in names])
-    return {name: part.view(sums[name].shape).tolist() for name, part in zip(names, parts, strict=True)}
+    if names and runtime.world_size > 1:  # a collective takes one tensor of one type on the device
+        flat = torch.cat([sums[name].to(runtime.device).reshape(-1) for name in names])
+        runtime.all_reduce_sum_([flat])
+        parts = to_host(flat)[0].split([sums[name].numel() for name in names])
+        found = [part.view(sums[name].shape) for name, part in zip(names, parts, strict=True)]
+    else:
+        found = to_host(*(sums[name] for name in names))
+    return {name: value.tolist() for name, value in zip(names, found, strict=True)}

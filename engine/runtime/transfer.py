@@ -1,0 +1,47 @@
+"""Copies between the host and a device."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def to_host(*tensors: Tensor) -> list[Tensor]:
+    """The tensors on the host, detached; those that are on a device come in one transfer, whatever their types.
+
+    On MPS, which lacks types and where a transfer costs little, it is one for each type.
+    """
+    found = [tensor.detach() for tensor in tensors]
+    by_kind: dict[object, list[int]] = {}
+    for number, tensor in enumerate(found):
+        if tensor.device.type != "cpu":
+            by_kind.setdefault(tensor.dtype if tensor.device.type == "mps" else tensor.device, []).append(number)
+    for numbers in by_kind.values():
+        group = [found[number] for number in numbers]
+        for number, copy in zip(numbers, unpacked(packed(group).cpu(), group), strict=True):
+            found[number] = copy
+    return found
+
+
+def packed(tensors: Sequence[Tensor]) -> Tensor:
+    """All values in one flat tensor: of their type if they share one, else of their bytes."""
+    flat = [tensors[number].reshape(-1) for number in _widest_first(tensors)]
+    return torch.cat([each.view(torch.uint8) for each in flat] if _is_mixed(tensors) else flat)
+
+
+def unpacked(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """What `packed` made one tensor of, as views of it."""
+    order, is_mixed, found = _widest_first(like), _is_mixed(like), list(like)
+    sizes = [like[number].numel() * (like[number].element_size() if is_mixed else 1) for number in order]
+    for number, part in zip(order, flat.split(sizes), strict=True):
+        found[number] = part.view(like[number].dtype).view(like[number].shape)
+    return found
+
+
+def _is_mixed(tensors: Sequence[Tensor]) -> bool:
+    return len({tensor.dtype for tensor in tensors}) > 1
+
+
+def _widest_first(tensors: Sequence[Tensor]) -> list[int]:
+    """In this order each tensor's bytes begin at a multiple of the size of its type."""
+    return sorted(range(len(tensors)), key=lambda number: -tensors[number].element_size())
