@@ -1,6 +1,6 @@
 # `make smoke` and `make test` need nothing but Python 3.10+: they make .venv where no suitable environment is active.
 .DEFAULT_GOAL := help
-.PHONY: help setup smoke depth test test-slow test-faults runs lint check finetune-teacher clean
+.PHONY: help setup smoke depth gpu test test-slow test-faults runs lint check finetune-teacher clean
 
 # Test files that run at the same time, each on one thread.
 JOBS ?= 2
@@ -16,6 +16,9 @@ smoke:  ## the main job, small: train, evaluate, answer (85 s of one core; 0.92 
 
 depth:  ## one layer applied again beside four layers, on questions of known depth; ARGS="--form sentences"
 	@python=$$(scripts/setup_env.sh dev) && OMP_NUM_THREADS=1 "$$python" -m lab.study depth $(ARGS)
+
+gpu:  ## what this machine's GPU does: tests, speed, memory, a profile (10 minutes a call; call again to go on); ARGS="--only NAME"
+	@python=$$(scripts/setup_env.sh dev) && "$$python" scripts/bench.py gpu $(ARGS)
 
 test:  ## all tests but the slow ones; ARGS="-k name" goes to pytest
 	@python=$$(scripts/setup_env.sh dev) && "$$python" -m pytest -n $(JOBS) --dist loadfile -m "not slow" $(ARGS)

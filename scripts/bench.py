@@ -5,6 +5,7 @@ python scripts/bench.py train arch=trm_text --positions 512 --rows 48 --vocab-si
 python scripts/bench.py generate arch=trm_text --prompt 256 --new-tokens 64 --depth 4 --batch 1 8
 python scripts/bench.py distill --hidden-size 256 --layers 4 --vocab-size 32000 --rows 4 --positions 512 --topk 64
 python scripts/bench.py load dataset.data_dir=data/slimorca_full dataset.subset_size=null
+python scripts/bench.py gpu --output checkpoints/gpu
 """
 
 import argparse
@@ -25,6 +26,7 @@ def main() -> None:
     train.add_argument("--steps", type=int, default=4, help="steps to time; the fastest counts")
     train.add_argument("--depth", type=int, default=1, help="text: supervision steps of an optimizer step")
     train.add_argument("--compare", action="store_true", help="text: also without packing and chunked head")
+    train.add_argument("--profile", type=Path, help="write a Chrome trace of a step here (.json.gz); name its kernels")
     generate = subparsers.add_parser(
         "generate", help="tokens per second with and without caches; takes Hydra overrides"
     )
@@ -43,8 +45,14 @@ def main() -> None:
     distill.add_argument("--topk", type=int, default=64, help="ids of a position that the teacher gives")
     distill.add_argument("--steps", type=int, default=3, help="steps to time; medians count")
     distill.add_argument("--device", default="auto")
+    gpu = subparsers.add_parser("gpu", help="all of it, in parts, beside the tests that need a GPU; see make gpu")
+    gpu.add_argument("--output", default="checkpoints/gpu", help="folder of results; what it holds is not run again")
+    gpu.add_argument("--seconds", type=float, default=540.0, help="of this call; the next one goes on")
+    gpu.add_argument("--only", nargs="*", default=[], help="names of parts")
+    gpu.add_argument("--small", action="store_true", help="toy sizes: tries the command itself, on any device")
+    gpu.add_argument("--device", default="auto")
     args, overrides = parser.parse_known_args()
-    takes_overrides = args.command != "distill"
+    takes_overrides = args.command not in ("distill", "gpu")
     strange = [word for word in overrides if not takes_overrides or word.startswith("-") or "=" not in word]
     if strange:
         also = " and Hydra overrides such as arch=trm" if takes_overrides else ""

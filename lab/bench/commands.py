@@ -18,9 +18,9 @@ def train(args: Namespace, overrides: Sequence[str]) -> dict[str, Any]:
     overrides = [*overrides, f"global_batch_size={args.rows}"]
     puzzles = composed("cfg_pretrain", ["evaluators=[]", *overrides])
     if not puzzles["arch"]["loss"]["name"].endswith("TextLossHead"):
-        return bench_puzzles(check(PretrainConfig, puzzles), args.positions, args.vocab_size, args.steps)
+        return bench_puzzles(check(PretrainConfig, puzzles), args.positions, args.vocab_size, args.steps, args.profile)
     config = instruct_config([*overrides, f"dataset.seq_len={args.positions}"])
-    return bench_text(config, args.vocab_size, args.depth, args.steps, args.compare)
+    return bench_text(config, args.vocab_size, args.depth, args.steps, args.compare, args.profile)
 
 
 def load(args: Namespace, overrides: Sequence[str]) -> dict[str, Any]:
@@ -43,6 +43,13 @@ def distill(args: Namespace, overrides: Sequence[str]) -> dict[str, Any]:
     from lab.bench.distill import bench_distill
 
     return bench_distill(**{name: value for name, value in vars(args).items() if name != "command"})
+
+
+def gpu(args: Namespace, overrides: Sequence[str]) -> dict[str, Any]:
+    """All of it on this machine's GPU; there are no overrides."""
+    from lab.bench.gpu import bench_gpu
+
+    return bench_gpu(args.output, args.seconds, args.device, args.small, args.only)
 
 
 def instruct_config(overrides: Sequence[str]) -> InstructConfig:

@@ -5,6 +5,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from engine.build.puzzles import compile_step
 from engine.runtime.devices import Runtime
 from engine.train.speed import product_seconds, timed
+from lab.bench.profile import profiled
 from models.losses.puzzles import ACTLossHead
 from models.losses.text import TextLossHead
 
@@ -48,10 +50,15 @@ class ProductLog(TorchDispatchMode):
 
 
 def measure_step(
-    step: Callable[[], Any], flops: float, head: ACTLossHead | TextLossHead, runtime: Runtime, rounds: int
+    step: Callable[[], Any],
+    flops: float,
+    head: ACTLossHead | TextLossHead,
+    runtime: Runtime,
+    rounds: int,
+    profile: Path | None = None,
 ) -> tuple[float, dict[str, Any]]:
     """Seconds of a training step of so many operations, and what is reported of it beside its bare matrix products; the
-    fastest round counts."""
+    fastest round counts. With `profile` a trace of one more step is written there."""
     print("noting the step's matrix products", file=sys.stderr)
     with ProductLog() as log:
         step()
@@ -77,6 +84,7 @@ def measure_step(
         "matmul_flops_per_s": round(rate),
         "ratio": round(flops / seconds / rate, 3),
         "peak_memory_bytes": peak_memory(runtime),
+        **({} if profile is None else {"kernels": profiled(step, runtime, profile)}),
     }
 
 

@@ -1,6 +1,7 @@
 """Times one training step of a puzzle model against the bare matrix products that it consists of."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +15,9 @@ from lab.bench.measure import measure_step
 from models.flops import training_flops
 
 
-def bench_puzzles(config: PretrainConfig, positions: int, vocab_size: int, steps: int) -> dict[str, Any]:
+def bench_puzzles(
+    config: PretrainConfig, positions: int, vocab_size: int, steps: int, profile: Path | None = None
+) -> dict[str, Any]:
     """Forward and backward of one supervision step on random rows, beside the machine's matrix products."""
     runtime = start_runtime(config.device, config.compile, config.seed)
     rows = config.global_batch_size
@@ -41,7 +44,7 @@ def bench_puzzles(config: PretrainConfig, positions: int, vocab_size: int, steps
         return loss
 
     flops = training_flops(head.model.inner, rows, rows * seq_len)
-    seconds, measured = measure_step(step, flops, head, runtime, steps)
+    seconds, measured = measure_step(step, flops, head, runtime, steps, profile)
     return {
         "arch": config.arch.name,
         "device": str(runtime.device),

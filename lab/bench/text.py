@@ -2,6 +2,7 @@
 
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,10 +23,12 @@ from lab.bench.measure import measure_step, peak_memory
 MEDIAN_LENGTH, LOG_SPREAD, MEAN_ANSWER = 145, 1.04, 45
 
 
-def bench_text(config: InstructConfig, vocab_size: int, depth: int, steps: int, compare: bool) -> dict[str, Any]:
+def bench_text(
+    config: InstructConfig, vocab_size: int, depth: int, steps: int, compare: bool, profile: Path | None = None
+) -> dict[str, Any]:
     """Whole optimizer steps on synthetic conversations; with `compare` also without packing and chunked head."""
     runtime = start_runtime(config.device, config.compile, config.seed)
-    result = _measure(config, runtime, vocab_size, depth, steps)
+    result = _measure(config, runtime, vocab_size, depth, steps, profile)
     if compare:
         plain = config.model_copy(deep=True)
         plain.dataset.packing, plain.loss.chunked = False, False
@@ -34,7 +37,9 @@ def bench_text(config: InstructConfig, vocab_size: int, depth: int, steps: int, 
     return result
 
 
-def _measure(config: InstructConfig, runtime: Runtime, vocab_size: int, depth: int, steps: int) -> dict[str, Any]:
+def _measure(
+    config: InstructConfig, runtime: Runtime, vocab_size: int, depth: int, steps: int, profile: Path | None = None
+) -> dict[str, Any]:
     print(f"timing packing={config.dataset.packing}, chunked={config.loss.chunked}", file=sys.stderr)
     metadata = text_metadata(config.dataset.seq_len, vocab_size, pad_id=0)
     documents = synthetic_documents(synthetic_lengths(config), vocab_size, config.seed)
@@ -52,7 +57,7 @@ def _measure(config: InstructConfig, runtime: Runtime, vocab_size: int, depth: i
         optimizers.zero_grad()
 
     task.start_step(1)
-    seconds, measured = measure_step(step, task.flops(item), head, runtime, steps)
+    seconds, measured = measure_step(step, task.flops(item), head, runtime, steps, profile)
     return {
         "arch": config.arch.name,
         "device": str(runtime.device),

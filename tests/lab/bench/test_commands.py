@@ -7,7 +7,7 @@ TINY = ["arch.hidden_size=32", "arch.num_heads=2", "arch.H_cycles=1", "arch.L_cy
 
 
 def test_bench_train_counts_operations_and_compares_with_bare_products():
-    args = Namespace(positions=9, vocab_size=7, rows=4, steps=1, depth=1, compare=False)
+    args = Namespace(positions=9, vocab_size=7, rows=4, steps=1, depth=1, compare=False, profile=None)
     found = commands.train(args, ["arch=trm", "arch.puzzle_emb_ndim=0", "arch.puzzle_emb_len=0", *TINY])
     # 2 blocks: qkv, o, gate_up (2 x 256), down; forward once, backward twice, 2 calls; then head and attention
     linear = 2 * (3 * 32 * 32 + 32 * 32 + 3 * 256 * 32)
@@ -18,7 +18,7 @@ def test_bench_train_counts_operations_and_compares_with_bare_products():
 
 
 def test_bench_of_text_compares_with_the_plain_way():
-    args = Namespace(positions=256, vocab_size=300, rows=2, steps=1, depth=1, compare=True)
+    args = Namespace(positions=256, vocab_size=300, rows=2, steps=1, depth=1, compare=True, profile=None)
     found = commands.train(args, ["arch=trm_text", *TINY])
     assert found["real_tokens"] > found["plain"]["real_tokens"]
     assert found["speedup"] > 0 and found["supervision_steps"] == 1
