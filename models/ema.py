@@ -47,12 +47,10 @@ class WeightAverage:
         finally:
             self._swap()
 
-    @torch.no_grad()
     def _swap(self) -> None:
+        """Exchange which memory is whose; nothing is copied."""
         for name, parameter in self.parameters.items():
-            live = parameter.detach().clone()
-            parameter.copy_(self.shadow[name])
-            self.shadow[name].copy_(live)
+            parameter.data, self.shadow[name] = self.shadow[name], parameter.data
 
     def state_dict(self) -> dict[str, Tensor]:
         """Every weight under all of its names, so that it can stand in for the module's own."""

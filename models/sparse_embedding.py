@@ -1,7 +1,7 @@
 """The puzzle table: far more rows than a batch touches, so only the rows of the batch carry a gradient.
 
 The table is a buffer. A training forward hands out a leaf copy of the wanted rows; the sign-SGD step
-(`engine.train.optimizers.SparseSignSGD`) collects the gradients of these copies and moves just those rows.
+(`engine.train.update_rules.SparseSignSGD`) collects the gradients of these copies and moves just those rows.
 """
 
 import torch

@@ -42,7 +42,10 @@ SHARED = (
     "dataset.tokenization",
 )
 OPTIMIZERS = ("AdamATan2", "AdamW", "SparseSignSGD", "network_optimizer")
-OPTIMIZER_ROOMS = ("engine.train.optimizers", "src.distillation.student.optimizer")
+OPTIMIZER_ROOMS = (
+    "engine.train.network_optimizer", "engine.train.optimizers", "engine.train.update_rules",
+    "src.distillation.student.optimizer",
+)  # fmt: skip
 
 # Heavy or optional: imported inside the function that needs them.
 LATE = (

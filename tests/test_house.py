@@ -155,9 +155,10 @@ SOUND = {
     "models/act.py": "from models.layers import Block\nfrom dataset.common import IGNORE_LABEL_ID\n",
     "engine/__init__.py": "",
     "engine/config/registry.py": "import importlib\nimportlib.import_module('models.act')\n",
-    "engine/train/optimizers.py": "import torch\n",
-    "engine/build/puzzles.py": "from engine.train.optimizers import AdamATan2\nfrom dataset.puzzles.reader import PuzzleDataset\n",
-    "engine/run.py": "import engine.build.puzzles\nimport engine.train.optimizers\n\ndef train():\n    import wandb\n",
+    "engine/train/update_rules.py": "import torch\n",
+    "engine/build/puzzles.py": "from engine.train.update_rules import AdamATan2\n"
+    "from dataset.puzzles.reader import PuzzleDataset\n",
+    "engine/run.py": "import engine.build.puzzles\nimport engine.train.update_rules\n\ndef train():\n    import wandb\n",
     "src/__init__.py": "",
     "src/distillation/run/build.py": "from engine import run\n",
 }
@@ -178,7 +179,7 @@ def test_sound_tree_passes(tmp_path: Path) -> None:
         ("dataset/common.py", "from dataset.puzzles.reader import X\n", "dataset.common never imports dataset"),
         (
             "engine/a.py",
-            "from engine.train.optimizers import AdamATan2\n",
+            "from engine.train.update_rules import AdamATan2\n",
             "engine/a.py:1 names AdamATan2: only engine.build",
         ),
         ("engine/a.py", "import torch\ntorch.optim.AdamW([])\n", "engine/a.py:2 names AdamW: only engine.build"),

@@ -19,8 +19,10 @@ from engine.tasks.puzzles import PuzzleTask
 from engine.tasks.rollouts import Effort
 from engine.train.evaluate import Evaluator
 from engine.train.loop import RunData
-from engine.train.optimizers import OptimizerSet, SparseSignSGD, network_optimizer
+from engine.train.network_optimizer import network_optimizer
+from engine.train.optimizers import OptimizerSet
 from engine.train.schedule import CosineSchedule
+from engine.train.update_rules import SparseSignSGD
 from models.act import ActModel
 from models.losses.puzzles import ACTLossHead
 from models.losses.text import TextLossHead

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.ema import WeightAverage
+from tests.live_bytes import LiveBytes
 
 
 def averaged_from_one_to_zero(rate: float, is_warmed_up: bool, updates: int) -> WeightAverage:
@@ -35,3 +36,18 @@ def test_a_warmed_up_average_forgets_its_start_and_reaches_its_rate():
 def test_a_module_without_trained_weights_has_no_start():
     module = torch.nn.Linear(1, 1).requires_grad_(False)
     assert WeightAverage(module, 0.999).share_of_start(3) == 0
+
+
+def test_the_average_is_swapped_in_without_a_copy_even_where_evaluation_fails():
+    module = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 2))
+    average = WeightAverage(module, 0.5)
+    torch.nn.init.zeros_(module[0].weight)
+    average.update(1)
+    live = {name: p.detach().clone() for name, p in module.named_parameters()}
+    averaged = {name: value.clone() for name, value in average.state_dict().items()}
+    with LiveBytes() as memory, pytest.raises(KeyError), average.swapped_in():
+        assert all(torch.equal(p, averaged[name]) for name, p in module.named_parameters())
+        raise KeyError
+    assert all(torch.equal(p, live[name]) for name, p in module.named_parameters())
+    assert all(torch.equal(value, averaged[name]) for name, value in average.state_dict().items())
+    assert memory.most == 0 and "copy_" not in memory.names and "clone" not in memory.names

@@ -7,7 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from engine.train.optimizers import Group, decay_groups, network_optimizer, resume_with_saved_groups, trained_parameters
+from engine.train.network_optimizer import (
+    Group,
+    decay_groups,
+    network_optimizer,
+    resume_with_saved_groups,
+    trained_parameters,
+)
 from models.layers import Attention, SwiGLU
 from models.retnet.model import Retention
 

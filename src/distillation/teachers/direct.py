@@ -90,8 +90,7 @@ def open_direct_teacher(
     """Load a folder or a name of the Hub; an adapter is merged into it unless its weights hold it."""
     assert options.teacher_model is not None
     name, adapter_path = options.teacher_model, options.teacher_adapter_path
-    asked = options.teacher_device
-    device = choose_device(("cuda" if torch.cuda.is_available() else "cpu") if asked == "auto" else asked)
+    device = choose_device(options.teacher_device)
     adapter = [] if adapter_path is None else adapter_files(adapter_path)  # refused before the model is fetched
     model = load_causal_lm(name, dtype=dtype_of(options.teacher_dtype, device), adapter_path=adapter_path)
     check_vocabulary(model, tokenizer.vocab_size)

@@ -10,6 +10,7 @@ from torch import Tensor
 from dataset.common import Batch
 from models.losses.distill import NO_MASS, UNUSED
 from src.distillation.targets.topk import drawn
+from src.distillation.teachers import direct as direct_teacher
 from src.distillation.teachers.direct import DirectTeacher
 from tests.distillation.cache_samples import (
     VOCAB_SIZE,
@@ -148,6 +149,21 @@ def test_rows_longer_than_the_model_knows_are_refused(root: Path, batch: Batch) 
     write_llama(root / "short", max_position_embeddings=32)
     with pytest.raises(ValueError, match="32 positions"):
         direct(root, model=root / "short").signal(batch)
+
+
+def test_the_teacher_runs_where_a_student_would(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+
+    def no_model(*_: object, dtype: torch.dtype, **__: object) -> None:
+        raise LookupError(str(dtype))
+
+    asked = []
+    monkeypatch.setattr(direct_teacher, "dtype_of", lambda name, device: asked.append(device))
+    monkeypatch.setattr(direct_teacher, "load_causal_lm", no_model)
+    with pytest.raises(LookupError):
+        direct(root)
+    assert asked == [torch.device("mps")]
 
 
 def test_a_model_that_is_nowhere_says_what_to_do(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from dataset.puzzles.format import read_metadata
 from engine.build import puzzles as build
 from engine.config.check import check
 from engine.config.schema import PretrainConfig
-from engine.train.optimizers import AdamATan2, SparseSignSGD
+from engine.train.update_rules import AdamATan2, SparseSignSGD
 from tests.tiny import ARCH, CPU, RUN, TRM, edit_json, flags, pretrain, write_sudoku
 
 

@@ -96,7 +96,7 @@ def test_buckets_hold_one_type_and_stay_bounded(monkeypatch):
     sizes = {torch.float32: [4, 2, 9, 1, 1], torch.int64: [3, 1]}
     tensors = [torch.zeros(size, dtype=dtype) for dtype, counts in sizes.items() for size in counts]
 
-    buckets = list(runtime_module._buckets(tensors))
+    buckets = list(runtime_module.buckets(tensors))
 
     assert [[len(tensor) for tensor in bucket] for bucket in buckets] == [[4, 2], [9], [1, 1], [3, 1]]
     assert all(len({tensor.dtype for tensor in bucket}) == 1 for bucket in buckets)
@@ -154,6 +154,43 @@ def test_ranks_take_their_own_gpu(monkeypatch, asked, world_size, local_rank, ex
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
 
     assert runtime_module.choose_device(asked, world_size, local_rank) == torch.device(expected)
+
+
+@pytest.fixture
+def two_gpus(monkeypatch):
+    """What a start asks of CUDA, in order."""
+    calls = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: calls.append(("set_device", device)))
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda name: calls.append(("precision", name)))
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda **options: calls.append(("init", options)))
+    monkeypatch.setattr(torch, "manual_seed", lambda seed: None)
+    return calls
+
+
+def test_float32_is_multiplied_as_tf32_on_cuda_alone(two_gpus):
+    start_runtime(device="cpu")
+    assert two_gpus == []
+    start_runtime(device="cuda:1")
+    assert two_gpus == [("set_device", torch.device("cuda:1")), ("precision", "high")]
+
+
+def test_ranks_on_gpus_are_bound_to_theirs_before_they_meet(two_gpus, monkeypatch):
+    ranks = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    for name, value in ranks.items():
+        monkeypatch.setenv(name, value)
+    runtime = start_runtime(device="auto")
+    own = torch.device("cuda:1")
+    assert [name for name, _ in two_gpus] == ["set_device", "precision", "init"] and two_gpus[0][1] == own
+    options = two_gpus[-1][1]
+    assert options["backend"] == "cpu:gloo,cuda:nccl" and options["device_id"] == own
+    barriers, votes = [], []
+    monkeypatch.setattr(torch.distributed, "barrier", lambda **given: barriers.append(given))
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor, op: votes.append(tensor.device.type))
+    runtime.barrier()
+    assert barriers == [{"device_ids": [1]}]
+    assert runtime.any_rank(True) and votes == ["cpu"], "a vote does not wait for the device"
 
 
 def test_more_ranks_than_gpus_is_refused(monkeypatch):
