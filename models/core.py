@@ -29,25 +29,51 @@ from models.layers import (
 from models.sparse_embedding import CastedSparseEmbedding
 
 Latents = Any  # each architecture's own NamedTuple of (B, L, D) tensors
-Step = Callable[..., tuple[Latents, list[Tensor]]]  # see RecursiveCore.step
+Network = Callable[[nn.Module, Tensor, AttentionContext], Tensor]  # how one network call is made
+
+
+def plain_call(level: nn.Module, state: Tensor, context: AttentionContext) -> Tensor:
+    answer: Tensor = level(state, context)
+    return answer
+
+
+def _in_one_layout(level: nn.Module, state: Tensor, context: AttentionContext) -> Tensor:
+    return plain_call(level, state, context).contiguous()
+
+
+class CompiledCalls:
+    """Network calls in compiled code, which knows two kinds of them: with gradient and without.
+
+    The code is of one network call, so that neither the number of calls nor how many carry gradient is a part of it.
+    Whether a state wants a gradient and how it lies in memory would be: all come alike.
+    """
+
+    def __init__(self) -> None:
+        self.compiled = torch.compile(_in_one_layout, dynamic=False)
+
+    def __call__(self, level: nn.Module, state: Tensor, context: AttentionContext) -> Tensor:
+        if torch.is_grad_enabled() and not state.requires_grad:  # the last call, where the one before had no gradient
+            state = state.detach().requires_grad_()
+        return self.compiled(level, state, context)
 
 
 class NetworkCalls:
     """Makes the network calls of one supervision step; only the last `with_grad` of `total` carry gradient."""
 
-    def __init__(self, context: AttentionContext, total: int, with_grad: int) -> None:
+    def __init__(self, context: AttentionContext, total: int, with_grad: int, network: Network = plain_call) -> None:
         self.context = context
+        self.network = network
         self.first_with_grad = total - with_grad
         self.made = 0
         self.answers: list[
             Tensor
         ] = []  # the answer after each cycle that carries gradient; of a step without, the last
 
-    def __call__(self, level: Level, state: Tensor) -> Tensor:
+    def __call__(self, level: nn.Module, state: Tensor) -> Tensor:
         carries_gradient = torch.is_grad_enabled() and self.made >= self.first_with_grad
         self.made += 1
         with torch.set_grad_enabled(carries_gradient):
-            return level(state, self.context)
+            return self.network(level, state if carries_gradient else state.detach(), self.context)
 
     def cycle_ended(self, answer: Tensor) -> None:
         """The recursion has a new answer; it may be supervised."""
@@ -63,7 +89,7 @@ class CountedCalls(NetworkCalls):
         super().__init__(AttentionContext(None, AttentionMask()), total, with_grad)
         self.passes: Counter[nn.Module] = Counter()
 
-    def __call__(self, level: Level, state: Tensor) -> Tensor:
+    def __call__(self, level: nn.Module, state: Tensor) -> Tensor:
         self.passes[level] += 3 if self.made >= self.first_with_grad else 1
         self.made += 1
         return state
@@ -83,6 +109,7 @@ class RecursiveCore(nn.Module):
         super().__init__()
         self.config = config
         self.depth = config.depth_at(1.0)
+        self.network: Network = plain_call
         self.dtype: torch.dtype = getattr(torch, config.forward_dtype)
         width = config.hidden_size
 
@@ -197,8 +224,8 @@ class RecursiveCore(nn.Module):
 
     def initial_latents(self, x: Tensor) -> Latents:
         """Fixed random vectors; the answer begins as the embedded input, or has it added, where the config says so."""
-        start = [getattr(self, name.removeprefix("z_") + "_init").expand_as(x) for name in self.Latents._fields]
-        z = self.Latents(*start)
+        start = (getattr(self, name.removeprefix("z_") + "_init").expand_as(x) for name in self.Latents._fields)
+        z = self.Latents(*(state.contiguous() for state in start))  # in the layout of later states
         if self.config.latent_init == "embedding":
             return z._replace(**{self.answer: x.to(self.dtype)})
         if self.config.injection == "start":
@@ -213,15 +240,14 @@ class RecursiveCore(nn.Module):
         carried: tuple[Latents, Tensor] | None = None,
         detach: bool = False,
         contexts: Iterable[AttentionContext] | None = None,
-        step: Step | None = None,
+        network: Network | None = None,
     ) -> Generator[tuple[Latents, list[Tensor]], None, None]:
         """Yields the latents and the answers to supervise (the final one last) after each of `num_steps` supervision steps.
 
         `carried` holds latents of earlier steps and flags (B,) of the rows that start from the initial ones instead.
         With `detach` no gradient flows from a step into the one before: whoever reads calls backward on the loss of each
-        step before asking for the next. `contexts`, one for each step, and `step` stand in for the core's own.
+        step before asking for the next. `contexts`, one for each step, and `network` stand in for the core's own.
         """
-        step = step or self.step
         with weights_cast_once(self, self.dtype):
             x = embedded = self.embed(batch)
             if detach:
@@ -232,7 +258,7 @@ class RecursiveCore(nn.Module):
             contexts = repeat(self.context(batch)) if contexts is None else contexts
             injected = torch.zeros_like(x) if self.config.injection == "start" else x
             for number, context in zip(range(num_steps), contexts, strict=False):
-                z, answers = step(z, injected, context, self.calls_with_grad(number, num_steps))
+                z, answers = self.step(z, injected, context, self.calls_with_grad(number, num_steps), network)
                 yield z, answers
                 if detach:
                     z = detached(z)
@@ -240,11 +266,16 @@ class RecursiveCore(nn.Module):
                 embedded.backward(x.grad)
 
     def step(
-        self, z: Latents, x: Tensor, context: AttentionContext, calls_with_grad: int | None = None
+        self,
+        z: Latents,
+        x: Tensor,
+        context: AttentionContext,
+        calls_with_grad: int | None = None,
+        network: Network | None = None,
     ) -> tuple[Latents, list[Tensor]]:
         """One supervision step; returns the latents and the answers to supervise, the final one last."""
         with_grad = self.calls_with_grad() if calls_with_grad is None else calls_with_grad
-        call = NetworkCalls(context, self.calls_per_step(), with_grad)
+        call = NetworkCalls(context, self.calls_per_step(), with_grad, network or self.network)
         z = self.recurse(z, x, call)
         return z, call.answers if self.config.supervise == "cycle" else call.answers[-1:]
 

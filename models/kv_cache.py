@@ -4,14 +4,17 @@ B rows, L new positions, T positions seen so far, N heads, H head size.
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from dataset.common import Batch
 from models.act import ActModel
 from models.attention import AttentionMask, build_mask
-from models.layers import Attention, AttentionContext, CastedLinear
+from models.core import plain_call
+from models.layers import Attention, AttentionContext, CastedLinear, weights_cast_once
 
 
 class Places(NamedTuple):
@@ -77,7 +80,7 @@ class KeyValueMemory:
     def __init__(self, model: ActModel, rows: int, capacity: int, num_steps: int, *, compiled: bool = False) -> None:
         check_can_decode(model, capacity)
         self.core = core = model.inner
-        self.compiled_step = torch.compile(core.step, dynamic=False) if compiled else None
+        self.compiled_step = torch.compile(partial(core.step, network=plain_call), dynamic=False) if compiled else None
         self.lengths = [0] * rows
         self.newest: Places | None = None  # of the last read
         self.capacity = capacity
@@ -99,9 +102,9 @@ class KeyValueMemory:
         prompts see themselves in both directions. A consumer that stops early must call `sync_exited`, for all rows.
         """
         core, places = self.core, Places.after(self.lengths, ids.shape[1], self.device)
-        step, self.newest = core.step, places
-        if self.compiled_step is not None and ids.shape[1] == 1:
-            step, places = self.compiled_step, places._replace(start=None, seen=self.capacity)
+        self.newest, is_compiled = places, self.compiled_step is not None and ids.shape[1] == 1
+        if is_compiled:
+            places = places._replace(start=None, seen=self.capacity)
         context = AttentionContext(
             rope=core.rotary_emb(places.positions, ids.shape[1]) if core.config.pos_encodings == "rope" else None,
             mask=self._mask(places, is_prompt),
@@ -111,8 +114,22 @@ class KeyValueMemory:
             memory.expect(places)
         contexts = [context._replace(memory=memory) for memory in self.steps]
         batch = {"inputs": ids, "positions": places.positions}
-        for _, answers in core.unroll(batch, len(self.steps), contexts=contexts, step=step):
+        if is_compiled:
+            yield from self._compiled_answers(batch, contexts)
+            return
+        for _, answers in core.unroll(batch, len(self.steps), contexts=contexts, network=plain_call):
             yield answers[-1]
+
+    def _compiled_answers(self, batch: Batch, contexts: Sequence[AttentionContext]) -> Iterator[Tensor]:
+        """Those of `unroll`, whose whole steps are compiled."""
+        core, step = self.core, self.compiled_step
+        assert step is not None
+        with weights_cast_once(core, core.dtype):
+            x = core.embed(batch)
+            z, injected = core.initial_latents(x), torch.zeros_like(x) if core.config.injection == "start" else x
+            for context in contexts:
+                z, answers = step(z, injected, context)
+                yield answers[-1]
 
     def select_rows(self, rows: Sequence[int]) -> None:
         """Keep these rows only, in this order."""
@@ -172,7 +189,7 @@ class RecomputeMemory:
             batch["is_prompt"] = order < torch.tensor(self.prompt_lengths, device=self.device)[:, None]
         rows = torch.arange(len(old), device=self.device)[:, None]
         new = torch.tensor(old, device=self.device)[:, None] + torch.arange(max(new_lengths), device=self.device)
-        for _, answers in core.unroll(batch, self.num_steps):
+        for _, answers in core.unroll(batch, self.num_steps, network=plain_call):
             yield answers[-1][rows, new.clamp_max(inputs.shape[1] - 1)]
 
     def select_rows(self, rows: Sequence[int]) -> None:
@@ -196,7 +213,8 @@ def attention_calls(model: ActModel) -> int:
     core, counter = model.inner, CallCounter()
     batch = {"inputs": torch.zeros(1, 1, dtype=torch.long, device=next(core.parameters()).device)}
     with torch.no_grad():
-        list(core.unroll(batch, 1, contexts=[AttentionContext(None, AttentionMask(), counter)]))
+        contexts = [AttentionContext(None, AttentionMask(), counter)]
+        list(core.unroll(batch, 1, contexts=contexts, network=plain_call))
     return counter.calls
 
 

@@ -82,7 +82,7 @@ class HydraJob(Job, Generic[Config]):
         if source.data.eval_items is not None:
             check_best_metric(self.config.best_metric, task)
         if start.runtime.use_compile:
-            build.compile_step(head_of(task))
+            build.compile_networks(head_of(task))
         return RunParts(
             task=task,
             data=source.data,

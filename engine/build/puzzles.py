@@ -6,8 +6,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from dataset.common import PuzzleDatasetMetadata
 from dataset.puzzles.mixing import differences, identifier_offsets
 from dataset.puzzles.reader import VALIDATION_SET, PuzzleDataset, PuzzleDatasetConfig
@@ -24,6 +22,7 @@ from engine.train.optimizers import OptimizerSet
 from engine.train.schedule import CosineSchedule
 from engine.train.update_rules import SparseSignSGD
 from models.act import ActModel
+from models.core import CompiledCalls
 from models.losses.puzzles import ACTLossHead
 from models.losses.text import TextLossHead
 
@@ -48,10 +47,9 @@ def build_recursive_model(arch: ArchChoice, metadata: PuzzleDatasetMetadata, row
     return model_class(arch.options | data_facts)
 
 
-def compile_step(head: ACTLossHead | TextLossHead) -> None:
-    """Compile one supervision step; the module itself, and so every saved name, stays as it is."""
-    core = head.model.inner
-    core.step = torch.compile(core.step, dynamic=False)  # type: ignore[method-assign]
+def compile_networks(head: ACTLossHead | TextLossHead) -> None:
+    """Compile the network calls; the module itself, and so every saved name, stays as it is."""
+    head.model.inner.network = CompiledCalls()
 
 
 def build_task(config: PretrainConfig, head: ACTLossHead, runtime: Runtime, total_steps: int) -> PuzzleTask:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from engine.build.puzzles import compile_step
+from engine.build.puzzles import compile_networks
 from engine.runtime.devices import Runtime
 from engine.train.speed import product_seconds, timed
 from lab.bench.profile import profiled
@@ -64,7 +64,7 @@ def measure_step(
         step()
     if runtime.use_compile:
         print("compiling", file=sys.stderr)
-        compile_step(head)
+        compile_networks(head)
         step()
     if runtime.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()

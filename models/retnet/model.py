@@ -5,8 +5,7 @@ K size of a query or key, E of a value.
 """
 
 import math
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dataset.common import Batch
 from models.act import ActModel
-from models.core import RecursiveCore
+from models.core import NetworkCalls, RecursiveCore
 from models.kernels import rms_norm, rotate
 from models.layers import CastedLinear, Rope, SwiGLU
 from models.retnet.config import FIRST_LOGIT_STD, RetNetConfig
@@ -87,10 +86,10 @@ class RetentionLevel(nn.Module):
         self.norm = Norm(config.hidden_size)
         self.computes_again = config.gradient_checkpointing
 
-    def forward(self, x: Tensor, rope: Rope, retains: Iterable[Retain]) -> Tensor:  # (B, L, D)
-        again = self.computes_again and torch.is_grad_enabled()
-        for layer, retain in zip(self.layers, retains, strict=True):
-            x = checkpoint(layer, x, rope, retain, use_reentrant=False) if again else layer(x, rope, retain)
+    def forward(self, x: Tensor, context: "RetentionContext") -> Tensor:  # (B, L, D)
+        again, (rope, mask) = self.computes_again and torch.is_grad_enabled(), context
+        for layer in self.layers:
+            x = checkpoint(layer, x, rope, mask.retain, use_reentrant=False) if again else layer(x, rope, mask.retain)
         answer: Tensor = self.norm(x)
         return answer
 
@@ -112,7 +111,7 @@ class RetentionContext(NamedTuple):
     """What all blocks share."""
 
     rope: Rope
-    mask: Decays | Kernels
+    mask: "Decays | Kernels | _Reading"
 
 
 class RetNetCore(RecursiveCore):
@@ -153,22 +152,25 @@ class RetNetCore(RecursiveCore):
     def initial_latents(self, x: Tensor) -> Answer:
         return Answer(x)
 
-    def step(
-        self, z: Answer, x: Tensor, context: Any, calls_with_grad: int | None = None
-    ) -> tuple[Answer, list[Tensor]]:
-        answer = self.retention_level(x, context.rope, [context.mask.retain] * self.config.H_layers)
-        return Answer(answer), [answer]
+    def recurse(self, z: Answer, x: Tensor, call: NetworkCalls) -> Answer:
+        answer = call(self.retention_level, x)
+        call.cycle_ended(answer)
+        return Answer(answer)
 
-    def passes_of_step(self, step: int, num_steps: int) -> tuple[Counter[nn.Module], int]:
-        return Counter({self.retention_level: 3}), 3
+    def calls_per_step(self) -> int:
+        return 1
+
+    def calls_in_last_cycle(self) -> int:
+        return 1
 
     def read(self, ids: Tensor, new_lengths: Sequence[int], state: RetNetState) -> tuple[Tensor, RetNetState]:
         """Continue from a state with ids (B, L), of which `new_lengths` (1 to L) are real: answers (B, L, D), new state."""
         lengths = torch.tensor(new_lengths, device=ids.device)
         positions = state.lengths[:, None] + torch.arange(ids.shape[1], device=ids.device)
-        readers = [_Reader(self.log_decay, layer, lengths, self.config.chunk_size) for layer in state.layers]
-        answer = self.retention_level(self.embed({"inputs": ids}), self._rope(positions), readers)
-        return answer, RetNetState(tuple(reader.state for reader in readers), state.lengths + lengths)
+        reading = _Reading(self.log_decay, state.layers, lengths, self.config.chunk_size)
+        context = RetentionContext(self._rope(positions), reading)
+        answer = self.retention_level(self.embed({"inputs": ids}), context)
+        return answer, RetNetState(tuple(reading.after), state.lengths + lengths)
 
     def empty_state(self, rows: int) -> RetNetState:
         """The state before the first position."""
@@ -183,14 +185,17 @@ class RetNetCore(RecursiveCore):
         return Rope(angles.cos() * self.key_size**-0.25, angles.sin() * self.key_size**-0.25)
 
 
-class _Reader:
-    """One block's memory during one reading: gives what the new positions see, and takes them in."""
+class _Reading:
+    """The memories of all blocks, in turn: gives what the new positions see, and takes them in."""
 
-    def __init__(self, log_decay: Tensor, state: Tensor, lengths: Tensor, chunk_size: int) -> None:
-        self.log_decay, self.state, self.lengths, self.chunk_size = log_decay, state, lengths, chunk_size
+    def __init__(self, log_decay: Tensor, before: Sequence[Tensor], lengths: Tensor, chunk_size: int) -> None:
+        self.log_decay, self.before, self.lengths, self.chunk_size = log_decay, before, lengths, chunk_size
+        self.after: list[Tensor] = []
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        y, self.state = read_on(q, k, v, self.log_decay, self.state, self.lengths, self.chunk_size)
+    def retain(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        state = self.before[len(self.after)]
+        y, state = read_on(q, k, v, self.log_decay, state, self.lengths, self.chunk_size)
+        self.after.append(state)
         return y
 
 
