@@ -6,7 +6,7 @@ B batch, L positions, D hidden, N heads, H head size. Parameters are float32; a 
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +37,31 @@ def trunc_normal(*shape: int, std: float, dtype: torch.dtype = torch.float32) ->
     return values.to(dtype)
 
 
+ALIGNED_DEVICES = ("cuda",)  # whose fast products want sizes that are multiples of this many
+ALIGNMENT = 8
+
+
+class _Product(torch.autograd.Function):
+    """x times the working copy of a weight, whose gradient is that of the weight itself, in float32: the gradients of
+    many calls are then added in float32, though the weight is cast once."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, working: Tensor) -> Tensor:
+        ctx.save_for_backward(x, working)
+        ctx.shape, ctx.dtype = weight.shape, weight.dtype
+        return F.linear(x, working)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x, working = ctx.saved_tensors
+        wants_x, wants_weight = ctx.needs_input_grad[:2]
+        grad_weight = None
+        if wants_weight:
+            along = grads[0].flatten(0, -2).T @ x.flatten(0, -2)
+            grad_weight = along[: ctx.shape[0], : ctx.shape[1]].to(ctx.dtype)
+        return grads[0] @ working if wants_x else None, grad_weight, None
+
+
 class CastedLinear(nn.Module):
     """A linear layer that casts its float32 weight to the dtype of what it multiplies."""
 
@@ -47,14 +72,28 @@ class CastedLinear(nn.Module):
         self.working_weight: Tensor | None = None  # the cast one, while `weights_cast_once` is active
         self.packed_weight: Tensor | None = None  # in the order that a CPU reads fastest; see `pack_for_reading`
 
-    def weight_as(self, dtype: torch.dtype) -> Tensor:
-        return self.weight.to(dtype) if self.working_weight is None else self.working_weight
-
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)
         if self.packed_weight is not None and not torch.compiler.is_compiling():
             return torch.ops.mkldnn._linear_pointwise(x, self.packed_weight, bias, "none", [], "")
-        return F.linear(x, self.weight_as(x.dtype), bias)
+        if self.working_weight is None:
+            return F.linear(x, self.weight.to(x.dtype), bias)
+        out_features, in_features = self.weight.shape
+        if self.working_weight.shape[1] > in_features:
+            x = F.pad(x, (0, self.working_weight.shape[1] - in_features))
+        product: Tensor = (
+            _Product.apply(x, self.weight, self.working_weight)
+            if torch.is_grad_enabled()
+            else F.linear(x, self.working_weight)
+        )
+        return product if product.shape[-1] == out_features else product[..., :out_features]
+
+    def cast_weight(self, dtype: torch.dtype) -> Tensor:
+        """The weight in this dtype, without gradient; with zeros around it where products want other sizes."""
+        cast = self.weight.detach().to(dtype)
+        if cast.device.type not in ALIGNED_DEVICES or not any(size % ALIGNMENT for size in cast.shape):
+            return cast
+        return F.pad(cast, (0, -cast.shape[1] % ALIGNMENT, 0, -cast.shape[0] % ALIGNMENT))
 
     def pack_for_reading(self, dtype: torch.dtype) -> None:
         """Convert the weight to this dtype, after which it cannot be trained: half the memory, and no cast per token.
@@ -76,12 +115,11 @@ def weights_cast_once(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
 
     Within another such block it does nothing.
     """
-    layers = [layer for layer in module.modules() if isinstance(layer, CastedLinear) and layer.working_weight is None]
-    if dtype == torch.float32:
-        layers = []
+    layers = [] if dtype == torch.float32 else [m for m in module.modules() if isinstance(m, CastedLinear)]
+    layers = [layer for layer in layers if layer.working_weight is None and layer.bias is None]
     try:
         for layer in layers:
-            layer.working_weight = layer.weight.to(dtype)
+            layer.working_weight = layer.cast_weight(dtype)
         yield
     finally:
         for layer in layers:

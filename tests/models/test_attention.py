@@ -93,3 +93,13 @@ def test_padding_never_makes_nan():
     mask = build_mask(causal=True, documents=torch.full((1, 5), -1), is_prompt=None, dtype=torch.float32)
     q = torch.randn(1, 5, 2, 8)
     assert attend(q, q, q, mask).isfinite().all()
+
+
+@pytest.mark.parametrize("length", [5, 8])
+def test_rows_of_the_table_begin_where_kernels_read_them_without_a_copy(length):
+    documents = torch.arange(length)[None] // 3
+    bias = build_mask(causal=True, documents=documents, is_prompt=None, dtype=torch.bfloat16).bias
+    assert bias.shape == (1, 1, length, length) and all(stride % 8 == 0 for stride in bias.stride()[:-1])
+    q = torch.randn(1, length, 2, 8)
+    wide = AttentionMask(bias=bias.float().contiguous())
+    torch.testing.assert_close(attend(q, q, q, AttentionMask(bias=bias)), attend(q, q, q, wide), rtol=0, atol=1e-6)
