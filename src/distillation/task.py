@@ -97,7 +97,7 @@ class DistillTask(TextTask):
             )
 
     def _mean(self, sums: Sums, name: str) -> float:
-        return float(sums[name] / sums["tokens"]) if "tokens" in sums else math.nan
+        return float(sums[name]) / float(sums["tokens"]) if "tokens" in sums else math.nan
 
     def _observe(self, sums: Sums, step: int) -> None:
         """Tell the controller how this step went, before the learning rate of the step is asked for."""

@@ -37,7 +37,7 @@ def drawn(logprobs: Tensor, k: int, offsets: Tensor) -> tuple[Tensor, Tensor, Te
     """
     # Sums of many small float32 numbers are off by more than those numbers; MPS has nothing wider.
     wide = torch.float32 if logprobs.device.type == "mps" else torch.float64
-    reached = logprobs.to(wide).exp_().cumsum(-1)
+    reached = logprobs.to(wide, copy=True).exp_().cumsum(-1)
     steps = torch.arange(k, dtype=wide, device=logprobs.device)
     points = (steps + offsets.to(wide)[:, None]) / k * reached[:, -1:]
     ids = torch.searchsorted(reached, points, right=True).clamp_(max=logprobs.shape[-1] - 1)  # (S, k), ascending

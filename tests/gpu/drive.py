@@ -1,0 +1,106 @@
+"""Runs the cases on the CPU and on the pretended device, in this process, and prints one JSON object a case.
+
+python -m tests.gpu.drive cuda --only measured
+python -m tests.gpu.drive cuda --only measured --accept
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+
+# Before anything of ours is imported. Composite operations would arrive whole in inference mode, and the weights of a
+# module that moves to another kind of tensor are swapped, not written to.
+torch.inference_mode = torch.no_grad
+torch.__future__.set_swap_module_params_on_conversion(True)
+
+from engine.runtime.devices import Runtime  # noqa: E402
+from engine.train import speed  # noqa: E402
+from tests.gpu.cases import CASES, Case  # noqa: E402
+from tests.gpu.compare import on_host, worst_difference  # noqa: E402
+from tests.gpu.place import Place  # noqa: E402
+from tests.gpu.plants import PLANTS  # noqa: E402
+from tests.gpu.pretended import Kind, Pretended  # noqa: E402
+from tests.gpu.table import write_table  # noqa: E402
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("kind", choices=["cuda", "mps"])
+    parser.add_argument("--only", default="", help="cases whose name has this")
+    parser.add_argument("--skip", help="no cases whose name has this")
+    parser.add_argument("--accept", action="store_true", help="write what was measured into the table")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    out, found = sys.stdout, {}
+    with contextlib.redirect_stdout(io.StringIO()):  # what the engine prints is no result
+        chosen = {
+            name: case
+            for name, case in CASES.items()
+            if options.only in name and not (options.skip and options.skip in name)
+        }
+        planted = {f"planted: {name}": plant for name, plant in PLANTS.items() if not options.only}
+        for name in [*chosen, *planted]:
+            result = outcome(chosen[name], options.kind) if name in chosen else refusal(planted[name], options.kind)
+            found[name] = result
+            print(json.dumps({"case": name} | result), file=out, flush=True)
+    if options.accept:
+        write_table(found)
+
+
+def outcome(case: Case, kind: Kind) -> dict[str, Any]:
+    """How far the device's numbers are from the CPU's, and what it waited for and launched."""
+    started, device = time.perf_counter(), Pretended(kind)
+    try:
+        with prepared() as folder:
+            expected = on_host(case.run(Place(Runtime(torch.device("cpu"), 0, 1, False), folder / "cpu")))
+        with prepared() as folder, device.entered():
+            place = Place(Runtime(device.device, 0, 1, False), folder / kind, device.counting)
+            found = on_host(case.run(place))
+        worst, where = worst_difference(found, expected)
+    except Exception as problem:  # noqa: BLE001 - told to whoever reads the results
+        return {"problem": "".join(traceback.format_exception(problem))}
+    return {
+        **{"worst": worst, "where": where, "tolerance": case.tolerance, "times": place.facts.get("times", 0)},
+        **{"waits": dict(device.waited), "launches": sum(device.launched.values()), "lines": device.line_numbers},
+        "seconds": round(time.perf_counter() - started, 2),
+    }
+
+
+def refusal(plant: Any, kind: Kind) -> dict[str, Any]:
+    """What is said of a planted mistake."""
+    device = Pretended(kind)
+    try:
+        with prepared() as folder, device.entered():
+            place = Place(Runtime(device.device, 0, 1, False), folder)
+            with plant(place) as run:
+                run(place)
+    except Exception as problem:  # noqa: BLE001 - the one that is expected, or another one
+        return {"problem": f"{type(problem).__name__}: {problem}"}
+    return {"problem": "nothing was refused"}
+
+
+@contextlib.contextmanager
+def prepared() -> Any:
+    """A directory, the same random numbers each time, and no measurement of matrix products."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
+        stack.enter_context(mock.patch.dict(speed.PRODUCT_SIZE, cuda=8, mps=8))
+        torch.manual_seed(0)
+        yield Path(stack.enter_context(tempfile.TemporaryDirectory()))
+
+
+if __name__ == "__main__":
+    main()
+    sys.stdout.flush()
+    os._exit(0)  # torch's own clean-up of a device that is not there may fail
