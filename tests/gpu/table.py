@@ -11,6 +11,8 @@ MORE_LAUNCHES = 1.03  # that are let pass
 
 def measured(result: Mapping[str, Any]) -> dict[str, Any]:
     """Waits by line and launches, of one step or token."""
+    if "problem" in result:
+        raise ValueError(result["problem"])
     times = result["times"]
     waits = {line: round(number / times, 2) for line, number in sorted(result["waits"].items())}
     return {"waits": waits, "launches": round(result["launches"] / times)}
