@@ -25,7 +25,7 @@ def to_host(*tensors: Tensor) -> list[Tensor]:
 
 def packed(tensors: Sequence[Tensor]) -> Tensor:
     """All values in one flat tensor: of their type if they share one, else of their bytes."""
-    flat = [tensors[number].reshape(-1) for number in _widest_first(tensors)]
+    flat = [tensors[number].reshape(-1).contiguous() for number in _widest_first(tensors)]  # bytes lie side by side
     return torch.cat([each.view(torch.uint8) for each in flat] if _is_mixed(tensors) else flat)
 
 

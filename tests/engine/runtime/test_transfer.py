@@ -13,6 +13,7 @@ MIXED = [
     torch.tensor([], dtype=torch.int64),
     torch.tensor([1.25, -0.5], dtype=torch.bfloat16),
     torch.arange(2),
+    torch.arange(6)[::2],
     torch.tensor([[False, True]]),
 ]
 ALIKE = [torch.tensor(2.0), torch.randn(2, 2).T]
