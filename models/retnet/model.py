@@ -165,7 +165,7 @@ class RetNetCore(RecursiveCore):
 
     def read(self, ids: Tensor, new_lengths: Sequence[int], state: RetNetState) -> tuple[Tensor, RetNetState]:
         """Continue from a state with ids (B, L), of which `new_lengths` (1 to L) are real: answers (B, L, D), new state."""
-        if all(length == ids.shape[1] for length in new_lengths):  # as for every token after the prompts: nothing to send
+        if min(new_lengths) == ids.shape[1]:  # as for every token after the prompts: nothing to send
             lengths = torch.full_like(state.lengths, ids.shape[1])
         else:
             lengths = torch.tensor(new_lengths, device=ids.device)
