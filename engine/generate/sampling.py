@@ -6,29 +6,40 @@ import torch
 from torch import Tensor
 
 from engine.generate.options import SamplingOptions
+from engine.runtime.transfer import to_device
 
-NOTHING = -1  # fills up ragged rows of ids
 COLDEST = 1e-6  # colder is as good as greedy, and dividing by it could overflow
 
 
-def choose(logits: Tensor, sampling: SamplingOptions, generated: Tensor, noise_of: Sequence[torch.Generator]) -> Tensor:
-    """The next id of every row (B,), from logits (B, V); `generated` (B, T) holds the ids so far, -1 where there are none.
+def marked(texts: Sequence[Sequence[int]], vocab_size: int) -> Tensor:
+    """Which ids (B, V) each text holds."""
+    marks = torch.zeros(len(texts), vocab_size, dtype=torch.bool)
+    for row, text in zip(marks, texts, strict=True):
+        row[list(text)] = True
+    return marks
+
+
+def choose(
+    logits: Tensor, sampling: SamplingOptions, said: Tensor | None, noise_of: Sequence[torch.Generator]
+) -> Tensor:
+    """The next id of every row (B,), from logits (B, V); `said` (B, V) marks the ids so far, for the penalty.
 
     Adding Gumbel noise and taking the largest is sampling, and a difference in the last bit of a logit, as batches of
     other sizes make it, hardly ever changes the choice.
     """
-    logits = filtered_logits(logits, sampling, generated)
+    logits = filtered_logits(logits, sampling, said)
     if sampling.temperature == 0:
         return logits.argmax(-1)
     uniform = torch.stack([torch.rand(logits.shape[1], generator=noise) for noise in noise_of])
     gumbel = -torch.log(-torch.log(uniform.clamp_min(torch.finfo(uniform.dtype).tiny)))
-    return (logits + gumbel.to(logits.device)).argmax(-1)
+    return (logits + to_device(gumbel, logits.device)).argmax(-1)
 
 
-def filtered_logits(logits: Tensor, sampling: SamplingOptions, generated: Tensor) -> Tensor:
+def filtered_logits(logits: Tensor, sampling: SamplingOptions, said: Tensor | None) -> Tensor:
     """Logits after penalty, temperature, top-k, top-p and min-p, in this order; what a filter drops is -inf."""
     if sampling.repetition_penalty != 1.0:
-        logits = penalised(logits, generated, sampling.repetition_penalty)
+        assert said is not None
+        logits = penalised(logits, said, sampling.repetition_penalty)
     if sampling.temperature == 0:
         return logits
     logits = logits / max(sampling.temperature, COLDEST)
@@ -41,12 +52,10 @@ def filtered_logits(logits: Tensor, sampling: SamplingOptions, generated: Tensor
     return logits
 
 
-def penalised(logits: Tensor, generated: Tensor, penalty: float) -> Tensor:
+def penalised(logits: Tensor, said: Tensor, penalty: float) -> Tensor:
     """Repeated tokens become less likely: positive logits are divided by the penalty, negative ones multiplied."""
-    marks = torch.zeros(logits.shape[0], logits.shape[1] + 1, dtype=torch.bool, device=logits.device)
-    marks.scatter_(1, torch.where(generated == NOTHING, logits.shape[1], generated), True)
     changed = torch.where(logits > 0, logits / penalty, logits * penalty)
-    return torch.where(marks[:, :-1], changed, logits)
+    return torch.where(said, changed, logits)
 
 
 def top_k(logits: Tensor, k: int) -> Tensor:
