@@ -82,7 +82,7 @@ def refusal(plant: Any, kind: Kind) -> dict[str, Any]:
     device = Pretended(kind)
     try:
         with prepared() as folder, device.entered():
-            place = Place(Runtime(device.device, 0, 1, False), folder)
+            place = Place(Runtime(device.device, 0, 1, False), folder, device.counting)
             with plant(place) as run:
                 run(place)
     except Exception as problem:  # noqa: BLE001 - the one that is expected, or another one

@@ -35,3 +35,13 @@ def test_no_more_waits_and_launches_than_the_table_says(found: dict[str, dict[st
 def test_a_planted_mistake_is_found_with_file_and_line(found: dict[str, dict[str, Any]], name: str) -> None:
     said = found[f"planted: {name}"]["problem"]
     assert f"RefusedError: {PLANTED[name]}:" in said
+
+
+def test_a_copy_to_the_host_holds_nothing_before_the_host_has_waited(found: dict[str, dict[str, Any]]) -> None:
+    assert "[-77.0, -77.0], then [1.0, 1.0]" in found["planted: a copy that is read too early"]["problem"]
+
+
+def test_an_upload_waits_unless_it_is_asked_not_to_and_comes_from_pinned_memory(
+    found: dict[str, dict[str, Any]],
+) -> None:
+    assert "3 of 4" in found["planted: uploads"]["problem"]
