@@ -26,7 +26,9 @@ def to_host(*tensors: Tensor) -> list[Tensor]:
 def packed(tensors: Sequence[Tensor]) -> Tensor:
     """All values in one flat tensor: of their type if they share one, else of their bytes."""
     flat = [tensors[number].reshape(-1).contiguous() for number in _widest_first(tensors)]  # bytes lie side by side
-    return torch.cat([each.view(torch.uint8) for each in flat] if _is_mixed(tensors) else flat)
+    if _is_mixed(tensors):  # a single value may still say that it has a stride, which bytes may not
+        flat = [each.unsqueeze(-1).view(torch.uint8).flatten() for each in flat]
+    return torch.cat(flat)
 
 
 def unpacked(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:

@@ -14,6 +14,7 @@ MIXED = [
     torch.tensor([1.25, -0.5], dtype=torch.bfloat16),
     torch.arange(2),
     torch.arange(6)[::2],
+    torch.arange(8).view(1, 8)[:, 3],
     torch.tensor([[False, True]]),
 ]
 ALIKE = [torch.tensor(2.0), torch.randn(2, 2).T]
