@@ -153,6 +153,7 @@ class _Mixture:
 
     def slope_(self, logits: Tensor, part: slice) -> Tensor:
         ce, kd, preds, agrees, _ = self.scores
+        logits = logits.to(ce.dtype)
         preds[part] = logits.argmax(-1)
         labels, ce_weights = self.labels[part, None], (self.alpha * self.ce_weights[part])[:, None].to(logits.dtype)
         if self.targets is None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dataset.common import IGNORE_LABEL_ID, Batch
 from models.act import ActModel
 from models.core import Latents, detached
-from models.losses.chunked import chunked_cross_entropy, dense_cross_entropy
+from models.losses.chunked import ScoreChunk, chunked_cross_entropy, dense_cross_entropy, scored_
 from models.losses.puzzles import loss_function
 
 Sums = dict[str, Tensor]
@@ -65,6 +65,7 @@ class TextLossHead(nn.Module):
         self.model = model
         self.is_stablemax = loss_type == "stablemax_cross_entropy"
         self.chunked = chunked
+        self.score_chunk: ScoreChunk = scored_
 
     def train_on(self, batch: Batch, at: Supervision, weights: Tensor, num_steps: int, targets: Any = None) -> Sums:
         """Forward and backward of `num_steps` supervision steps, each of which counts alike; with supervise=last only
@@ -175,7 +176,9 @@ class TextLossHead(nn.Module):
         """Loss of the hidden states (T, D) of one answer, and its scores: losses (T,) and predictions (T,) at least."""
         head = self.model.inner.lm_head
         if self.chunked:
-            return chunked_cross_entropy(hidden, head.weight, at.labels, weights, is_stablemax=self.is_stablemax)
+            return chunked_cross_entropy(
+                hidden, head.weight, at.labels, weights, is_stablemax=self.is_stablemax, score=self.score_chunk
+            )
         return dense_cross_entropy(head(hidden), at.labels, weights, self.loss_fn)
 
     def sums_of_step(self, at: Supervision, scores: Any, targets: Any) -> Sums:

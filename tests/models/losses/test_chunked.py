@@ -105,3 +105,47 @@ def test_a_frozen_head_gets_no_gradient_and_the_states_get_the_same(law):
     (3 * loss).backward()
     assert torch.equal(hidden.grad, expected)
     assert head.grad is None
+
+
+@both_laws
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_compiled_graph_scores_every_number_of_tokens(law, dtype, monkeypatch):
+    made, plainly = [], torch.compile
+
+    def counted(graph, inputs):
+        made.append(len(inputs))
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", lambda f, **more: plainly(f, backend=counted, fullgraph=True, **more))
+    monkeypatch.setattr(chunked_loss, "CHUNK_ELEMENTS", 16 * VOCAB)
+    torch._dynamo.reset()
+    score = chunked_loss.CompiledScore()
+
+    def compiled(hidden, head, labels, weights, law):
+        is_stablemax = law == "stablemax_cross_entropy"
+        return chunked_cross_entropy(hidden, head, labels, weights, is_stablemax=is_stablemax, score=score)
+
+    for tokens in (37, 1, 16, 5, 0):
+        found, expected = (outcome(way, law, tokens, dtype) for way in (compiled, chunked))
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-5 if dtype == torch.float32 else 1e-2)
+    assert len(made) == 1
+
+
+@both_laws
+@pytest.mark.slow
+def test_generated_code_keeps_no_wide_table_of_logits(law):
+    from torch._inductor.utils import run_and_get_code
+
+    torch._dynamo.reset()
+    rows, vocab = 64, 4096
+    logits, labels = torch.randn(rows, vocab).bfloat16(), torch.arange(rows)
+    is_stablemax = law == "stablemax_cross_entropy"
+    compiled = torch.compile(chunked_loss.scored_, dynamic=False)
+    found, code = run_and_get_code(compiled, logits, labels, torch.ones(rows), is_stablemax)
+    tables = [line for text in code for line in text.splitlines() if f"({rows}, {vocab})" in line and "empty_" in line]
+    assert tables and all("bfloat16" in line for line in tables), tables
+    for one, other in zip(
+        found, chunked_loss.scored_(logits.clone(), labels, torch.ones(rows), is_stablemax), strict=True
+    ):
+        torch.testing.assert_close(one.float(), other.float(), rtol=1e-2, atol=1e-4)
