@@ -5,7 +5,7 @@ B batch, S tokens, L positions (puzzle prefix included), D hidden, V vocabulary.
 
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,17 +26,6 @@ class Carry:
     current_data: Batch
 
 
-class ExplorationDraws(NamedTuple):
-    """Where random numbers come from when rows of one step are spread over ranks or micro-batches.
-
-    All draw the whole step's numbers and use those of their own rows, so that the split changes nothing.
-    """
-
-    generator: torch.Generator | None
-    total_rows: int
-    first_row: int
-
-
 class ActModel(nn.Module):
     """Adaptive computation time: a call is one supervision step; finished rows take the new data, others keep theirs."""
 
@@ -47,7 +36,7 @@ class ActModel(nn.Module):
         super().__init__()
         self.config = config if isinstance(config, ArchConfig) else self.config_class.model_validate(config)
         self.inner = self.core_class(self.config)
-        self.draws: ExplorationDraws | None = None
+        self.explored: Tensor | None = None  # (B,) what `explored_steps` drew for the next call; None: it draws
 
     @property
     def puzzle_emb(self) -> CastedSparseEmbedding | None:
@@ -110,21 +99,15 @@ class ActModel(nn.Module):
         if not self.training or limit == 1:
             return is_last
         halted = is_last | ((q_halt > q_continue) if self.halts_by_comparison else (q_halt > 0))
-        return halted & (steps >= self._explored_steps(steps))
+        return halted & (steps >= (self.explored_steps(len(steps), None) if self.explored is None else self.explored))
 
-    def _explored_steps(self, steps: Tensor) -> Tensor:
-        """For a few random rows a number of steps that they must take before they may halt."""
-        draws = self.draws or ExplorationDraws(None, steps.shape[0], 0)
-        device = steps.device if draws.generator is None else draws.generator.device
-        explores = (
-            torch.rand(draws.total_rows, generator=draws.generator, device=device) < self.config.halt_exploration_prob
-        )
-        wanted = torch.randint(
-            2,
-            self.inner.depth.max_steps + 1,
-            (draws.total_rows,),
-            dtype=torch.int32,
-            generator=draws.generator,
-            device=device,
-        )
-        return (explores * wanted)[draws.first_row : draws.first_row + steps.shape[0]].to(steps.device)
+    def explored_steps(self, rows: int, generator: torch.Generator | None) -> Tensor:
+        """For a few random rows a number of steps that they must take before they may halt; on the generator's device,
+        or, from torch's own random numbers, on the model's."""
+        device = self.inner.q_head.weight.device if generator is None else generator.device
+        limit = self.inner.depth.max_steps
+        if limit == 1:
+            return torch.zeros(rows, dtype=torch.int32, device=device)
+        explores = torch.rand(rows, generator=generator, device=device) < self.config.halt_exploration_prob
+        wanted = torch.randint(2, limit + 1, (rows,), dtype=torch.int32, generator=generator, device=device)
+        return explores * wanted

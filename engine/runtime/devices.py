@@ -6,13 +6,14 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # one rank may evaluate or write predictions for long while the others wait
+Data = TypeVar("Data")
 BUCKET_BYTES = 64 * 2**20  # bounds the extra memory of what works on many tensors at once
 
 
@@ -27,10 +28,8 @@ class Runtime:
     def is_main(self) -> bool:
         return self.rank == 0
 
-    def to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        # Only CUDA orders a non-blocking copy before the work that follows; on MPS the source may be freed too early.
-        non_blocking = self.device.type == "cuda"
-        return {name: tensor.to(self.device, non_blocking=non_blocking) for name, tensor in batch.items()}
+    def to_device(self, data: Data) -> Data:
+        return to_device(data, self.device)
 
     def all_reduce_sum_(self, tensors: Sequence[Tensor]) -> None:
         """Replace every tensor by its sum over the ranks; all ranks pass the same shapes in the same order."""
@@ -73,6 +72,31 @@ class Runtime:
     def close(self) -> None:
         if self.world_size > 1 and dist.is_initialized():
             dist.destroy_process_group()
+
+
+def to_device(data: Data, device: torch.device) -> Data:
+    """A tensor, or those that dictionaries, lists and tuples hold, on the device; on CUDA nobody waits for the copies."""
+
+    def sent(tensor: Tensor) -> Tensor:
+        # Only CUDA orders a non-blocking copy before the work that follows; on MPS the source may be freed too early.
+        if device.type != "cuda" or tensor.device.type != "cpu":
+            return tensor.to(device)
+        return (tensor if tensor.is_pinned() else tensor.pin_memory()).to(device, non_blocking=True)
+
+    return map_tensors(sent, data)
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], data: Data) -> Data:
+    """The same dictionaries, lists and tuples with what `function` makes of each tensor; all else stays."""
+    found: Any = data
+    if isinstance(data, Tensor):
+        found = function(data)
+    elif isinstance(data, dict):
+        found = {key: map_tensors(function, value) for key, value in data.items()}
+    elif isinstance(data, (list, tuple)):
+        values = [map_tensors(function, value) for value in data]
+        found = type(data)(*values) if hasattr(data, "_fields") else type(data)(values)
+    return found
 
 
 def start_runtime(device: str = "auto", compile: str | bool = "auto", seed: int = 0) -> Runtime:

@@ -1,9 +1,42 @@
 """Copies between the host and a device."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import cache
+from typing import Generic
 
 import torch
 from torch import Tensor
+
+from engine.runtime.devices import Data, Runtime, map_tensors
+
+
+class Sent(Generic[Data]):
+    """What is on its way to the device, on CUDA beside what that computes."""
+
+    def __init__(self, data: Data, runtime: Runtime) -> None:
+        self.device = runtime.device
+        self.stream = side_stream(runtime.device) if runtime.device.type == "cuda" else None
+        with nullcontext() if self.stream is None else torch.cuda.stream(self.stream):
+            self.data = runtime.to_device(data)
+
+    def arrived(self) -> Data:
+        """The tensors on the device, for the work that is started from now on."""
+        if self.stream is None:
+            return self.data
+        here = torch.cuda.current_stream(self.device)
+        here.wait_stream(self.stream)
+
+        def used(tensor: Tensor) -> Tensor:
+            tensor.record_stream(here)  # or the side stream may reuse its memory too early
+            return tensor
+
+        return map_tensors(used, self.data)
+
+
+@cache
+def side_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
 
 
 def to_host(*tensors: Tensor) -> list[Tensor]:

@@ -12,11 +12,14 @@ import torch
 from torch import Tensor
 
 from dataset.common import IGNORE_LABEL_ID, Batch, LoaderItem, hash_seed
+from engine.runtime.transfer import to_host
 from engine.tasks.protocol import Sums, add_sums, check_shapes, finite_rows
-from engine.tasks.slots import Slots, map_slots
+from engine.tasks.slots import Slots, Work, map_slots, work_on
 from engine.tasks.text import TextTask, sampled_depth
 from models.core import in_rows, zeroed
 from models.losses.text import Supervision
+
+WANTS_TO_HALT = "wants_to_halt"  # of each row that was computed; no metric
 
 
 class PersistentTextTask(TextTask):
@@ -36,6 +39,7 @@ class PersistentTextTask(TextTask):
         self.ahead = 0  # loader batches that this rank has opened and that do not count as opened yet
         self.opened = 0  # those of them that count once the step is done
         self.rows_taken = 0  # by this rank
+        self.computed = torch.zeros(0, dtype=torch.long)  # slots that the last step computed
         self.rows_retired = 0.0  # by all ranks
 
     def progress(self) -> float:
@@ -60,18 +64,15 @@ class PersistentTextTask(TextTask):
                     is_exhausted = True
                 else:
                     set_name, batch, _ = item
-                    self._enqueue(self.runtime.to_device(batch))
+                    self._enqueue(batch)
                     self.ahead += 1
             self._fill_free_slots()
             if not self.runtime.any_rank(self.slots is not None and bool(self.slots.is_busy.any())):
                 self.ahead = 0
                 return
             assert self.slots is not None
-            self.opened = int(self.runtime.all_gather_rows(self._count(self.ahead)).min())
+            self.opened = int(self.runtime.all_gather_rows(torch.tensor([self.ahead])).min())
             yield (set_name, self.slots.data, int(self.slots.is_busy.sum())), self.opened
-
-    def _count(self, number: int) -> Tensor:
-        return torch.tensor([number], device=self.runtime.device)
 
     def _num_queued(self) -> int:
         return len(self.queue["inputs"]) if self.queue else 0
@@ -96,7 +97,7 @@ class PersistentTextTask(TextTask):
         rows, width = batch["inputs"].shape
         core, device = self.head.model.inner, self.runtime.device
         state = torch.zeros(rows, width, self.head.model.config.hidden_size, dtype=core.dtype, device=device)
-        counts = torch.zeros(rows, dtype=torch.int32, device=device)
+        counts = torch.zeros(rows, dtype=torch.int32)
         data = {name: torch.zeros_like(value) for name, value in batch.items()}
         data["labels"] = torch.full_like(batch["labels"], IGNORE_LABEL_ID)
         return Slots(
@@ -104,7 +105,7 @@ class PersistentTextTask(TextTask):
             latents=core.Latents(*(state for _ in core.Latents._fields)),
             steps=counts,
             depth=counts,
-            is_busy=torch.zeros(rows, dtype=torch.bool, device=device),
+            is_busy=torch.zeros(rows, dtype=torch.bool),
             losses=torch.zeros(rows, width, device=device),
         )
 
@@ -123,7 +124,7 @@ class PersistentTextTask(TextTask):
         self.queue = {name: rows[count:] for name, rows in self.queue.items()}
         depths = [self._depth_of_row(self.rows_taken + i) for i in range(count)]
         self.rows_taken += count
-        slots.depth = slots.depth.index_copy(0, filled, torch.tensor(depths, dtype=torch.int32, device=filled.device))
+        slots.depth = slots.depth.index_copy(0, filled, torch.tensor(depths, dtype=torch.int32))
         slots.steps = slots.steps.index_fill(0, filled, 0)
         slots.is_busy = slots.is_busy.index_fill(0, filled, True)
 
@@ -141,6 +142,10 @@ class PersistentTextTask(TextTask):
         self.head.model.inner.depth = self.head.model.config.depth_at(self.progress())
         return 1
 
+    def prepare(self, item: LoaderItem) -> None:
+        """Rows wait in the queue; which slots they get is known only when the step before is done."""
+        return
+
     def train_step(self, item: LoaderItem, step: int) -> Sums:
         self.start_step(step)
         slots = self.slots
@@ -149,42 +154,43 @@ class PersistentTextTask(TextTask):
         parts = [
             map_slots(lambda tensor, i=i: tensor[i * rows : (i + 1) * rows], slots) for i in range(self.micro_batches)
         ]
-        places = [Supervision.of(part.data) for part in parts]
-        total = self._global_total(places)
+        is_compiled = self.runtime.use_compile
+        work = [work_on(part, is_first=part is parts[0], keeps_shape=is_compiled) for part in parts]
+        total = self._global_total([host.at for host in work])
+        there = self.runtime.to_device(work)
         totals: Sums = {}
-        both = self.until_stopped(zip(parts, places, strict=True))
-        stepped = [self._step_busy(part, at, total, totals) for part, at in both]
+        stepped, halting = [], []
+        for part, host, sent in self.until_stopped(zip(parts, work, there, strict=True)):
+            if len(host.rows):
+                part, wants_to_halt = self._step_rows(part, host, sent, total, totals)
+                halting.append(wants_to_halt)
+            stepped.append(part)
         self.pending = map_slots(lambda *tensors: torch.cat(tensors), *stepped)
-        self._halt_learned(self.pending, step)
+        if self.head.model.config.halt_policy == "learned":
+            self.computed = torch.cat([i * rows + host.rows for i, host in enumerate(work)])
+            totals[WANTS_TO_HALT] = torch.cat(halting)
         return totals
 
-    def _step_busy(self, part: Slots, at: Supervision, total: Tensor, totals: Sums) -> Slots:
-        """The part after a step; slots without a row are not computed, unless a compiled step is to keep its shape."""
-        busy = part.is_busy.nonzero().squeeze(-1)
-        if not len(busy):
-            if totals:  # of a part before it, so that every weight has its gradient
-                return part
-            busy = torch.zeros_like(part.steps[:1]).long()
-        if self.runtime.use_compile or len(busy) == len(part.steps):
-            return self._step_part(part, at, total, totals)
-        rows = map_slots(lambda tensor: tensor[busy], part)
-        stepped = self._step_part(rows, Supervision.of(rows.data), total, totals)
-        return map_slots(lambda old, new: old.index_copy(0, busy, new), part, stepped)
-
-    def _step_part(self, part: Slots, at: Supervision, total: Tensor, totals: Sums) -> Slots:
-        width = part.data["labels"].shape[1]
-        had_step = (part.steps > 0)[at.places // width]
-        latents, losses, q, sums = self.head.persistent_step(
-            part.data, part.latents, part.steps == 0, at, at.weights(self.reduction, total),
-            part.losses.flatten()[at.places], had_step,
+    def _step_rows(self, part: Slots, host: Work, sent: Work, total: Tensor, totals: Sums) -> tuple[Slots, Tensor]:
+        """The part after a step of the rows that are worked on, and which of those want to halt."""
+        is_whole, width = len(host.rows) == len(part.steps), part.losses.shape[1]
+        latents, losses = part.latents, part.losses
+        if not is_whole:
+            latents, losses = type(latents)(*(z[sent.rows] for z in latents)), losses[sent.rows]
+        latents, token_losses, q, sums = self.head.persistent_step(
+            sent.data, latents, sent.is_fresh, sent.at, sent.at.weights(self.reduction, total),
+            losses.flatten()[sent.at.places], sent.had_step,
         )  # fmt: skip
         add_sums(totals, sums)
-        steps = part.steps + 1
-        is_busy = part.is_busy & (steps < part.depth)
-        if self.head.model.config.halt_policy == "learned":
-            is_busy = is_busy & ~self._wants_to_halt(q, at, len(steps), width)
-        dense = torch.zeros_like(part.losses).flatten().index_copy_(0, at.places, losses).view_as(part.losses)
-        return Slots(part.data, latents, steps, part.depth, is_busy, dense)
+        losses = torch.zeros_like(losses).flatten().index_copy_(0, sent.at.places, token_losses).view_as(losses)
+        steps = part.steps.index_add(0, host.rows, torch.ones_like(host.rows, dtype=part.steps.dtype))
+        if not is_whole:
+            latents = type(latents)(
+                *(old.index_copy(0, sent.rows, new) for old, new in zip(part.latents, latents, strict=True))
+            )
+            losses = part.losses.index_copy(0, sent.rows, losses)
+        stepped = Slots(part.data, latents, steps, part.depth, part.is_busy & (steps < part.depth), losses)
+        return stepped, self._wants_to_halt(q, sent.at, len(host.rows), width)
 
     def _wants_to_halt(self, q: Tensor, at: Supervision, rows: int, width: int) -> Tensor:
         """Rows whose supervised tokens on average predict that one more step brings nothing."""
@@ -193,16 +199,21 @@ class PersistentTextTask(TextTask):
         count = torch.zeros(rows, device=q.device).index_add_(0, row, torch.ones_like(q))
         return summed > 0.5 * count
 
-    def _halt_learned(self, slots: Slots, step: int) -> None:
-        """Exploration: a few random rows must take a random number of steps before they may halt."""
-        config = self.head.model.config
-        if config.halt_policy != "learned" or not config.halt_exploration_prob or config.halt_max_steps == 1:
+    def observe(self, step: int, sums: Sums, grad_norm: float) -> None:
+        """Rows that want to halt do so, except that for exploration a few random ones must first take a random number of
+        steps."""
+        slots, config = self.pending, self.head.model.config
+        if config.halt_policy != "learned":
+            return
+        assert slots is not None
+        slots.is_busy[self.computed[sums.pop(WANTS_TO_HALT)]] = False
+        if not config.halt_exploration_prob or config.halt_max_steps == 1:
             return
         rows, ranks = len(slots.steps), self.runtime.world_size
         generator = torch.Generator().manual_seed(hash_seed(self.seed, step))
         explores = torch.rand(rows * ranks, generator=generator) < config.halt_exploration_prob
         wanted = torch.randint(2, config.halt_max_steps + 1, (rows * ranks,), generator=generator) * explores
-        own = wanted[self.runtime.rank * rows : (self.runtime.rank + 1) * rows].to(slots.steps.device)
+        own = wanted[self.runtime.rank * rows : (self.runtime.rank + 1) * rows]
         holds_row = (slots.data["labels"] != IGNORE_LABEL_ID).any(dim=1)
         slots.is_busy = slots.is_busy | (holds_row & (slots.steps < own) & (slots.steps < slots.depth))
 
@@ -218,9 +229,10 @@ class PersistentTextTask(TextTask):
         """Rows move on as after any step; those that are not finite are retired."""
         assert self.slots is not None and self.pending is not None
         stepped = self.pending
-        is_finite = finite_rows(*stepped.latents, stepped.losses)
-        stepped.latents = zeroed(~is_finite, stepped.latents)  # zero times a stale NaN would still be NaN
-        stepped.losses = torch.where(in_rows(is_finite, stepped.losses), stepped.losses, 0)
+        there = finite_rows(*stepped.latents, stepped.losses)
+        stepped.latents = zeroed(~there, stepped.latents)  # zero times a stale NaN would still be NaN
+        stepped.losses = torch.where(in_rows(there, stepped.losses), stepped.losses, 0)
+        (is_finite,) = to_host(there)
         stepped.is_busy = stepped.is_busy & is_finite
         freed = (self.slots.is_busy & ~is_finite).sum().float().reshape(1)
         self.runtime.all_reduce_sum_([freed])
@@ -247,9 +259,9 @@ class PersistentTextTask(TextTask):
             "slots": gathered({name: getattr(slots, name) for name in ("steps", "depth", "losses")}),
             "is_busy": gather(slots.is_busy.to(torch.uint8)),
             "queue": gathered(padded),
-            "queued": gather(self._count(self._num_queued())),
-            "ahead": gather(self._count(self.ahead)),
-            "rows_taken": gather(self._count(self.rows_taken)),
+            "queued": gather(torch.tensor([self._num_queued()])),
+            "ahead": gather(torch.tensor([self.ahead])),
+            "rows_taken": gather(torch.tensor([self.rows_taken])),
             "rows_retired": self.rows_retired,
         }
 
@@ -265,14 +277,16 @@ class PersistentTextTask(TextTask):
             )
 
         def own(value: Tensor) -> Tensor:
-            return value.chunk(ranks)[rank].to(device)
+            return value.chunk(ranks)[rank]
 
-        latents_class = self.head.model.inner.Latents
+        latents_class, counts = self.head.model.inner.Latents, state["slots"]
         self.slots = Slots(
             data={name: own(value) for name, value in state["data"].items()},
-            latents=latents_class(**{name: own(value) for name, value in state["latents"].items()}),
+            latents=latents_class(**{name: own(value).to(device) for name, value in state["latents"].items()}),
+            steps=own(counts["steps"]),
+            depth=own(counts["depth"]),
             is_busy=own(state["is_busy"]).bool(),
-            **{name: own(value) for name, value in state["slots"].items()},
+            losses=own(counts["losses"]).to(device),
         )
         waiting, self.ahead = int(state["queued"][rank]), int(state["ahead"][rank])
         self.queue = {name: own(value)[:waiting] for name, value in state["queue"].items()}

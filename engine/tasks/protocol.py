@@ -45,6 +45,11 @@ class Task(Protocol):
         """Where in the learning rate schedule this optimizer step is."""
         return step
 
+    def prepare(self, item: LoaderItem) -> None:
+        """Do what a step on this item needs of the host, and send it to the device, while that is busy with the step
+        before; `train_step` does it by itself for an item that has not been prepared."""
+        return
+
     def train_step(self, item: LoaderItem, step: int) -> Sums:
         """Forward and backward of one global batch; leaves the gradients of its mean in the module.
 
@@ -54,6 +59,13 @@ class Task(Protocol):
     def start_step(self, step: int) -> int:
         """Set the model up for an optimizer step, as `train_step` does; returns its number of supervision steps."""
         return 1
+
+    def observe(self, step: int, sums: Sums, grad_norm: float) -> None:
+        """What the step's one wait has brought: this rank's sums, on the host, and the norm of the network's gradient.
+
+        What a task sees here can shape the learning rate of the step; it may add to the sums and take from them.
+        """
+        return
 
     def commit(self) -> None:
         """The optimizer has used the step."""
@@ -134,12 +146,15 @@ def add_sums(totals: Sums, sums: Sums) -> None:
 
 def fetched(sums: Sums, runtime: Runtime) -> dict[str, Any]:
     """Sums over all ranks as plain numbers (lists where a sum has several), in one transfer from the device."""
+    return over_ranks(dict(zip(sums, to_host(*sums.values()), strict=True)), runtime)
+
+
+def over_ranks(sums: Sums, runtime: Runtime) -> dict[str, Any]:
+    """Sums that are on the host, over all ranks as plain numbers; every rank has the same names."""
+    if not sums or runtime.world_size == 1:
+        return {name: value.tolist() for name, value in sums.items()}
     names = sorted(sums)
-    if names and runtime.world_size > 1:  # a collective takes one tensor of one type on the device
-        flat = torch.cat([sums[name].to(runtime.device).reshape(-1) for name in names])
-        runtime.all_reduce_sum_([flat])
-        parts = to_host(flat)[0].split([sums[name].numel() for name in names])
-        found = [part.view(sums[name].shape) for name, part in zip(names, parts, strict=True)]
-    else:
-        found = to_host(*(sums[name] for name in names))
-    return {name: value.tolist() for name, value in zip(names, found, strict=True)}
+    flat = torch.cat([sums[name].reshape(-1) for name in names])
+    runtime.all_reduce_sum_([flat])
+    parts = flat.split([sums[name].numel() for name in names])
+    return {name: part.view(sums[name].shape).tolist() for name, part in zip(names, parts, strict=True)}

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from dataset.common import Batch, LoaderItem, hash_seed
 from engine.runtime.devices import Runtime
+from engine.runtime.transfer import Sent
 from engine.tasks.protocol import Sums, Task, add_sums, check_shapes, finite_rows, split_rows
 from engine.tasks.rollouts import ONE_TRY, Effort, surest_rollout
-from models.act import Carry, ExplorationDraws
+from models.act import Carry
 from models.core import Latents, zeroed
 from models.flops import training_flops
 from models.losses.puzzles import ACTLossHead
@@ -39,27 +40,36 @@ class PuzzleTask(Task):
         self.carries: list[Carry] | None = None
         self.is_restored = False  # the carries are those of a checkpoint, and no batch has been seen yet
         self.pending: list[Carry] | None = None
+        self.prepared: tuple[LoaderItem, Sent[Batch]] | None = None
         self.generator = torch.Generator()  # on the host: the same draws on every device
 
     @property
     def module(self) -> ACTLossHead:
         return self.head
 
+    def prepare(self, item: LoaderItem) -> None:
+        self.prepared = item, Sent(item[1], self.runtime)
+
     def train_step(self, item: LoaderItem, step: int) -> Sums:
         _, batch, global_batch_size = item
         self.head.train()
         self.head.model.inner.depth = self.head.model.config.depth_at(step / self.total_steps)
-        parts = split_rows(self.runtime.to_device(batch), self.micro_batches)
+        if self.prepared is None or self.prepared[0] is not item:
+            self.prepare(item)
+        assert self.prepared is not None
+        (_, sent), self.prepared = self.prepared, None
+        parts = split_rows(sent.arrived(), self.micro_batches)
         carries = self.carries
         if carries is None or self.is_restored:
             fresh = [self.head.initial_carry(part) for part in parts]
             for saved, new in zip(carries or fresh, fresh, strict=True):
                 check_shapes(saved, new)
             carries, self.is_restored = carries or fresh, False
+        explored = self._explored_steps(step, len(batch["inputs"])).chunk(self.micro_batches)
         totals: Sums = {}
         self.pending = []
-        for index, (part, carry) in enumerate(self.until_stopped(zip(parts, carries, strict=True))):
-            self._seed_draws(step, index, rows=part["inputs"].shape[0])
+        for part, carry, least_steps in self.until_stopped(zip(parts, carries, explored, strict=True)):
+            self.head.model.explored = least_steps
             carry, loss, sums, _, _ = self.head(return_keys=(), carry=carry, batch=part)
             (loss / global_batch_size).backward()
             self.pending.append(carry)
@@ -73,15 +83,11 @@ class PuzzleTask(Task):
     def flops(self, item: LoaderItem) -> float:
         return training_flops(self.head.model.inner, len(item[1]["inputs"]), item[1]["inputs"].numel())
 
-    def _seed_draws(self, step: int, index: int, rows: int) -> None:
-        """Exploration depends on the step and the slot alone, not on ranks or micro-batches."""
+    def _explored_steps(self, step: int, rows: int) -> Tensor:
+        """Of this rank's rows. Exploration depends on the step and the slot alone, not on ranks or micro-batches."""
         self.generator.manual_seed(hash_seed(self.seed, step))
-        per_rank = rows * self.micro_batches
-        self.head.model.draws = ExplorationDraws(
-            self.generator,
-            total_rows=per_rank * self.runtime.world_size,
-            first_row=per_rank * self.runtime.rank + rows * index,
-        )
+        of_all = self.head.model.explored_steps(rows * self.runtime.world_size, self.generator)
+        return self.runtime.to_device(of_all[self.runtime.rank * rows : (self.runtime.rank + 1) * rows])
 
     def commit(self) -> None:
         self.carries, self.pending = self.pending, None
@@ -112,10 +118,9 @@ class PuzzleTask(Task):
         if self.effort.rollouts > 1:
             return surest_rollout(self.head, batch, return_keys, self.effort)
         carry = self.head.initial_carry(batch)
-        while True:  # all rows take all supervision steps together; the last one counts
-            carry, _, sums, outputs, all_halted = self.head(return_keys=return_keys, carry=carry, batch=batch)
-            if all_halted:
-                return sums, outputs
+        for _ in range(self.head.model.inner.depth.max_steps):  # all rows take them all together; the last one counts
+            carry, _, sums, outputs, _ = self.head(return_keys=return_keys, carry=carry, batch=batch)
+        return sums, outputs
 
     def train_report(self, sums: dict[str, Any], global_batch_size: int) -> dict[str, float]:
         """Losses a row in flight, everything else a finished row."""

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Collection, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from dataset.common import IGNORE_LABEL_ID, Batch, LoaderItem, hash_seed
 from engine.runtime.devices import Runtime
+from engine.runtime.transfer import Sent, to_host
 from engine.tasks.protocol import Sums, Task, add_sums, split_rows
 from models.flops import training_flops
 from models.losses.text import Supervision, TextLossHead, area_under_roc
@@ -16,6 +17,15 @@ from models.losses.text import Supervision, TextLossHead, area_under_roc
 DEPTH_SPREAD = 0.5  # of the logarithm of a sampled depth
 STEP_METRICS = ["accuracy", "exact_accuracy", "lm_loss", "token_accuracy", "token_loss"]  # of each supervision step
 LARGEST_LOSS = 700.0  # whose exponential is a float
+
+
+class Supervised(NamedTuple):
+    """Rows with the places where they are supervised, which are found on the host: on the device, and on the host."""
+
+    batch: Batch
+    at: Supervision
+    host_batch: Batch
+    host_at: Supervision
 
 
 class TokenTask(Task):
@@ -29,19 +39,36 @@ class TokenTask(Task):
         self.seed = seed
         self.micro_batches = micro_batches
         self.reduction = reduction
+        self.prepared: tuple[LoaderItem, list[tuple[Batch, Supervision]], Sent[list[tuple[Batch, Supervision]]]] | None
+        self.prepared = None
 
-    def parts(self, item: LoaderItem) -> Iterator[tuple[Batch, Supervision, Tensor]]:
-        """Each micro-batch of this rank with where it is supervised, and its tokens' weights in the mean.
+    def prepare(self, item: LoaderItem) -> None:
+        host = [self.located(part) for part in split_rows(item[1], self.micro_batches)]
+        self.prepared = item, host, Sent(host, self.runtime)
+
+    def parts(self, item: LoaderItem) -> Iterator[tuple[Supervised, Tensor]]:
+        """Each micro-batch of this rank, and its tokens' weights in the mean.
 
         Those without a supervised token are left out; the first one is not, so that every weight gets a gradient.
         """
-        _, batch, _ = item
-        parts = [self.with_labels(part) for part in split_rows(self.runtime.to_device(batch), self.micro_batches)]
-        places = [Supervision.of(part) for part in parts]
-        total = self._global_total(places)
-        for part, at in self.until_stopped(zip(parts, places, strict=True)):
-            if len(at.places) or part is parts[0]:
-                yield part, at, at.weights(self.reduction, total)
+        if self.prepared is None or self.prepared[0] is not item or len(self.prepared[1]) != self.micro_batches:
+            self.prepare(item)
+        assert self.prepared is not None
+        (_, host, sent), self.prepared = self.prepared, None
+        total = self._global_total([at for _, at in host])
+        parts = [Supervised(*there, *here) for there, here in zip(sent.arrived(), host, strict=True)]
+        for number, part in enumerate(self.until_stopped(parts)):
+            if len(part.at.places) or number == 0:
+                yield part, part.at.weights(self.reduction, total)
+
+    def supervised(self, batch: Batch) -> Supervised:
+        """A batch of an evaluation."""
+        host = self.located(batch)
+        return Supervised(*self.runtime.to_device(host), *host)
+
+    def located(self, batch: Batch) -> tuple[Batch, Supervision]:
+        rows = self.with_labels(batch)
+        return rows, Supervision.of(rows)
 
     def with_labels(self, batch: Batch) -> Batch:
         """The rows that have a supervised token, at least one row; the others only fill up the last batch of an epoch.
@@ -55,9 +82,10 @@ class TokenTask(Task):
         return {name: value[rows] for name, value in batch.items()}
 
     def _global_total(self, places: list[Supervision]) -> Tensor:
-        """Tokens, or documents, that the loss is a mean over; 1 where there are none, so that it is 0 and not NaN."""
+        """Tokens, or documents, that the loss is a mean over, on the host; 1 where there are none, so that it is 0 and
+        not NaN."""
         sizes = [len(at.places) if self.reduction == "token" else len(at.lengths) for at in places]
-        total = torch.tensor([float(sum(sizes))], device=self.runtime.device)
+        total = torch.tensor([float(sum(sizes))])
         self.runtime.all_reduce_sum_([total])
         return total.clamp_min(1)[0]
 
@@ -91,8 +119,8 @@ class TextTask(TokenTask):
     def train_step(self, item: LoaderItem, step: int) -> Sums:
         num_steps = self.start_step(step)
         totals: Sums = {}
-        for part, at, weights in self.parts(item):
-            add_sums(totals, self.head.train_on(part, at, weights, num_steps))
+        for part, weights in self.parts(item):
+            add_sums(totals, self.head.train_on(part.batch, part.at, weights, num_steps))
         return totals
 
     def start_step(self, step: int) -> int:
@@ -120,20 +148,19 @@ class TextTask(TokenTask):
             )
         self.head.eval()
         self.head.model.inner.depth = self.head.model.config.depth_at(1.0)
-        batch = self.runtime.to_device(batch)
-        rows = self.with_labels(batch)
-        sums, preds = self.scores(rows, Supervision.of(rows))
+        sums, preds = self.scores(self.supervised(batch))
         outputs = dict(batch)
         if "preds" in return_keys:  # what the model says at supervised places, IGNORE_LABEL_ID elsewhere
             labels = batch["labels"]
-            outputs["preds"] = labels.masked_scatter(labels != IGNORE_LABEL_ID, preds.to(labels.dtype))
+            said = to_host(preds)[0].to(labels.dtype)
+            outputs["preds"] = labels.masked_scatter(labels != IGNORE_LABEL_ID, said)
         return sums, {name: outputs[name] for name in return_keys}
 
-    def scores(self, batch: Batch, at: Supervision) -> tuple[Sums, Tensor]:
+    def scores(self, part: Supervised) -> tuple[Sums, Tensor]:
         """Sums of an evaluation, and the last predictions (T,)."""
-        sums, preds = self.head.evaluate_on(batch, at, self.eval_steps)
+        sums, preds = self.head.evaluate_on(part.batch, part.at, self.eval_steps)
         if self.piece_bytes is not None:
-            sums["bytes"] = self.piece_bytes.to(at.labels.device)[at.labels].sum()
+            sums["bytes"] = self.piece_bytes[part.host_at.labels].sum()
         return sums, preds
 
     def train_report(self, sums: dict[str, Any], global_batch_size: int) -> dict[str, float]:

@@ -13,13 +13,17 @@ from dataset.common import LoaderItem
 from engine.checkpoints.save import CheckpointStore
 from engine.runtime.devices import Runtime
 from engine.runtime.signals import CutShortError, StopSignal
-from engine.tasks.protocol import Sums, Task, fetched
+from engine.runtime.transfer import to_host
+from engine.tasks.protocol import Sums, Task, over_ranks
 from engine.train.evaluate import Evaluator, Report, evaluate, flat, stateful
 from engine.train.optimizers import OptimizerSet
 from engine.train.plan import Plan, TrainState, is_due
+from engine.train.read_ahead import ReadAhead
 from engine.train.speed import Speedometer, expectation
 from engine.train.tracking.tracker import Tracker
 from models.ema import WeightAverage
+
+ROWS_SQUARE = "puzzle_rows"  # squared norm of the gradient of each rank's puzzle rows, which is no metric
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ class Run(RunParts):
     run_dir: Path
     average: WeightAverage | None = None
     state: TrainState = field(default_factory=TrainState)
-    unlogged: list[tuple[int, int, Sums, dict[str, float]]] = field(default_factory=list)
+    unlogged: list[tuple[int, int, dict[str, Any], dict[str, float]]] = field(default_factory=list)
     saved_step: int = 0  # the last one that is on disk
     stop: StopSignal = field(default_factory=StopSignal)
     speed: Speedometer = field(init=False)
@@ -82,10 +86,11 @@ def fit(run: Run, stop: StopSignal) -> Report | None:
         first = state.step
         while not plan.is_over(state):
             ended = state.iteration
-            for item, opened in run.task.feed(run.data.train_items(state.iteration, state.batches_done)):
+            items = ReadAhead(run.data.train_items(state.iteration, state.batches_done), run.task.prepare)
+            for item, opened in run.task.feed(items):
                 if state.step == first:
                     run.tracker.print(expectation(run.task, item, first + 1, run.runtime, run.smaller))
-                train_step(run, item)
+                train_step(run, item, items.read_next if run.runtime.device.type == "cuda" else None)
                 state.batches_done += opened
                 if plan.is_over(state):
                     break
@@ -129,9 +134,10 @@ def evaluate_and_save(run: Run, is_eval_due: bool, is_save_due: bool) -> Report 
     return report
 
 
-def train_step(run: Run, item: LoaderItem) -> None:
+def train_step(run: Run, item: LoaderItem, meanwhile: Callable[[], None] | None = None) -> None:
     """Forward, backward, sum over ranks, and, if all of it is finite, the optimizers.
 
+    The host waits for the device once, and does `meanwhile` before that.
     Raises CutShortError, with everything as it was, if a signal asks one of the ranks to stop.
     """
     state, task, optimizers = run.state, run.task, run.optimizers
@@ -145,9 +151,18 @@ def train_step(run: Run, item: LoaderItem) -> None:
 
     dense = optimizers.dense_gradients()
     run.runtime.all_reduce_sum_(dense)
-    norm, is_finite = optimizers.gradient_norm(dense, sums, run.runtime)
+    squares = optimizers.squares(dense, run.runtime.device)
+    if meanwhile is not None:
+        meanwhile()
+    squares, *values = to_host(squares, *sums.values())
+    dense_square = squares[0].item()
+    norm = math.sqrt(dense_square) if dense_square >= 0 else math.nan
+    sums = dict(zip(sums, values, strict=True))
+    task.observe(state.step, sums, norm)
+    numbers = over_ranks(sums | {ROWS_SQUARE: squares[1]}, run.runtime)
+    others = [numbers.pop(ROWS_SQUARE), *(value for name, value in numbers.items() if name.endswith("loss"))]
     facts = {"grad_norm": norm}
-    if is_finite:
+    if math.isfinite(dense_square + sum(others)):
         if run.plan.grad_clip is not None and norm > run.plan.grad_clip:
             torch._foreach_mul_(dense, run.plan.grad_clip / norm)
         facts["lr"] = optimizers.step(task.schedule_step(state.step))
@@ -163,7 +178,7 @@ def train_step(run: Run, item: LoaderItem) -> None:
     optimizers.zero_grad()
 
     run.speed.add(item[1], task.flops(item), task.product_dtype)
-    run.unlogged.append((state.step, item[2], sums, facts))
+    run.unlogged.append((state.step, item[2], numbers, facts))
     run.tracker.advance(state.step)
     if is_due(state.step, run.plan.log_interval) or state.bad_steps_in_row:
         flush_log(run)
@@ -172,10 +187,10 @@ def train_step(run: Run, item: LoaderItem) -> None:
 
 
 def flush_log(run: Run) -> None:
-    """Fetch the sums of the last steps in one go and log every step, the last one with their speed."""
+    """Log every step since the last time, the last one with their speed."""
     speed = run.speed.read()
-    for step, global_batch_size, sums, facts in run.unlogged:
-        report = run.task.train_report(fetched(sums, run.runtime), global_batch_size)
+    for step, global_batch_size, numbers, facts in run.unlogged:
+        report = run.task.train_report(numbers, global_batch_size)
         values = {f"train/{name}": value for name, value in (report | facts).items()}
         run.tracker.log(values | (speed if step == run.state.step else {}), step)
     run.unlogged.clear()

@@ -1,14 +1,11 @@
 """The set of optimizers of a run: its gradients, their norm, the learning rates, and what a checkpoint holds of it."""
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from engine.runtime.devices import Runtime
-from engine.tasks.protocol import Sums
 from engine.train.schedule import CosineSchedule, RestartSchedule
 from engine.train.update_rules import SparseSignSGD
 
@@ -43,19 +40,13 @@ class OptimizerSet:
         lent = self.sparse.table.lent if self.sparse else []
         return [rows.grad for _, rows in lent if rows.grad is not None]
 
-    def gradient_norm(self, dense: list[Tensor], sums: Sums, runtime: Runtime) -> tuple[float, bool]:
-        """Norm of the summed gradients of the network, and whether they and every rank's puzzle rows and losses are
-        finite; the step's only wait."""
-        squares = torch.zeros(3, device=runtime.device)
+    def squares(self, dense: list[Tensor], device: torch.device) -> Tensor:
+        """Squared norms (2,) of the network's gradients and of those of this rank's puzzle rows, on the device."""
+        squares = torch.zeros(2, device=device)
         for slot, gradients in enumerate((dense, self.sparse_gradients())):
             if gradients:
                 squares[slot] = torch.stack(torch._foreach_norm(gradients)).square().sum()
-        for name, value in sums.items():
-            if name.endswith("loss"):
-                squares[2] += value
-        runtime.all_reduce_sum_([squares[1:]])  # what differs between the ranks; the gradients are summed already
-        dense_square, *others = squares.tolist()
-        return math.sqrt(dense_square) if dense_square >= 0 else math.nan, math.isfinite(dense_square + sum(others))
+        return squares
 
     def step(self, step: float) -> float:
         """Set the learning rates of this optimizer step and make it; returns the rate of the last optimizer."""

@@ -91,11 +91,12 @@ class SparseSignSGD:
             return
         ids = self.gather(torch.cat([ids for ids, _ in used]))
         gradients = self.gather(torch.cat([grad for _, grad in used]))
-        unique, place = ids.unique(return_inverse=True)
-        summed = torch.zeros(len(unique), gradients.shape[1], dtype=gradients.dtype, device=gradients.device)
-        summed.index_add_(0, place, gradients)
+        # All uses of a row are summed in one place, and all of them write the same new row: how many different ones
+        # there are is not asked, as the host would wait for the answer.
+        place = torch.searchsorted(ids.sort().values, ids)
+        summed = torch.zeros_like(gradients).index_add_(0, place, gradients)[place]
         lr = self.param_groups[0]["lr"]
-        self.table.weights[unique] = self.table.weights[unique] * (1 - lr * self.weight_decay) - lr * summed.sign()
+        self.table.weights[ids] = self.table.weights[ids] * (1 - lr * self.weight_decay) - lr * summed.sign()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         self.table.lent.clear()

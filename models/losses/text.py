@@ -106,7 +106,7 @@ class TextLossHead(nn.Module):
         """Forward and backward of one supervision step of persistent latents; rows marked fresh start from scratch.
 
         The halting head learns of this step alone what it brought: no later one is known here.
-        `old_losses` (T,) are those of the step before, where a token `had_step`. Returns detached latents, the losses
+        `old_losses` (T,) are those of the step before, for the tokens that `had_step` picks. Returns detached latents, the losses
         and halting logits (T,) of this step, and sums.
         """
         core = self.model.inner

@@ -7,12 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dataset.common import Batch, LoaderItem
+from dataset.common import LoaderItem
 from engine.runtime.devices import Runtime
 from engine.tasks.protocol import Sums, add_sums
-from engine.tasks.text import TextTask, halting_report, perplexity
+from engine.tasks.text import Supervised, TextTask, halting_report, perplexity
 from models.losses.distill import TeacherTargets
-from models.losses.text import Supervision
 from src.distillation.cache.format import CacheError
 from src.distillation.corpus.packed_rows import NO_ROW
 from src.distillation.student.head import DistillHead
@@ -55,16 +54,12 @@ class DistillTask(TextTask):
     def train_step(self, item: LoaderItem, step: int) -> Sums:
         num_steps = self.start_step(step)
         totals: Sums = {}
-        for part, at, weights in self.parts(item):
-            if len(at.places):  # the last batch of an epoch may hold empty rows
-                add_sums(totals, self.head.train_on(part, at, weights, num_steps, self._targets(part, at)))
-        if self.checks_first_loss:
-            self._check_first_loss(totals)
-        if self.controller is not None:
-            self._observe(totals, step)
+        for part, weights in self.parts(item):
+            if len(part.at.places):  # the last batch of an epoch may hold empty rows
+                add_sums(totals, self.head.train_on(part.batch, part.at, weights, num_steps, self._targets(part)))
         return totals
 
-    def _targets(self, batch: Batch, at: Supervision) -> TeacherTargets | None:
+    def _targets(self, part: Supervised) -> TeacherTargets | None:
         """What the teacher says of the supervised tokens, without gradient."""
         if self.teacher is None:
             return None
@@ -72,19 +67,35 @@ class DistillTask(TextTask):
         needs_norm = divergence.tail != "renorm" or facts.kind == "dense"
         column = facts.column(divergence.temperature if needs_norm else 1.0)
         with torch.no_grad():
-            return self.teacher.signal(batch).targets(at.places, column)
+            signal = self.teacher.signal(part.host_batch)
+            on_host = signal.valid.device.type == "cpu"
+            places = part.host_at.places if on_host else part.at.places.to(signal.valid.device)
+            return self.runtime.to_device(signal.targets(places, column))
 
-    def _held_out_targets(self, batch: Batch, at: Supervision) -> TeacherTargets | None:
+    def _held_out_targets(self, part: Supervised) -> TeacherTargets | None:
         """A cache may hold the rows of training alone: that is not an error, and is reported once."""
         if not self.knows_held_out:
             return None
         try:
-            return self._targets(batch, at)
+            return self._targets(part)
         except CacheError as error:
             if not self.has_warned:
                 self.warn(f"note: held-out rows are evaluated without the teacher. {error}")
             self.has_warned = True
             return None
+
+    def observe(self, step: int, sums: Sums, grad_norm: float) -> None:
+        """Check the first loss, and tell the controller how the step went."""
+        if self.checks_first_loss:
+            self._check_first_loss(sums)
+        if self.controller is None:
+            return
+        loss = self._mean(sums, "ce_loss")
+        if "kd_loss" in sums:
+            loss = self.head.alpha * loss + (1 - self.head.alpha) * self._mean(sums, "kd_loss")
+        for event in self.controller.observe(step, loss, grad_norm):
+            self.warn(str(event))
+        sums["lr_factor"] = torch.tensor(self.controller.factor(step))
 
     def _check_first_loss(self, sums: Sums) -> None:
         """A fresh student knows nothing and should not be sure of anything."""
@@ -99,22 +110,10 @@ class DistillTask(TextTask):
     def _mean(self, sums: Sums, name: str) -> float:
         return float(sums[name]) / float(sums["tokens"]) if "tokens" in sums else math.nan
 
-    def _observe(self, sums: Sums, step: int) -> None:
-        """Tell the controller how this step went, before the learning rate of the step is asked for."""
-        assert self.controller is not None
-        gradients = [p.grad for p in self.head.parameters() if p.grad is not None]
-        norm = float(torch.stack(torch._foreach_norm(gradients)).square().sum().sqrt()) if gradients else math.nan
-        loss = self._mean(sums, "ce_loss")
-        if "kd_loss" in sums:
-            loss = self.head.alpha * loss + (1 - self.head.alpha) * self._mean(sums, "kd_loss")
-        for event in self.controller.observe(step, loss, norm):
-            self.warn(str(event))
-        sums["lr_factor"] = torch.tensor(self.controller.factor(step))
-
-    def scores(self, batch: Batch, at: Supervision) -> tuple[Sums, Tensor]:
-        targets = self._held_out_targets(batch, at)
-        sums, preds = self.head.evaluate_on(batch, at, self.eval_steps, targets)
-        return sums | {"rows": (batch["row_id"] != NO_ROW).sum()}, preds
+    def scores(self, part: Supervised) -> tuple[Sums, Tensor]:
+        targets = self._held_out_targets(part)
+        sums, preds = self.head.evaluate_on(part.batch, part.at, self.eval_steps, targets)
+        return sums | {"rows": (part.host_batch["row_id"] != NO_ROW).sum()}, preds
 
     def train_report(self, sums: dict[str, Any], global_batch_size: int) -> dict[str, float]:
         """Cross-entropy and divergence apart, in nats, and the mix that is learnt from."""

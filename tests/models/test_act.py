@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from dataset.common import IGNORE_LABEL_ID
-from models.act import ExplorationDraws
 from models.attention import FULL
 from models.layers import AttentionContext, Block
 from models.losses.puzzles import ACTLossHead
@@ -55,11 +54,13 @@ def test_exploration_keeps_rows_going_and_never_beyond_the_limit():
     model, batch = make("trm", halt_max_steps=4, halt_exploration_prob=0.5), make_batch(rows=400)
     torch.nn.init.zeros_(model.inner.q_head.weight)
     model.inner.q_head.bias.data = torch.tensor([8.0, 0.0])
-    model.draws = ExplorationDraws(torch.Generator().manual_seed(0), total_rows=400, first_row=0)
+    generator = torch.Generator().manual_seed(0)
+    model.explored = model.explored_steps(400, generator)
     carry, _ = model.train()(model.initial_carry(batch), batch)
     going = 1 - carry.halted.float().mean().item()
     assert going == pytest.approx(0.5, abs=0.1), "half of the rows explore, all of them for 2 steps or more"
     for _ in range(20):
+        model.explored = model.explored_steps(400, generator)
         carry, _ = model(carry, batch)
         assert carry.steps.max() <= 4
 

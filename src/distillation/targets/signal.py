@@ -94,7 +94,8 @@ class Teacher(Protocol):
     def facts(self) -> TeacherFacts: ...
 
     def signal(self, batch: Batch) -> TeacherSignal:
-        """Of the rows of a batch (`inputs`, `positions`, `documents`, `row_id`), on the batch's device."""
+        """Of the rows of a batch (`inputs`, `positions`, `documents`, `row_id`) on the host; the answer is where it was
+        computed."""
 
     def close(self) -> None:
         """Finish what is being written and release what is held; `signal` is not called again."""

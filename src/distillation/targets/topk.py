@@ -9,20 +9,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dataset.common import mix_bits
+from engine.runtime.devices import to_device
 from models.losses.distill import NO_MASS, UNUSED
 from src.distillation.targets.signal import TeacherFacts, TeacherSignal, log_norms_of
 
 
 def named(logprobs: Tensor, facts: TeacherFacts, seed: int, row_ids: Tensor, positions: Tensor) -> TeacherSignal:
-    """Of log-probabilities (S, V) what the facts ask for; draws follow from the seed, the row (S,) and the position."""
+    """Of log-probabilities (S, V) what the facts ask for; draws follow from the seed, the row (S,) and the position,
+    which are on the host."""
     ids: Tensor | None = None
     shares: Tensor | None = None
     log_norms = log_norms_of(logprobs, facts.temperatures)
     if facts.kind == "topk":
         logprobs, ids = logprobs.topk(facts.k, dim=-1)
     elif facts.kind == "sampled":
-        offsets = torch.from_numpy(offsets_of(seed, row_ids.cpu().numpy(), positions.cpu().numpy()))
-        logprobs, ids, shares = drawn(logprobs, facts.k, offsets.to(logprobs.device))
+        offsets = torch.from_numpy(offsets_of(seed, row_ids.numpy(), positions.numpy()))
+        logprobs, ids, shares = drawn(logprobs, facts.k, to_device(offsets, logprobs.device))
     valid = torch.ones(len(logprobs), dtype=torch.bool, device=logprobs.device)
     return TeacherSignal(logprobs, log_norms, valid, None if ids is None else ids.to(torch.int32), shares)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dataset.common import Batch
-from engine.runtime.devices import choose_device
+from engine.runtime.devices import choose_device, to_device
 from src.distillation.config import TeacherOptions
 from src.distillation.corpus.manifest import TokenizerFacts
 from src.distillation.targets.signal import Kind, TeacherFacts, TeacherSignal, predicted_places
@@ -57,23 +57,23 @@ class DirectTeacher:
 
     @torch.no_grad()
     def signal(self, batch: Batch) -> TeacherSignal:
-        asked_from, device = batch["inputs"].device, head_of(self.model).device
-        batch = {name: batch[name].to(device) for name in ("inputs", "positions", "documents", "row_id")}
-        length = batch["inputs"].shape[1]
+        device, length = head_of(self.model).device, batch["inputs"].shape[1]
         if length > self._checked_length:
             check_packable(self.model, length)
             self._checked_length = length
         valid = predicted_places(batch["documents"])
+        places = valid.flatten().nonzero().squeeze(-1)
+        rows, positions = batch["row_id"][places // length], places % length
+        read = {name: batch[name] for name in ("inputs", "positions", "documents")}
+        read, valid, sent = to_device((read, valid, places), device)
         signal = blank_signal(self.facts, valid)
         flat = signal.flat()
-        places = valid.flatten().nonzero().squeeze(-1)
         if len(places):
-            hidden = packed_hidden(self.model, batch).flatten(0, 1)  # (B * L, D)
-            for part in places.split(self._chunk):
-                logprobs = self._logprobs(hidden[part])
-                rows = batch["row_id"][part // length]
-                flat.put(part, named(logprobs, self.facts, self._seed, rows, part % length))
-        return signal.to(asked_from)
+            hidden = packed_hidden(self.model, read).flatten(0, 1)  # (B * L, D)
+            parts = (each.split(self._chunk) for each in (sent, rows, positions))
+            for part, *which in zip(*parts, strict=True):
+                flat.put(part, named(self._logprobs(hidden[part]), self.facts, self._seed, *which))
+        return signal
 
     def close(self) -> None:
         """There is nothing to finish."""

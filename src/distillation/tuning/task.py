@@ -13,9 +13,8 @@ from torch import Tensor
 from dataset.common import Batch, LoaderItem, hash_seed
 from engine.runtime.devices import Runtime
 from engine.tasks.protocol import Sums, add_sums
-from engine.tasks.text import TokenTask, perplexity
+from engine.tasks.text import Supervised, TokenTask, perplexity
 from models.losses.chunked import chunked_cross_entropy
-from models.losses.text import Supervision
 from src.distillation.teachers.packed_attention import head_of, packed_hidden
 from src.distillation.tuning.lora import TunedTeacher
 
@@ -45,21 +44,21 @@ class TeacherTask(TokenTask):
         # Dropout depends on the step alone, so that a resumed run drops what the uninterrupted one would have.
         torch.manual_seed(hash_seed(self.seed, step * self.runtime.world_size + self.runtime.rank))
         totals: Sums = {}
-        for part, at, weights in self.parts(item):
-            loss, sums = self.scores(part, at, weights)
+        for part, weights in self.parts(item):
+            loss, sums = self.scores(part, weights)
             loss.backward()
             add_sums(totals, sums)
         return totals
 
-    def scores(self, batch: Batch, at: Supervision, weights: Tensor) -> tuple[Tensor, Sums]:
+    def scores(self, part: Supervised, weights: Tensor) -> tuple[Tensor, Sums]:
         """The weighted loss, and sums over tokens."""
-        causal = self.teacher.causal
+        causal, at = self.teacher.causal, part.at
         with torch.autocast(self.runtime.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            hidden = packed_hidden(causal, batch)
+            hidden = packed_hidden(causal, part.batch)
         hidden = hidden.flatten(0, 1)[at.places].to(self.dtype)
         loss, tokens = chunked_cross_entropy(hidden, head_of(causal), at.labels, weights, is_stablemax=False)
         sums = {
-            "count": (batch["documents"].amax(1) + 1).sum(),
+            "count": (part.host_batch["documents"].amax(1) + 1).sum(),
             "tokens": torch.tensor(len(at.places)),
             "loss": tokens.losses.sum(),
             "accuracy": (tokens.preds == at.labels).sum(),
@@ -69,9 +68,8 @@ class TeacherTask(TokenTask):
     def eval_batch(self, batch: Batch, return_keys: Collection[str]) -> tuple[Sums, dict[str, Tensor]]:
         assert not return_keys, "nothing asks a teacher for its outputs"
         self.teacher.eval()
-        batch = self.with_labels(self.runtime.to_device(batch))
-        at = Supervision.of(batch)
-        return self.scores(batch, at, torch.ones(len(at.places), device=self.runtime.device))[1], {}
+        part = self.supervised(batch)
+        return self.scores(part, torch.ones(len(part.at.places), device=self.runtime.device))[1], {}
 
     def train_report(self, sums: dict[str, Any], global_batch_size: int) -> dict[str, float]:
         return self.eval_report(sums)

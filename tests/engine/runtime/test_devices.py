@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -254,3 +255,16 @@ def test_batches_keep_their_types():
         "weight": torch.float32,
     }
     assert all(torch.equal(moved[name], batch[name]) for name in batch)
+
+
+def test_whatever_holds_tensors_is_moved_whole():
+    class Pair(NamedTuple):
+        left: torch.Tensor
+        right: torch.Tensor | None
+
+    runtime = Runtime(device=torch.device("meta"), rank=0, world_size=1, use_compile=False)
+    moved = runtime.to_device([(Pair(torch.ones(2), None), {"rows": torch.ones(3)}), "name"])
+
+    ((pair, batch), name) = moved
+    assert isinstance(pair, Pair) and pair.right is None and name == "name"
+    assert pair.left.is_meta and batch["rows"].is_meta and batch["rows"].shape == (3,)

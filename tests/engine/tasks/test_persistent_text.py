@@ -77,7 +77,9 @@ class Watch:
         assert torch.equal(before.is_busy, (before.data["labels"] != IGNORE_LABEL_ID).any(1)), "idle means unsupervised"
         self.taken += document_numbers(rows_of(before.data, before.is_busy & (before.steps == 0)))
         task.head.zero_grad(set_to_none=True)
-        self.reports.append(task.train_report(fetched(task.train_step(item, step), task.runtime), ROWS))
+        sums = task.train_step(item, step)
+        task.observe(step, sums, 0.0)
+        self.reports.append(task.train_report(fetched(sums, task.runtime), ROWS))
         is_done = before.is_busy & ~task.pending.is_busy
         self.retired += document_numbers(rows_of(before.data, is_done))
         self.steps_of_row.update(task.pending.steps[is_done].tolist())
