@@ -137,9 +137,9 @@ def test_fresh_noise_comes_before_every_supervision_step():
     after: list[torch.Tensor] = []
     step = head.model.inner.step
 
-    def spying(z, x, context, calls_with_grad):
+    def spying(z, x, context, calls_with_grad, *network):
         before.append(z.z_L)
-        z, answers = step(z, x, context, calls_with_grad)
+        z, answers = step(z, x, context, calls_with_grad, *network)
         after.append(z.z_L)
         return z, answers
 
