@@ -6,6 +6,7 @@ import pytest
 
 from tests.gpu import table
 
+COMMITTED = json.loads(table.TABLE.read_text())
 STEP = {"times": 2, "waits": {"a.py: x.item() (read)": 2}, "lines": {"a.py: x.item() (read)": 7}, "launches": 200}
 
 
@@ -42,3 +43,8 @@ def test_more_launches_fail():
 def test_a_case_that_failed_cannot_be_accepted():
     with pytest.raises(ValueError, match="no such tensor"):
         table.write_table({"measured: a step": {"problem": "no such tensor"}})
+
+
+@pytest.mark.parametrize("name", COMMITTED)
+def test_the_committed_table_allows_one_wait_a_step_and_a_token(name):
+    assert sum(COMMITTED[name]["waits"].values()) <= 1
