@@ -376,7 +376,7 @@ def _line_of_ours() -> tuple[str, int]:
     frame: Any = sys._getframe(1)
     while frame is not None:
         name = frame.f_code.co_filename
-        is_ours = name.startswith(str(ROOT)) and not name.startswith(OWN_FOLDER)
+        is_ours = name.startswith(str(ROOT)) and "site-packages" not in name and not name.startswith(OWN_FOLDER)
         if is_ours and not name.endswith(ON_BEHALF_OF_OTHERS):
             return str(Path(name).relative_to(ROOT)), frame.f_lineno
         frame = frame.f_back

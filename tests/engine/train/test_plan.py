@@ -23,6 +23,9 @@ class Work:
     def feed(self, items: Any) -> Any:
         return ((item, 1) for item in items)
 
+    def prepare(self, item: Any) -> None:
+        return
+
 
 def run_of(plan: Plan, values: list[float], **state: Any) -> tuple[Run, list[tuple[str, int]], Any]:
     """A run, what happened at which step, and the patches under which it happens: evaluations give `values`."""
