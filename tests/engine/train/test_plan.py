@@ -44,7 +44,7 @@ def run_of(plan: Plan, values: list[float], **state: Any) -> tuple[Run, list[tup
         state=TrainState(**state),
     )
 
-    def step(run: Run, _: Any) -> None:
+    def step(run: Run, item: Any, meanwhile: Any) -> None:
         run.state.step += 1
 
     def evaluate(run: Run) -> dict[str, dict[str, float]]:
