@@ -65,7 +65,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> Tensor:
     """Scaled dot-product attention; (B, L, N, H) in and out."""
     if q.device.type == "cpu" and q.dtype == torch.bfloat16:
         if q.shape[1] == 1:  # one query makes thin products, of which the bfloat16 units take several times longer
-            return _attend_at_once(q.float(), k.float(), v.float(), mask).to(q.dtype)
+            once = _attend_by_sums if torch.compiler.is_compiling() else _attend_at_once
+            return once(q.float(), k.float(), v.float(), mask).to(q.dtype)
         return _attend_by_products(q, k, v, mask)
     return _attend_at_once(q, k, v, mask)
 
@@ -91,3 +92,11 @@ def _attend_by_products(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) ->
     elif mask.bias is not None:
         scores.add_(mask.bias)
     return torch.matmul(scores.softmax(-1), v).transpose(1, 2)
+
+
+def _attend_by_sums(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> Tensor:
+    """The same for one query: compiled, keys and values become float32 as they are read, without a copy of them."""
+    scores = (q * k).sum(-1) * q.shape[-1] ** -0.5  # (B, T, N)
+    if mask.bias is not None:
+        scores = scores + mask.bias[:, 0, 0, :, None]
+    return (scores.softmax(1)[..., None] * v).sum(1, keepdim=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from models.act import ActModel
-from models.attention import AttentionMask, build_mask
+from models.attention import AttentionMask, bias_of, build_mask
 from models.core import Network, plain_call
 from models.layers import Attention, AttentionContext, CastedLinear
 
@@ -157,9 +157,8 @@ class KeyValueMemory:
 
     def mask_before(self, places: Places) -> AttentionMask:
         """The same for rows of any lengths, as a table."""
-        ahead = torch.arange(places.seen, device=self.device) > places.positions[:, :, None]  # (B, L, T)
-        bias = torch.zeros(ahead.shape, dtype=self.core.dtype, device=self.device).masked_fill_(ahead, float("-inf"))
-        return AttentionMask(bias=bias[:, None])
+        allowed = torch.arange(places.seen, device=self.device) <= places.positions[:, :, None]  # (B, L, T)
+        return AttentionMask(bias=bias_of(allowed, self.core.dtype))
 
 
 class RecomputeMemory:
