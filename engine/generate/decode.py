@@ -15,7 +15,8 @@ from engine.generate.exits import MIN_STEPS, may_exit
 from engine.generate.options import DecodeOptions
 from engine.generate.sampling import choose, marked
 from engine.generate.token_reader import Reading, TokenReader, readings, token_reader
-from engine.runtime.transfer import to_device, to_host
+from engine.runtime.devices import to_device
+from engine.runtime.transfer import to_host
 from models.act import ActModel
 from models.kv_cache import KeyValueMemory, RecomputeMemory
 from models.layers import weights_cast_once

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from engine.generate.options import SamplingOptions
-from engine.runtime.transfer import to_device
+from engine.runtime.devices import to_device
 
 COLDEST = 1e-6  # colder is as good as greedy, and dividing by it could overflow
 

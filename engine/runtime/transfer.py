@@ -80,10 +80,3 @@ def _is_mixed(tensors: Sequence[Tensor]) -> bool:
 def _widest_first(tensors: Sequence[Tensor]) -> list[int]:
     """In this order each tensor's bytes begin at a multiple of the size of its type."""
     return sorted(range(len(tensors)), key=lambda number: -tensors[number].element_size())
-
-
-def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on the device; the host does not wait until CUDA has it."""
-    if device.type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
