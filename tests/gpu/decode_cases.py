@@ -41,7 +41,8 @@ def lively(at: Place, **options: Any) -> Any:
 
 
 def said(at: Place, model: Any, options: dict[str, Any], **limits: Any) -> Any:
-    decoding = Decoding(model, PROMPTS, DecodeOptions(num_top=3, **options), **({"max_new_tokens": [4, 6, 2]} | limits))
+    chosen = DecodeOptions(num_top=3, compile=at.runtime.use_compile, **options)
+    decoding = Decoding(model, PROMPTS, chosen, **({"max_new_tokens": [4, 6, 2]} | limits))
     tokens = iter(decoding)
     rows = [next(tokens), next(tokens)]  # the prompts are read first, and what is made once a reply is made
     while True:

@@ -1,7 +1,8 @@
-"""Runs the cases on the CPU and on the pretended device, in this process, and prints one JSON object a case.
+"""Runs the cases on the CPU and on a pretended or a real device, in this process, and prints one JSON object a case.
 
 python -m tests.gpu.drive cuda --only measured
 python -m tests.gpu.drive cuda --only measured --accept
+python -m tests.gpu.drive cuda --real --compile --only decoding
 """
 
 import argparse
@@ -19,10 +20,12 @@ from unittest import mock
 
 import torch
 
-# Before anything of ours is imported. Composite operations would arrive whole in inference mode, and the weights of a
-# module that moves to another kind of tensor are swapped, not written to.
-torch.inference_mode = torch.no_grad
-torch.__future__.set_swap_module_params_on_conversion(True)
+REAL = "--real"
+if REAL not in sys.argv:
+    # Before anything of ours is imported. Composite operations would arrive whole in inference mode, and the weights of
+    # a module that moves to another kind of tensor are swapped, not written to.
+    torch.inference_mode = torch.no_grad
+    torch.__future__.set_swap_module_params_on_conversion(True)
 
 from engine.runtime.devices import Runtime  # noqa: E402
 from engine.train import speed  # noqa: E402
@@ -36,7 +39,9 @@ from tests.gpu.table import write_table  # noqa: E402
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("kind", choices=["cuda", "mps"])
+    parser.add_argument("kind", choices=["cuda", "mps", "cpu"])
+    parser.add_argument(REAL, action="store_true", help="the device itself, not a pretended one; nothing is counted")
+    parser.add_argument("--compile", action="store_true", help="with --real: compiled there, never on the CPU")
     parser.add_argument("--only", default="", help="cases whose name has this")
     parser.add_argument("--skip", help="no cases whose name has this")
     parser.add_argument("--accept", action="store_true", help="write what was measured into the table")
@@ -49,23 +54,36 @@ def main() -> None:
             for name, case in CASES.items()
             if options.only in name and not (options.skip and options.skip in name)
         }
-        planted = {f"planted: {name}": plant for name, plant in PLANTS.items() if not options.only}
+        planted = {f"planted: {name}": plant for name, plant in PLANTS.items() if not (options.only or options.real)}
         for name in [*chosen, *planted]:
-            result = outcome(chosen[name], options.kind) if name in chosen else refusal(planted[name], options.kind)
+            if name in planted:
+                result = refusal(planted[name], options.kind)
+            else:
+                device = Real(options.kind) if options.real else Pretended(options.kind)
+                result = outcome(chosen[name], device, use_compile=options.compile)
             found[name] = result
             print(json.dumps({"case": name} | result), file=out, flush=True)
     if options.accept:
         write_table(found)
 
 
-def outcome(case: Case, kind: Kind) -> dict[str, Any]:
+class Real:
+    """A device of this machine."""
+
+    def __init__(self, kind: str) -> None:
+        self.device = torch.device(kind, 0)
+        self.waited, self.launched, self.line_numbers = {}, {}, {}
+        self.entered = self.counting = contextlib.nullcontext
+
+
+def outcome(case: Case, device: Pretended | Real, use_compile: bool) -> dict[str, Any]:
     """How far the device's numbers are from the CPU's, and what it waited for and launched."""
-    started, device = time.perf_counter(), Pretended(kind)
+    started = time.perf_counter()
     try:
         with prepared() as folder:
             expected = on_host(case.run(Place(Runtime(torch.device("cpu"), 0, 1, False), folder / "cpu")))
         with prepared() as folder, device.entered():
-            place = Place(Runtime(device.device, 0, 1, False), folder / kind, device.counting)
+            place = Place(Runtime(device.device, 0, 1, use_compile), folder / "device", device.counting)
             found = on_host(case.run(place))
         worst, where = worst_difference(found, expected)
     except Exception as problem:  # noqa: BLE001 - told to whoever reads the results

@@ -12,7 +12,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from dataset.common import LoaderItem, text_metadata
-from engine.build.puzzles import build_model, build_optimizers, build_task
+from engine.build.puzzles import build_model, build_optimizers, build_task, compile_networks
 from engine.build.text import build_text_head, text_task_of
 from engine.checkpoints.load import load_checkpoint, load_weights
 from engine.checkpoints.save import CheckpointStore
@@ -194,6 +194,8 @@ def puzzle_run(
     if head.model.puzzle_emb is not None:
         torch.nn.init.normal_(head.model.puzzle_emb.weights)
     task = build_task(config, head, at.runtime, total_steps=9)
+    if at.runtime.use_compile:
+        compile_networks(head)
     return opened(at, task, build_optimizers(config, head, at.runtime, 9), log_interval=config.log_interval)
 
 
@@ -216,6 +218,8 @@ def text_run(
     torch.nn.init.zeros_(head.model.inner.q_head.bias)
     piece_bytes = torch.arange(vocab_size) % 5
     task = text_task_of(config, head, at.runtime, total_steps=9, total_rows=24, piece_bytes=piece_bytes)
+    if at.runtime.use_compile:
+        compile_networks(head)
     return opened(at, task, build_optimizers(config, head, at.runtime, 9), log_interval=config.log_interval)
 
 
