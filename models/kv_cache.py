@@ -57,7 +57,10 @@ class KeyValues:
 
 
 class KeyValueMemory:
-    """What a model has read of each row: the keys and values of every attention call of every supervision step (K)."""
+    """What a model has read of each row: the keys and values of every attention call of every supervision step (K).
+
+    It has room for as many rows as it was made for, and the first of them are in use.
+    """
 
     def __init__(self, model: ActModel, rows: int, capacity: int, num_steps: int) -> None:
         check_can_decode(model, capacity)
@@ -69,24 +72,24 @@ class KeyValueMemory:
         self.newest: Places | None = None  # of the last read
         layer = next(layer for layer in core.modules() if isinstance(layer, Attention))
         shape = (num_steps, rows, layer.num_heads, capacity, layer.head_dim)
-        self._keep(
-            *(
-                [torch.zeros(shape, dtype=core.dtype, device=self.device) for _ in range(attention_calls(model))]
-                for _ in range(2)
-            )
+        self.keys, self.values = (  # each (K, rows, N, capacity, H)
+            [torch.zeros(shape, dtype=core.dtype, device=self.device) for _ in range(attention_calls(model))]
+            for _ in range(2)
         )
+        self.steps = self.steps_of(rows)
 
-    def _keep(self, keys: list[Tensor], values: list[Tensor]) -> None:
-        self.keys, self.values = keys, values  # each (K, B, N, capacity, H)
-        self.steps = [
-            KeyValues([part[step] for part in keys], [part[step] for part in values]) for step in range(self.num_steps)
+    def steps_of(self, rows: int) -> list[KeyValues]:
+        """The keys and values of each supervision step, of the first so many rows."""
+        return [
+            KeyValues([part[step, :rows] for part in self.keys], [part[step, :rows] for part in self.values])
+            for step in range(self.num_steps)
         ]
 
     @property
     def bytes_per_token(self) -> int:
         """Of one row."""
         sizes = (tensor.numel() * tensor.element_size() for tensor in (*self.keys, *self.values))
-        return sum(sizes) // (len(self.lengths) * self.capacity)
+        return sum(sizes) // (len(self.ends) * self.capacity)
 
     def read(self, ids: Tensor, new_lengths: Sequence[int], is_prompt: Tensor | None = None) -> Iterator[Tensor]:
         """Read ids (B, L), padded on the right, and yield the answer latent (B, L, D) after each supervision step.
@@ -94,51 +97,74 @@ class KeyValueMemory:
         `new_lengths` says how many ids of each row are real. With `is_prompt` (B, L), into an empty memory only,
         prompts see themselves in both directions. A consumer that stops early must call `sync_exited`, for all rows.
         """
-        num_new = ids.shape[1]
+        num_new, ends = ids.shape[1], self.ends[: len(ids)]
         places = Places(
             rows=torch.arange(len(ids), device=self.device)[:, None],
-            positions=self.ends + torch.arange(num_new, device=self.device),
+            positions=ends + torch.arange(num_new, device=self.device),
             start=self.lengths[0] if len(set(self.lengths)) == 1 else None,
             seen=max(self.lengths) + num_new,
         )
         mask = self._mask(places, is_prompt)
         self.lengths = [old + new for old, new in zip(self.lengths, new_lengths, strict=True)]
-        self.ends += 1 if num_new == 1 else torch.tensor(new_lengths, device=self.device)[:, None]
-        yield from self.answers(ids, places, mask, plain_call)
+        ends += 1 if num_new == 1 else torch.tensor(new_lengths, device=self.device)[:, None]
+        yield from self.answers(self.steps, ids, places, mask, plain_call)
 
-    def answers(self, ids: Tensor, places: Places, mask: AttentionMask, network: Network) -> Iterator[Tensor]:
+    def answers(
+        self, steps: Sequence[KeyValues], ids: Tensor, places: Places, mask: AttentionMask, network: Network
+    ) -> Iterator[Tensor]:
         """Read ids at these places: the answer latent (B, L, D) after each supervision step."""
         core, self.newest = self.core, places
         rope = None
         if core.config.pos_encodings == "rope":
             rope = core.rotary_emb(places.positions, ids.shape[1])
-        for memory in self.steps:
+        for memory in steps:
             memory.expect(places)
-        contexts = [AttentionContext(rope, mask, memory) for memory in self.steps]
+        contexts = [AttentionContext(rope, mask, memory) for memory in steps]
         batch = {"inputs": ids, "positions": places.positions}
-        for _, answers in core.unroll(batch, self.num_steps, contexts=contexts, network=network):
+        for _, answers in core.unroll(batch, len(steps), contexts=contexts, network=network):
             yield answers[-1]
 
     def clear(self) -> None:
         """Forget all that was read; what was made for it stays where it is."""
-        self.lengths = [0] * len(self.lengths)
         for tensor in (self.ends, *self.keys, *self.values):
             tensor.zero_()
+        self._use([0] * len(self.ends))
+
+    def _use(self, lengths: list[int]) -> None:
+        if len(lengths) != len(self.lengths):
+            self.steps = self.steps_of(len(lengths))
+        self.lengths = lengths
 
     def select_rows(self, rows: Sequence[int]) -> None:
-        """Keep these rows only, in this order."""
-        self.lengths = [self.lengths[row] for row in rows]
-        kept = torch.tensor(rows, device=self.device)
-        self.ends = self.ends[kept]
-        self._keep([part[:, kept] for part in self.keys], [part[:, kept] for part in self.values])
+        """Keep these rows only, in this order; only those whose place changes are copied."""
+        moved = [(new, old) for new, old in enumerate(rows) if new != old]
+        if moved:
+            new, old = torch.tensor(moved, device=self.device).T
+            seen = max(self.lengths[row] for _, row in moved)
+            for part in (*self.keys, *self.values):
+                part[:, new, :, :seen] = part[:, old, :, :seen]
+            self.ends[new] = self.ends[old]
+        self._use([self.lengths[row] for row in rows])
 
-    def sync_exited(self, depths: Tensor) -> None:
+    def add(self, other: "KeyValueMemory") -> None:
+        """Copy the rows of another memory behind those that are in use; there must be room for them."""
+        first, end, seen = len(self.lengths), len(self.lengths) + len(other.lengths), max(other.lengths)
+        assert end <= len(self.ends) and other.num_steps <= self.num_steps and seen <= self.capacity
+        for part, added in zip((*self.keys, *self.values), (*other.keys, *other.values), strict=True):
+            part[: other.num_steps, first:end, :, :seen] = added[:, : end - first, :, :seen]
+        self.ends[first:end] = other.ends[: end - first]
+        self._use(self.lengths + other.lengths)
+
+    def sync_exited(self, depths: Tensor, *, whole: bool = False) -> None:
         """Row i left after `depths[i]` supervision steps (B,): deeper steps get what was read last from that step.
 
-        So a row has the same memory whether or not the rest of the batch went deeper.
+        So a row has the same memory whether or not the rest of the batch went deeper. With `whole` they get all that
+        the row has read, which is what a prompt wants that was read in several parts.
         """
         assert self.newest is not None, "read() comes first"
         rows, positions = self.newest.rows, self.newest.positions
+        if whole:
+            positions = torch.arange(self.newest.seen, device=self.device).expand(len(rows), -1)
         steps = torch.arange(self.num_steps, device=self.device)[:, None, None]
         source = torch.minimum(steps, depths[:, None] - 1)  # (K, B, 1)
         for part in (*self.keys, *self.values):

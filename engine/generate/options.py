@@ -217,7 +217,7 @@ class ServeOptions(Bounded):
     host: str = flag("127.0.0.1", "another than the loopback opens the server to others")
     port: int = flag(8000, "0 takes a free one", type=int)
     reply: ReplyOptions = part(CHAT_REPLY, only=["temperature", *REPLY_FLAGS])
-    answers_at_once: int = flag(4, "further requests get status 429", at_least=1, type=int)
+    answers_at_once: int = flag(16, "rows of the running batch; further requests wait", at_least=1, type=int)
 
     def __post_init__(self) -> None:
         super().__post_init__()

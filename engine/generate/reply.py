@@ -1,15 +1,15 @@
 """Answers conversations: turns in, text out while it is generated; handles the window, stop texts and partial characters."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from dataset.text.conversation import Turn
 from dataset.tokenization.protocol import StreamDecoder
 from engine.build.text_checkpoint import LoadedModel
-from engine.generate.decode import Decoding, Token
+from engine.generate.batch import Token
+from engine.generate.decode import Decoding
 from engine.generate.options import ReplyOptions
 
 Finish = Literal["eos", "stop", "length", "interrupted"]
@@ -33,36 +33,28 @@ def reply(
     options: ReplyOptions,
     on_text: Callable[[int, str], None] | None = None,
     on_token: Callable[[Token, str], None] | None = None,
-    decode_lock: AbstractContextManager[Any] | None = None,
 ) -> list[Reply]:
     """Answer all conversations in one batch.
 
     `on_text` gets the row and its text as soon as that is certain; `on_token` every token with the text that became
-    certain by it. `decode_lock` is held while the model is used: to make room, and while a token is computed. An
-    interruption (Ctrl-C) ends all answers with what was generated so far.
+    certain by it. An interruption (Ctrl-C) ends all answers with what was generated so far.
     """
-    rows = [Row(loaded, turns, options) for turns in conversations]
-    stop_ids = loaded.stop_ids | {found for text in options.stop if (found := loaded.special_id(text)) is not None}
-    lock = decode_lock or nullcontext()
-    with lock:
-        decoding = Decoding(
-            loaded.model,
-            [row.ids for row in rows],
-            options.decode,
-            max_new_tokens=[row.room for row in rows],
-            stop_ids=stop_ids,
-            open_lengths=[row.open_length for row in rows],
-        )
-    started = time.monotonic()
+    rows = [Answering.of_turns(loaded, turns, options) for turns in conversations]
+    decoding = Decoding(
+        loaded.model,
+        [row.ids for row in rows],
+        options.decode,
+        max_new_tokens=[row.room for row in rows],
+        stop_ids=stop_ids_of(loaded, options),
+        open_lengths=[row.open_length for row in rows],
+    )
     try:
-        for tokens in _under_lock(decoding, lock):
+        for tokens in decoding:
             for token in tokens:
                 row = rows[token.row]
-                text = row.take(token, stop_ids)
+                text = row.take(token)
                 if row.has_ended:
                     decoding.stop(token.row)
-                    text += row.end()
-                row.reply.seconds = time.monotonic() - started
                 if text and on_text is not None:
                     on_text(token.row, text)
                 if on_token is not None:
@@ -74,43 +66,50 @@ def reply(
     return [row.reply for row in rows]
 
 
-def _under_lock(decoding: Decoding, lock: AbstractContextManager[Any]) -> Iterator[list[Token]]:
-    steps = iter(decoding)
-    while True:
-        with lock:
-            tokens = next(steps, None)
-        if tokens is None:
-            return
-        yield tokens
+def stop_ids_of(loaded: LoadedModel, options: ReplyOptions) -> frozenset[int]:
+    """The ids that end an answer: the model's own, and those of special tokens that were named."""
+    return loaded.stop_ids | {found for text in options.stop if (found := loaded.special_id(text)) is not None}
 
 
-class Row:
-    """One conversation that is being answered."""
+class Answering:
+    """A text that is being continued: what of the answer is certain, and what ends it."""
 
-    def __init__(self, loaded: LoadedModel, turns: Sequence[Turn], options: ReplyOptions) -> None:
-        self.ids, self.room = fitted_prompt(loaded, turns, options)
-        self.room_in_window = loaded.window + 1 - len(self.ids)
-        answers = [number for number, turn in enumerate(turns) if turn.role == "assistant"]
-        # Models whose prompts see themselves in both directions were trained so on what stands before the first answer.
-        self.open_length = len(loaded.template.encode_prompt(turns[: answers[0]]) if answers else self.ids)
-        self.reply = Reply(len(self.ids))
+    def __init__(
+        self, loaded: LoadedModel, ids: list[int], room: int, options: ReplyOptions, open_length: int | None = None
+    ) -> None:
+        self.ids, self.room = ids, room
+        self.open_length = len(ids) if open_length is None else open_length
+        self.room_in_window = loaded.window + 1 - len(ids)
+        self.reply = Reply(len(ids))
         self.decoder = StreamDecoder(loaded.tokenizer)
-        self.end_ids = loaded.stop_ids
+        self.end_ids, self.stop_ids = loaded.stop_ids, stop_ids_of(loaded, options)
         self.stops = [text for text in options.stop if loaded.special_id(text) is None]
         self.held = ""  # could be the beginning of a stop text
         self.has_ended = self.is_cut = False  # cut by a stop text, after which nothing is printed
+        self.started = time.monotonic()
 
-    def take(self, token: Token, stop_ids: frozenset[int]) -> str:
+    @classmethod
+    def of_turns(cls, loaded: LoadedModel, turns: Sequence[Turn], options: ReplyOptions) -> "Answering":
+        """One conversation that is being answered."""
+        ids, room = fitted_prompt(loaded, turns, options)
+        answers = [number for number, turn in enumerate(turns) if turn.role == "assistant"]
+        # Models whose prompts see themselves in both directions were trained so on what stands before the first answer.
+        opened = loaded.template.encode_prompt(turns[: answers[0]]) if answers else ids
+        return cls(loaded, ids, room, options, len(opened))
+
+    def take(self, token: Token) -> str:
         """Add a token; returns the text that is certain now."""
         self.reply.tokens.append(token)
-        if token.id in stop_ids:
+        self.reply.seconds = time.monotonic() - self.started
+        text = ""
+        if token.id in self.stop_ids:
             self._ends("eos" if token.id in self.end_ids else "stop")
-            return ""
-        text = self._certain(self.decoder.push(token.id))
-        if not self.has_ended and len(self.reply.tokens) >= self.room:
-            self._ends("length")
-            self.reply.fills_window = self.room == self.room_in_window
-        return text
+        else:
+            text = self._certain(self.decoder.push(token.id))
+            if not self.has_ended and len(self.reply.tokens) >= self.room:
+                self._ends("length")
+                self.reply.fills_window = self.room == self.room_in_window
+        return text + self.end() if self.has_ended else text
 
     def end(self) -> str:
         """What was held back, now that nothing follows."""

@@ -11,7 +11,7 @@ from typing import Any
 from dataset.text.conversation import Turn
 from engine.build.text_checkpoint import LoadedModel, load_model
 from engine.config.text import InstructConfig
-from engine.generate.decode import Token
+from engine.generate.batch import Token
 from engine.generate.depth import options_for
 from engine.generate.options import ChatOptions, InstructOptions, ReplyOptions
 from engine.generate.reply import Reply, fitted_prompt, reply

@@ -60,6 +60,7 @@ class TokenReader:
         self.user: Callable[[], object] = lambda: None
         self.core = model.inner
         self.memory = KeyValueMemory(model, rows, capacity, num_steps)
+        self.steps = self.memory.steps  # of all rows, whether or not they are in use
         device = self.memory.device
         self.ids = torch.zeros(rows, 1, dtype=torch.long, device=device)
         positions = torch.zeros(rows, 1, dtype=torch.long, device=device)
@@ -69,22 +70,25 @@ class TokenReader:
         self.leaving = Replayed(self._sync, 1, device)
 
     def read(self, ids: Tensor) -> Iterator[Reading]:
-        """Read one id of each row (B,), whatever rows have ended; those write over their own last positions."""
+        """Read one id of each row in use (B,); the others repeat an old one at a position of their own."""
         memory = self.memory
-        self.ids.copy_(ids[:, None])
+        self.ids[: len(ids)] = ids[:, None]
         self.places.positions.copy_(memory.ends.clamp_max(memory.capacity - 1))
         memory.ends += 1
+        memory.lengths = [length + 1 for length in memory.lengths]
         memory.newest = self.places
-        return iter(self.token)
+        return (Reading(*(part[: len(ids)] for part in reading)) for reading in self.token)
 
     def sync_exited(self, depths: Tensor) -> None:
         """As that of the memory, of what `read` read."""
-        self.depths.copy_(depths)
+        self.depths.fill_(self.size.num_steps)
+        self.depths[: len(depths)] = depths
         for _ in self.leaving:
             pass
 
     def _read(self) -> Iterator[Reading]:
-        answers = self.memory.answers(self.ids, self.places, self.memory.mask_before(self.places), compiled_network)
+        mask = self.memory.mask_before(self.places)
+        answers = self.memory.answers(self.steps, self.ids, self.places, mask, compiled_network)
         yield from readings(self.core, (answer[:, 0] for answer in answers), self.size.every_step)
 
     def _sync(self) -> Iterator[None]:

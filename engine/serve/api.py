@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from dataset.text.conversation import Turn
 from dataset.tokenization.protocol import Tokenizer
 from engine.build.text_checkpoint import LoadedModel
-from engine.generate.decode import Token
+from engine.generate.batch import Token
 from engine.generate.exits import calibrated_options
 from engine.generate.options import ExitRule, ReplyOptions, SamplingOptions
 from engine.generate.reply import Reply
@@ -80,9 +80,7 @@ class ChatRequest(Strict):
 
     def options(self, usual: ReplyOptions, loaded: LoadedModel) -> ReplyOptions:
         """The server's usual options, changed by what was asked."""
-        usual_depth = usual.decode.depth
-        assert not isinstance(usual_depth, str), "options_for() comes first"
-        deepest = max(loaded.model.config.halt_max_steps, usual_depth or 1)
+        deepest = most_steps(usual, loaded)
         if isinstance(self.depth, int) and self.depth > deepest:
             raise RequestError(f"depth: expected at most {deepest} supervision steps, as trained.", param="depth")
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
@@ -101,12 +99,19 @@ class ChatRequest(Strict):
         decode = replace(
             usual.decode,
             sampling=sampling,
-            depth=self.depth or usual_depth,
+            depth=self.depth or usual.decode.depth,
             exit=usual.decode.exit if self.depth is None else ExitRule(),  # a number is what every token takes
             num_top=(self.top_logprobs or 0) if self.logprobs else 0,
         )
         options = ReplyOptions(max_tokens=min(asked, loaded.window) if asked else None, stop=stop, decode=decode)
         return calibrated_options(options, loaded.path)
+
+
+def most_steps(usual: ReplyOptions, loaded: LoadedModel) -> int:
+    """Supervision steps that a request may ask for."""
+    depth = usual.decode.depth
+    assert not isinstance(depth, str), "options_for() comes first"
+    return max(loaded.model.config.halt_max_steps, depth or 1)
 
 
 def parsed(content: bytes, model_name: str) -> ChatRequest:

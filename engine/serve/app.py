@@ -3,21 +3,21 @@
 import json
 import os
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 from engine.build.text_checkpoint import LoadedModel, load_model
 from engine.entry import INTERRUPTED
-from engine.generate.decode import Token
+from engine.generate.batch import Token
 from engine.generate.depth import options_for
 from engine.generate.options import ReplyOptions, ServeOptions
-from engine.generate.reply import reply
-from engine.serve.api import ResponseFormat, parsed
+from engine.generate.reply import Answering
+from engine.serve.api import ResponseFormat, most_steps, parsed
 from engine.serve.http import Bounds, Connection, Request, RequestError, Server
+from engine.serve.scheduler import Job, QueueFull, Scheduler
 
 PAGE = Path(__file__).parent / "page.html"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -27,11 +27,10 @@ PAGE_POLICY = (
     "frame-ancestors 'none'"
 )
 CHAT = "/v1/chat/completions"
-STOP_SECONDS = 5.0  # that answers have to end after Ctrl-C
 
 
 class ChatServer(Server):
-    """What the connections share: the model, how to answer, and whose turn it is."""
+    """What the connections share: the model, how to answer, and the scheduler of the answers."""
 
     def __init__(
         self, address: tuple[str, int], loaded: LoadedModel, options: ReplyOptions, bounds: Bounds | None = None
@@ -41,27 +40,9 @@ class ChatServer(Server):
         self.model_name = loaded.path.parent.name if loaded.path.name.startswith("step_") else loaded.path.name
         self.names = LOOPBACK if address[0] in LOOPBACK else ()  # by which it may be addressed; empty: any
         self.started = int(time.time())
-        self.decode_lock = threading.Lock()  # one token at a time
-        self.answer_places = threading.BoundedSemaphore(bounds.answers_at_once)
-        self.is_stopping = False
         super().__init__(address, ChatConnection, bounds)
-
-    @contextmanager
-    def answer_place(self) -> Iterator[None]:
-        """A place among the answers that are being given, or a refusal."""
-        if not self.answer_places.acquire(blocking=False):
-            raise RequestError(f"{self.bounds.answers_at_once} answers are being given. Try again in a moment.", 429)
-        try:
-            yield
-        finally:
-            self.answer_places.release()
-
-    def stop(self) -> None:
-        """End the answers that are being given, each with a word to its client."""
-        self.is_stopping = True
-        deadline = time.monotonic() + STOP_SECONDS
-        for _ in range(self.bounds.answers_at_once):
-            self.answer_places.acquire(timeout=max(0.0, deadline - time.monotonic()))
+        steps = most_steps(options, loaded)
+        self.scheduler = Scheduler(loaded, options.decode, steps, bounds.answers_at_once, bounds.waiting)
 
 
 class ChatConnection(Connection):
@@ -77,9 +58,7 @@ class ChatConnection(Connection):
         if path == CHAT and request.method == "POST":
             if request.content_type != "application/json":  # a foreign page could send other types unasked
                 raise RequestError("Expected the content type application/json.", 415)
-            with server.answer_place():
-                send_rest = self._answer(request.body)
-            send_rest()  # after the place is free: a client that has read the end may ask again at once
+            self._answer(request.body)
         elif path not in ("/", "/index.html", "/v1/models", "/health", CHAT):
             raise RequestError(f"There is nothing at {path[:200]}.", 404)
         elif path == CHAT or request.method not in ("GET", "HEAD"):
@@ -95,31 +74,41 @@ class ChatConnection(Connection):
     def refuse(self, error: RequestError) -> None:
         self._send_json(error.status, error.body())
 
-    def _answer(self, content: bytes) -> Callable[[], None]:
-        """Finds the answer, streams it if that is wanted, and returns what sends the rest."""
+    def _answer(self, content: bytes) -> None:
+        """Answer, token by token if that is wanted."""
         server = self.server
         request = parsed(content, server.model_name)
         response = ResponseFormat(server.model_name, server.loaded.tokenizer, request)
         try:
             options = request.options(server.options, server.loaded)
             on_token = self._streaming(response) if request.stream else self._check_client
-            (answer,) = reply(
-                server.loaded, [request.turns()], options, on_token=on_token, decode_lock=server.decode_lock
-            )
+            answering = Answering.of_turns(server.loaded, request.turns(), options)
+            found: SimpleQueue[tuple[Token, str] | Exception | None] = SimpleQueue()
+            job = Job(server.loaded, answering, options.decode, found.put)
+            server.scheduler.submit(job, self.client_address[0])
         except RequestError:
             raise
+        except QueueFull as error:
+            raise RequestError(str(error), 503) from None
         except ValueError as error:  # what the model cannot do, such as a prompt beyond its window
             raise RequestError(str(error)) from None
+        try:
+            while (event := found.get()) is not None:
+                if isinstance(event, Exception):
+                    raise RequestError(str(event), 503)
+                on_token(*event)
+        finally:
+            server.scheduler.cancel(job)
         if not request.stream:
-            return lambda: self._send_whole(encoded(response.whole(answer)))
-        with_usage = bool(request.stream_options and request.stream_options.include_usage)
-        return lambda: self._end_events(response.end(answer, with_usage))
+            self._send_whole(encoded(response.whole(answering.reply)))
+        else:
+            with_usage = bool(request.stream_options and request.stream_options.include_usage)
+            self._end_events(response.end(answering.reply, with_usage))
 
     def _streaming(self, response: ResponseFormat) -> Callable[[Token, str], None]:
         """Server-sent events; the headers go out with the first token, so that a refusal can still have its status."""
 
         def on_token(token: Token, text: str) -> None:
-            self._check_running()
             if not self.has_begun:
                 self.begin(200, "text/event-stream; charset=utf-8", {"Cache-Control": "no-cache"})
                 self._event(response.piece("", [], role="assistant"))
@@ -141,15 +130,10 @@ class ChatConnection(Connection):
 
         Whether one that sends no more still listens shows when something is sent to it: spaces, which JSON ignores.
         """
-        self._check_running()
         if self.has_begun or self.has_ended_its_side:
             if not self.has_begun:
                 self.begin(200, "application/json")
             self.write(b" ")
-
-    def _check_running(self) -> None:
-        if self.server.is_stopping:
-            raise RequestError("The server is stopping.", 503)
 
     def _send_whole(self, content: bytes) -> None:
         if self.has_begun:
@@ -188,7 +172,7 @@ def serve_checkpoint(options: ServeOptions) -> None:
             server.serve_forever()
         except KeyboardInterrupt:
             print("stopped", file=sys.stderr)
-            server.stop()
+            server.scheduler.stop()
             # A client's thread may still be inside torch, and Python's shutdown under it would abort the process.
             sys.stdout.flush()
             sys.stderr.flush()

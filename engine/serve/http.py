@@ -24,7 +24,8 @@ class Bounds:
     """What clients may take; what exceeds it is refused."""
 
     body_bytes: int = 1_000_000
-    answers_at_once: int = 4  # their tokens are computed in turn
+    answers_at_once: int = 16  # rows of the running batch
+    waiting: int = 256  # answers that may wait for a row
     connections: int = 64  # a further one takes the place of the one that has been sending its request for longest
     client_seconds: float = 30.0  # in all, for a client to send a request, and again to take its answer
 

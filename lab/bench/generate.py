@@ -10,7 +10,8 @@ import torch
 from dataset.common import text_metadata
 from engine.build import text as build_text
 from engine.config.text import InstructConfig
-from engine.generate.decode import Decoding, Token
+from engine.generate.batch import Token
+from engine.generate.decode import Decoding
 from engine.generate.options import DecodeOptions, Mode
 from engine.runtime.devices import Runtime, start_runtime
 from engine.train.speed import timed

@@ -230,5 +230,11 @@ class RetentionMemory:
 
     def select_rows(self, rows: Sequence[int]) -> None:
         """Keep these rows only, in this order."""
-        kept = torch.tensor(rows, device=self.device)
+        kept = torch.tensor(rows, dtype=torch.long, device=self.device)
         self.state = RetNetState(tuple(layer[kept] for layer in self.state.layers), self.state.lengths[kept])
+
+    def add(self, other: "RetentionMemory") -> None:
+        """Put the rows of another memory behind those that are here."""
+        layers = zip(self.state.layers, other.state.layers, strict=True)
+        lengths = torch.cat((self.state.lengths, other.state.lengths))
+        self.state = RetNetState(tuple(torch.cat(both) for both in layers), lengths)

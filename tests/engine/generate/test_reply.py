@@ -1,6 +1,5 @@
 """Replies: their text as it streams, what ends them, and what fits the window."""
 
-import threading
 from dataclasses import replace
 
 import pytest
@@ -10,7 +9,7 @@ from hypothesis import strategies as st
 from dataset.text.conversation import Turn
 from engine.build.text_checkpoint import load_model
 from engine.generate import reply as reply_room
-from engine.generate.decode import Token
+from engine.generate.batch import Token
 from engine.generate.options import DecodeOptions, OpenOptions, ReplyOptions, SamplingOptions
 from engine.generate.reply import beginning_at_end, fitted_prompt, reply
 from tests.text_runs import text_flags, train_text, write_corpus
@@ -136,20 +135,6 @@ def test_nothing_is_said_behind_a_stop_text_not_even_half_a_character(monkeypatc
 def test_an_interruption_keeps_what_was_said(monkeypatch, loaded):
     (answer,), _, _ = say(monkeypatch, loaded, ["five six seven"], ReplyOptions(stop=("s!",)), interrupted_after=3)
     assert answer.finish == "interrupted" and "five six seven".startswith(answer.text) and answer.text
-
-
-def test_the_lock_is_held_while_a_token_is_computed_and_at_no_other_time(monkeypatch, loaded):
-    lock, was_free = threading.Lock(), []
-
-    class Watching(Scripted):
-        def __iter__(self):
-            for tokens in super().__iter__():
-                assert lock.locked()
-                yield tokens
-
-    monkeypatch.setattr(reply_room, "Decoding", Watching(loaded, ["five six"], end=True))
-    reply(loaded, [QUESTION], ReplyOptions(), on_token=lambda *_: was_free.append(not lock.locked()), decode_lock=lock)
-    assert len(was_free) > 2 and all(was_free)
 
 
 def test_a_reply_has_half_of_the_window_unless_told(loaded):
