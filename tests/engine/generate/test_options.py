@@ -42,7 +42,7 @@ def test_without_flags_the_options_are_the_defaults():
     chat, serve = read(ChatOptions), read(ServeOptions)
     assert chat.reply == serve.reply == ReplyOptions(decode=DecodeOptions(SamplingOptions(temperature=0.7)))
     assert chat.opening == serve.opening == OpenOptions("x", newest=True)
-    assert (serve.host, serve.port, serve.answers_at_once) == ("127.0.0.1", 8000, 4)
+    assert (serve.host, serve.port, serve.answers_at_once) == ("127.0.0.1", 8000, 16)
 
 
 def test_every_flag_reaches_its_option():
