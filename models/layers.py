@@ -191,6 +191,11 @@ class Attention(nn.Module):
         self.qkv_proj = CastedLinear(hidden_size, 3 * inner)
         self.o_proj = CastedLinear(inner, hidden_size)
 
+    @property
+    def fused_matrices(self) -> tuple[nn.Parameter, list[int]]:
+        """The weight that is several matrices one above the other, and the rows of each."""
+        return self.qkv_proj.weight, [self.num_heads * self.head_dim] * 3
+
     def forward(self, x: Tensor, context: AttentionContext) -> Tensor:  # (B, L, D)
         batch, length, _ = x.shape
         qkv = self.qkv_proj(x).view(batch, length, 3 * self.num_heads, self.head_dim)  # (B, L, 3N, H)
@@ -216,6 +221,11 @@ class SwiGLU(nn.Module):
         inner = swiglu_width(hidden_size, expansion)
         self.gate_up_proj = CastedLinear(hidden_size, 2 * inner)
         self.down_proj = CastedLinear(inner, hidden_size)
+
+    @property
+    def fused_matrices(self) -> tuple[nn.Parameter, list[int]]:
+        """As that of `Attention`."""
+        return self.gate_up_proj.weight, [len(self.gate_up_proj.weight) // 2] * 2
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(swiglu_gate(self.gate_up_proj(x)))

@@ -44,7 +44,7 @@ SHARED = (
 OPTIMIZERS = ("AdamATan2", "AdamW", "SparseSignSGD", "network_optimizer")
 OPTIMIZER_ROOMS = (
     "engine.train.network_optimizer", "engine.train.optimizers", "engine.train.update_rules",
-    "src.distillation.student.optimizer",
+    "engine.train.muon", "src.distillation.tuning.job",
 )  # fmt: skip
 
 # Heavy or optional: imported inside the function that needs them.

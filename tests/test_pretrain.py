@@ -30,12 +30,17 @@ RICH = {
     "lr_min_ratio": 0.1,
 }
 PLAIN = {"arch": {"no_ACT_continue": False}, "optimizer": "adamw", "grad_clip": 1.0}
+MUON = {"optimizer": "muon", "lr": 3e-3}
 
 
-@pytest.mark.parametrize("name", ["rich", "plain"])
+@pytest.mark.parametrize("name", ["rich", "plain", "muon"])
 def test_a_run_killed_twice_ends_as_if_it_had_not_been(name, tmp_path):
     data = write_sudoku(tmp_path / "data", identifiers=6)
-    options = {"rich": RICH, "plain": PLAIN}[name] | {"epochs": 18, "eval_interval": 6, "checkpoint_interval": 7}
+    options = {"rich": RICH, "plain": PLAIN, "muon": MUON}[name] | {
+        "epochs": 18,
+        "eval_interval": 6,
+        "checkpoint_interval": 7,
+    }
     if name == "rich":
         options["load_checkpoint"] = str(halting_weights(tmp_path / "start.pt", data, options["arch"]))
     whole, broken = tmp_path / "whole", tmp_path / "broken"

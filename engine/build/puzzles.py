@@ -17,6 +17,7 @@ from engine.tasks.puzzles import PuzzleTask
 from engine.tasks.rollouts import Effort
 from engine.train.evaluate import Evaluator
 from engine.train.loop import RunData
+from engine.train.muon import MuonOptions
 from engine.train.network_optimizer import network_optimizer
 from engine.train.optimizers import OptimizerSet
 from engine.train.schedule import CosineSchedule
@@ -83,6 +84,7 @@ def build_optimizers(
         betas=(config.beta1, config.beta2),
         weight_decay=config.weight_decay,
         decays_embeddings=config.weight_decay_embeddings,
+        muon=MuonOptions(config.muon_momentum, config.muon_aux_lr_scale, config.muon_aux_weight_decay),
     )
     return OptimizerSet(network, config.lr, sparse, config.puzzle_emb_lr, schedule)
 

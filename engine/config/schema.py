@@ -62,8 +62,9 @@ class RunConfig(Strict):
     max_steps: int | None = Field(None, ge=1, description="stop after so many optimizer steps")
 
     # Optimization
-    optimizer: Literal["adam_atan2", "adam_atan2_cuda", "adamw"] = Field(
-        "adam_atan2", description="adam_atan2_cuda is the compiled package"
+    optimizer: Literal["adam_atan2", "adam_atan2_cuda", "adamw", "muon"] = Field(
+        "adam_atan2",
+        description="adam_atan2_cuda is the compiled package; muon: Muon for the matrices of the blocks, AdamW for the rest",
     )
     lr: float = Field(gt=0)
     lr_min_ratio: float = Field(1.0, ge=0, le=1)
@@ -71,6 +72,11 @@ class RunConfig(Strict):
     beta1: float = Field(0.9, ge=0, lt=1)
     beta2: float = Field(0.95, ge=0, lt=1)
     weight_decay: float = Field(0.1, ge=0)
+    muon_momentum: float = Field(0.95, ge=0, lt=1)
+    muon_aux_lr_scale: float = Field(0.25, gt=0, description="learning rate of what Muon leaves out, as a share of lr")
+    muon_aux_weight_decay: float | None = Field(
+        None, ge=0, description="weight decay of what Muon leaves out; null: weight_decay"
+    )
     weight_decay_embeddings: bool = Field(True, description="false: embeddings of tokens and positions do not decay")
     gradient_accumulation_steps: int = Field(1, ge=1, description="micro-batches that one global batch is split into")
     grad_clip: float | None = Field(None, gt=0, description="largest gradient norm; null: no clipping")

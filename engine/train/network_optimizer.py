@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from engine.train.muon import Group, Muon, MuonOptions, muon_groups, takes_muon
 from engine.train.optimizers import sizes_of
 from engine.train.update_rules import AdamATan2
 
-Group = dict[str, Any]
 DECAYED_VECTOR = "q_head.bias"
 EMBEDDING = "embedding_weight"
 
@@ -40,10 +40,12 @@ def network_optimizer(
     betas: tuple[float, float],
     weight_decay: float,
     decays_embeddings: bool = True,
+    muon: MuonOptions | None = None,
 ) -> Optimizer:
-    """`adam_atan2` (plain torch, any device), `adam_atan2_cuda` (the compiled package) or `adamw`, for all of `module`
-    that is trained."""
-    groups = decay_groups(trained_parameters(module).items(), weight_decay, decays_embeddings)
+    """The optimizer of that name for all of `module` that is trained: `adam_atan2` (plain torch, any device),
+    `adam_atan2_cuda` (the compiled package), `adamw`, or `muon` for the matrices of the blocks with AdamW for the rest."""
+    trained = trained_parameters(module)
+    groups = decay_groups(trained.items(), weight_decay, decays_embeddings)
     optimizer: Optimizer
     if name == "adam_atan2":
         optimizer = AdamATan2(groups, lr=lr, betas=betas)
@@ -51,8 +53,15 @@ def network_optimizer(
         optimizer = torch.optim.AdamW(groups, lr=lr, betas=betas)
     elif name == "adam_atan2_cuda":
         optimizer = _compiled_adam_atan2(groups, lr, betas)
+    elif name in ("muon", "muon_hybrid"):
+        muon = muon or MuonOptions()
+        matrices = [p for key, p in trained.items() if takes_muon(key, p)]
+        rest = [(key, p) for key, p in trained.items() if not takes_muon(key, p)]
+        aux_decay = weight_decay if muon.aux_weight_decay is None else muon.aux_weight_decay
+        aux = [group | {"lr_scale": muon.aux_lr_scale} for group in decay_groups(rest, aux_decay, decays_embeddings)]
+        optimizer = Muon([*muon_groups(module, matrices, weight_decay), *aux], lr, betas, muon.momentum)
     else:
-        raise ValueError(f"Unknown optimizer {name!r}; known are: adam_atan2, adam_atan2_cuda, adamw.")
+        raise ValueError(f"Unknown optimizer {name!r}; known are: adam_atan2, adam_atan2_cuda, adamw, muon.")
     resume_with_saved_groups(optimizer, module)
     return optimizer
 

@@ -45,6 +45,12 @@ class Retention(nn.Module):
         self.qkvg_proj = CastedLinear(config.hidden_size, sum(self.widths))
         self.o_proj = CastedLinear(self.widths[-1], config.hidden_size)
 
+    @property
+    def fused_matrices(self) -> tuple[nn.Parameter, list[int]]:
+        """As that of `models.layers.Attention`."""
+        both, *others = self.widths
+        return self.qkvg_proj.weight, [both // 2, both // 2, *others]
+
     def products_of_position(self, length: int) -> int:
         """Multiplications of retention itself for each of L positions, beside those of the projections."""
         size, keys, values = min(self.chunk_size, length), self.widths[0] // 2, self.widths[1]

@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from engine.train.network_optimizer import network_optimizer
 from engine.train.optimizers import OptimizerSet
 from engine.train.schedule import CosineSchedule
 from models.losses.distill import Divergence
 from models.losses.text import Supervision
 from models.retnet.model import RetNet
 from src.distillation.student.head import DistillHead
-from src.distillation.student.optimizer import student_optimizer
 from src.distillation.student.transfer import init_from_teacher
 from src.distillation.targets.signal import TeacherSignal
 from src.distillation.teachers.direct import DirectTeacher
@@ -71,7 +71,7 @@ def teacher_model(steps: int, tied: bool = False) -> Any:
             tie_word_embeddings=tied,
         )
     )
-    optimizer = student_optimizer("adamw", model, lr=3e-3, betas=(0.9, 0.95), weight_decay=0.01)
+    optimizer = network_optimizer("adamw", model, lr=3e-3, betas=(0.9, 0.95), weight_decay=0.01)
     optimizers = OptimizerSet(optimizer, 3e-3, None, 0.0, CosineSchedule(20, steps, 0.05))
     for step in range(1, steps + 1):
         ids = texts(32, seed=1000 + step)
@@ -122,7 +122,7 @@ def taught(
     if parts:
         init_from_teacher(student, teacher, parts)
     head = DistillHead(student, 0.0, Divergence(0.0, temperature, tail))  # type: ignore[arg-type]
-    own = student_optimizer(optimizer, head, lr=lr, betas=(0.9, 0.95), weight_decay=0.01)
+    own = network_optimizer(optimizer, head, lr=lr, betas=(0.9, 0.95), weight_decay=0.01)
     optimizers = OptimizerSet(own, lr, None, 0.0, CosineSchedule(10, max(steps, 11), 0.05))
     ids = texts(TEXTS, seed=7)
     order = torch.Generator().manual_seed(seed)

@@ -10,13 +10,13 @@ import torch
 
 from dataset.common import LoaderItem
 from engine.train.evaluate import evaluate
+from engine.train.network_optimizer import network_optimizer
 from engine.train.optimizers import OptimizerSet
 from engine.train.schedule import CosineSchedule
 from models.losses.distill import Divergence
 from models.retnet.model import RetNet
 from src.distillation.config import SaddleOptions
 from src.distillation.student.head import DistillHead
-from src.distillation.student.optimizer import student_optimizer
 from src.distillation.student.saddle import PlateauController
 from src.distillation.targets.signal import Teacher
 from src.distillation.task import DistillTask
@@ -75,7 +75,7 @@ def distilled(
 ) -> Any:
     head = DistillHead(model or student(at), 0.3, divergence).to(at.device)
     task = DistillTask(head, at.runtime, teacher, seed=0, total_steps=9, micro_batches=micro_batches, **settings)
-    network = student_optimizer(optimizer, head, lr=1e-2, betas=(0.9, 0.95), weight_decay=0.01)
+    network = network_optimizer(optimizer, head, lr=1e-2, betas=(0.9, 0.95), weight_decay=0.01)
     return opened(
         at, task, OptimizerSet(network, 1e-2, None, 0.0, CosineSchedule(1, 9, 0.1)), log_interval=log_interval
     )
@@ -162,7 +162,7 @@ def tuned(at: Place, *, adapter: bool) -> Any:
         model = with_lora(model, teacher_samples.options(root(), lora_dropout=0.0))
     teacher = TunedTeacher(model, adapter).to(at.device)
     task = TeacherTask(teacher, at.runtime, seed=0, micro_batches=2)
-    network = student_optimizer("adamw", teacher, lr=1e-2, betas=(0.9, 0.95), weight_decay=0.01)
+    network = network_optimizer("adamw", teacher, lr=1e-2, betas=(0.9, 0.95), weight_decay=0.01)
     return opened(at, task, OptimizerSet(network, 1e-2, None, 0.0, CosineSchedule(1, 9, 0.1)), average=None)
 
 

@@ -14,6 +14,8 @@ from engine.checkpoints.run_directory import to_yaml
 from engine.config.schema import ArchChoice
 from engine.runtime.devices import Runtime
 from engine.train.loop import RunData
+from engine.train.muon import MuonOptions
+from engine.train.network_optimizer import network_optimizer
 from engine.train.optimizers import OptimizerSet
 from engine.train.schedule import RestartSchedule
 from models.act import ActModel
@@ -25,7 +27,6 @@ from src.distillation.corpus.corpora import Corpora
 from src.distillation.corpus.manifest import SPLITS, TokenizerFacts
 from src.distillation.student.haystack import NeedleEvaluator
 from src.distillation.student.head import DistillHead
-from src.distillation.student.optimizer import student_optimizer
 from src.distillation.student.saddle import PlateauController
 from src.distillation.targets.signal import Teacher
 from src.distillation.teachers.cached import CachedTeacher
@@ -104,14 +105,13 @@ def checkpoint_yaml(config: DistillConfig, arch: dict[str, Any]) -> str:
 
 
 def student_optimizers(config: DistillConfig, head: DistillHead, controller: PlateauController | None) -> OptimizerSet:
-    network = student_optimizer(
+    network = network_optimizer(
         config.optimizer_type,
         head,
         lr=config.learning_rate,
         betas=config.betas,
         weight_decay=config.weight_decay,
-        aux_lr_scale=config.muon_aux_lr_scale,
-        momentum=config.muon_momentum,
+        muon=MuonOptions(config.muon_momentum, config.muon_aux_lr_scale),
     )
     per_step = config.gradient_accumulation_steps
     schedule = RestartSchedule(

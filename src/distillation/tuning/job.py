@@ -17,6 +17,7 @@ from engine.tasks.text import perplexity
 from engine.train.evaluate import Report, evaluate, flat
 from engine.train.job import Job, RunSettings, RunStart
 from engine.train.loop import Run, RunData, RunParts
+from engine.train.network_optimizer import network_optimizer
 from engine.train.optimizers import OptimizerSet
 from engine.train.plan import Plan
 from engine.train.resume import saved_errors
@@ -26,7 +27,6 @@ from src.distillation.corpus.manifest import Split, load_manifest, tokenizer_fac
 from src.distillation.corpus.packed_rows import PackedRows
 from src.distillation.run.job import resuming
 from src.distillation.run.ram_disk import corpus_in_memory
-from src.distillation.student.optimizer import student_optimizer
 from src.distillation.teachers.causal_lm import dtype_of
 from src.distillation.teachers.packed_attention import check_packable, check_vocabulary
 from src.distillation.tuning.config import TeacherFtConfig
@@ -122,7 +122,7 @@ class TuneTeacherJob(Job):
 
     def optimizers(self, parts: RunParts, runtime: Runtime) -> OptimizerSet:
         config = self.config
-        optimizer = student_optimizer(
+        optimizer = network_optimizer(
             config.optimizer_type,
             parts.task.module,
             lr=config.learning_rate,

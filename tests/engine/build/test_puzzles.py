@@ -69,6 +69,16 @@ def test_the_puzzle_table_steps_first_and_each_optimizer_has_its_rate(data):
     assert sparse.param_groups[0]["lr"] == pytest.approx(0.05)
 
 
+def test_muon_and_what_it_leaves_out_have_rates_and_decays_of_their_own(data):
+    options = {"muon_momentum": 0.8, "muon_aux_lr_scale": 0.1, "muon_aux_weight_decay": 0.5}
+    chosen, head = built(data, optimizer="muon", lr=1e-2, weight_decay=0.25, **options)
+    network = build.build_optimizers(chosen, head, CPU, total_steps=20).network
+    found = {(g["is_muon"], g["lr_scale"], g["weight_decay"], g["momentum"]) for g in network.param_groups}
+    assert found == {(True, 1.0, 0.25, 0.8), (False, 0.1, 0.5, 0.8)}
+    matrices = [p for group in network.param_groups if group["is_muon"] for p in group["params"]]
+    assert len(matrices) == 4 * chosen.arch.options["L_layers"]
+
+
 def test_frozen_weights_are_trained_by_nobody(data, tmp_path):
     from engine.checkpoints.load import load_checkpoint
 

@@ -165,7 +165,11 @@ def test_what_has_no_default_is_asked_for(key):
     [
         ("device", "tpu", "device: input should be 'auto', 'cuda', 'mps' or 'cpu', found 'tpu'"),
         ("compile", "maybe", "compile: input should be 'auto', True or False, found 'maybe'"),
-        ("optimizer", "sgd", "optimizer: input should be 'adam_atan2', 'adam_atan2_cuda' or 'adamw', found 'sgd'"),
+        (
+            "optimizer",
+            "sgd",
+            "optimizer: input should be 'adam_atan2', 'adam_atan2_cuda', 'adamw' or 'muon', found 'sgd'",
+        ),
         ("keep_last", 0, "keep_last: input should be greater than or equal to 1, found 0"),
         ("tracker", ["wandbb"], "tracker.0: input should be 'wandb' or 'tensorboard', found 'wandbb'"),
         ("ema_rate", 1.5, "ema_rate: input should be less than 1, found 1.5"),
