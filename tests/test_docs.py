@@ -14,7 +14,7 @@ import pytest
 from dataset.text.sample_corpus import make_sample_records, sample_tokenizer
 
 ROOT = Path(__file__).parent.parent
-OWN_TESTS = ("chat.md", "distillation.md")  # whose commands other files type
+OWN_TESTS = ("chat.md", "distillation.md", "serving.md")  # whose commands other files type
 PAGES = [ROOT / "README.md", *sorted(page for page in (ROOT / "docs").glob("*.md") if page.name not in OWN_TESTS)]
 TINY_ARCH = ["arch.hidden_size=32", "arch.num_heads=2", "arch.L_layers=1", "arch.H_cycles=1", "arch.L_cycles=1"]
 TINY_PUZZLE = [*TINY_ARCH, "arch.halt_max_steps=2", "device=cpu", "compile=false"]

@@ -218,6 +218,8 @@ class ServeOptions(Bounded):
     port: int = flag(8000, "0 takes a free one", type=int)
     reply: ReplyOptions = part(CHAT_REPLY, only=["temperature", *REPLY_FLAGS])
     answers_at_once: int = flag(16, "rows of the running batch; further requests wait", at_least=1, type=int)
+    max_waiting: int = flag(256, "requests that may wait; a further one gets status 503", at_least=0, type=int)
+    api_key: str | None = flag(None, "that requests must carry; default: the environment variable TRM_API_KEY")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -89,6 +89,14 @@ class Answering:
         self.started = time.monotonic()
 
     @classmethod
+    def of_text(cls, loaded: LoadedModel, ids: list[int], room: int, options: ReplyOptions) -> "Answering":
+        """A plain text that is continued as it stands, if need be within a character."""
+        found = cls(loaded, ids, room, options)
+        for token_id in ids:
+            found.decoder.push(token_id)
+        return found
+
+    @classmethod
     def of_turns(cls, loaded: LoadedModel, turns: Sequence[Turn], options: ReplyOptions) -> "Answering":
         """One conversation that is being answered."""
         ids, room = fitted_prompt(loaded, turns, options)
@@ -110,6 +118,11 @@ class Answering:
                 self._ends("length")
                 self.reply.fills_window = self.room == self.room_in_window
         return text + self.end() if self.has_ended else text
+
+    def cut(self) -> str:
+        """End here, as if there were room for no more; returns what was held back."""
+        self._ends("length")
+        return self.end()
 
     def end(self) -> str:
         """What was held back, now that nothing follows."""
@@ -154,13 +167,18 @@ def fitted_prompt(loaded: LoadedModel, turns: Sequence[Turn], options: ReplyOpti
     ids = loaded.template.encode_prompt(turns)
     if len(ids) > loaded.window and options.truncate:
         ids = _shortened(loaded, turns, wanted)
-    excess = len(ids) - loaded.window
+    return ids, room_for(loaded, len(ids), wanted)
+
+
+def room_for(loaded: LoadedModel, prompt_length: int, wanted: int) -> int:
+    """How many of the wanted tokens fit into the window behind the prompt, at least one; else an error."""
+    excess = prompt_length - loaded.window
     if excess > 0:
         raise ValueError(
-            f"The prompt takes {len(ids)} tokens, {excess} more than the window of {loaded.window}. "
+            f"The prompt takes {prompt_length} tokens, {excess} more than the window of {loaded.window}. "
             "Shorten it, or let it be shortened with --truncate."
         )
-    return ids, min(wanted, loaded.window + 1 - len(ids))
+    return min(wanted, loaded.window + 1 - prompt_length)
 
 
 def _shortened(loaded: LoadedModel, turns: Sequence[Turn], wanted: int) -> list[int]:

@@ -1,12 +1,15 @@
-"""The OpenAI-compatible format of the server: what a request may ask, and how answers are written."""
+"""The OpenAI-compatible format of the server: what a request may ask, and how conversations are answered."""
 
+import json
 import math
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.responses import Response
 
 from dataset.text.conversation import Turn
 from dataset.tokenization.protocol import Tokenizer
@@ -15,11 +18,22 @@ from engine.generate.batch import Token
 from engine.generate.exits import calibrated_options
 from engine.generate.options import ExitRule, ReplyOptions, SamplingOptions
 from engine.generate.reply import Reply
-from engine.serve.http import RequestError
 
 MOST_ALTERNATIVES = 20
 LEAST_CHANCE = 1e-45  # of a token; JSON has no infinity for the logarithm of 0
 FINISH = {"eos": "stop", "stop": "stop", "length": "length", "interrupted": "stop"}
+
+
+class RequestError(ValueError):
+    """A request that cannot be answered, with the status that says why."""
+
+    def __init__(self, message: str, status: int = 400, param: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.param = status, param
+
+    def body(self) -> dict[str, Any]:
+        kind = "server_error" if self.status >= 500 else "invalid_request_error"
+        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": None}}
 
 
 class Strict(BaseModel):
@@ -45,21 +59,16 @@ class StreamOptions(BaseModel):
     include_usage: bool = False
 
 
-class ChatRequest(Strict):
-    """POST /v1/chat/completions. What would change an answer and is not offered is refused, not ignored."""
+class TextRequest(Strict):
+    """What requests for text share. What would change an answer and is not offered is refused, not ignored."""
 
-    messages: list[Message] = Field(min_length=1, max_length=1000)
     model: str | None = None
-    max_tokens: int | None = Field(None, ge=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=10)
     top_p: float | None = Field(None, gt=0, le=1)
     seed: int | None = Field(None, ge=0)
     stop: str | list[str] | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
-    logprobs: bool | None = False
-    top_logprobs: int | None = Field(None, ge=0, le=MOST_ALTERNATIVES)
     n: Literal[1] | None = 1
     presence_penalty: Literal[0] | None = 0
     frequency_penalty: Literal[0] | None = 0
@@ -72,13 +81,15 @@ class ChatRequest(Strict):
     )
     # What clients send along and what changes no answer.
     user: str | None = None
-    metadata: dict[str, Any] | None = None
-    store: bool | None = None
 
-    def turns(self) -> list[Turn]:
-        return [message.turn() for message in self.messages]
+    @property
+    def with_usage(self) -> bool:
+        """Whether a stream ends with the number of its tokens."""
+        return bool(self.stream_options and self.stream_options.include_usage)
 
-    def options(self, usual: ReplyOptions, loaded: LoadedModel) -> ReplyOptions:
+    def reply_options(
+        self, usual: ReplyOptions, loaded: LoadedModel, max_tokens: int | None, num_top: int
+    ) -> ReplyOptions:
         """The server's usual options, changed by what was asked."""
         deepest = most_steps(usual, loaded)
         if isinstance(self.depth, int) and self.depth > deepest:
@@ -86,7 +97,6 @@ class ChatRequest(Strict):
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
         if len(stop) > 16 or not all(0 < len(text) <= 200 for text in stop):
             raise RequestError("stop: expected at most 16 texts of 1 to 200 characters", param="stop")
-        asked = self.max_completion_tokens or self.max_tokens or usual.max_tokens
         default = usual.decode.sampling
         sampling = SamplingOptions(
             temperature=default.temperature if self.temperature is None else self.temperature,
@@ -101,10 +111,37 @@ class ChatRequest(Strict):
             sampling=sampling,
             depth=self.depth or usual.decode.depth,
             exit=usual.decode.exit if self.depth is None else ExitRule(),  # a number is what every token takes
-            num_top=(self.top_logprobs or 0) if self.logprobs else 0,
+            num_top=num_top,
         )
-        options = ReplyOptions(max_tokens=min(asked, loaded.window) if asked else None, stop=stop, decode=decode)
+        options = ReplyOptions(
+            max_tokens=min(max_tokens, loaded.window) if max_tokens else None, stop=stop, decode=decode
+        )
         return calibrated_options(options, loaded.path)
+
+
+class ChatRequest(TextRequest):
+    """POST /v1/chat/completions."""
+
+    messages: list[Message] = Field(min_length=1, max_length=1000)
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: bool | None = False
+    top_logprobs: int | None = Field(None, ge=0, le=MOST_ALTERNATIVES)
+    # What clients send along and what changes no answer.
+    metadata: dict[str, Any] | None = None
+    store: bool | None = None
+
+    def turns(self) -> list[Turn]:
+        if self.messages[-1].role != "user":
+            raise RequestError("The last message must be the user's: it is what is answered.", param="messages")
+        return [message.turn() for message in self.messages]
+
+    def options(self, usual: ReplyOptions, loaded: LoadedModel) -> ReplyOptions:
+        asked = self.max_completion_tokens or self.max_tokens or usual.max_tokens
+        return self.reply_options(usual, loaded, asked, (self.top_logprobs or 0) if self.logprobs else 0)
+
+
+AnyRequest = TypeVar("AnyRequest", bound=TextRequest)
 
 
 def most_steps(usual: ReplyOptions, loaded: LoadedModel) -> int:
@@ -114,10 +151,10 @@ def most_steps(usual: ReplyOptions, loaded: LoadedModel) -> int:
     return max(loaded.model.config.halt_max_steps, depth or 1)
 
 
-def parsed(content: bytes, model_name: str) -> ChatRequest:
+def parsed(kind: type[AnyRequest], content: bytes, model_name: str) -> AnyRequest:
     """The request, or a RequestError that names what is wrong with it."""
     try:
-        request = ChatRequest.model_validate_json(content)
+        request = kind.model_validate_json(content)
     except ValidationError as error:
         problems = error.errors(include_url=False)
         where = [".".join(map(str, problem["loc"])) or "body" for problem in problems]
@@ -125,39 +162,41 @@ def parsed(content: bytes, model_name: str) -> ChatRequest:
         raise RequestError(found, param=where[0]) from None
     if request.model not in (None, "", model_name):
         raise RequestError(f"There is no model {request.model[:100]!r} here, only {model_name!r}.", 404, "model")
-    if request.messages[-1].role != "user":
-        raise RequestError("The last message must be the user's: it is what is answered.", param="messages")
     return request
 
 
-class ResponseFormat:
-    """Writes one answer as OpenAI does, whole or in pieces."""
+class ChatFormat:
+    """Writes the answer to a conversation, whole or in pieces."""
 
     def __init__(self, model_name: str, tokenizer: Tokenizer, request: ChatRequest) -> None:
         self.tokenizer, self.with_logprobs = tokenizer, bool(request.logprobs)
         self.common = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model_name}
 
-    def whole(self, answer: Reply) -> dict[str, Any]:
+    def whole(self, answers: Sequence[Reply]) -> dict[str, Any]:
+        (answer,) = answers
         choice = {
             "index": 0,
             "message": {"role": "assistant", "content": answer.text, "refusal": None},
             "logprobs": self._logprobs(answer.tokens),
             "finish_reason": FINISH[answer.finish],
         }
-        return self.common | {"object": "chat.completion", "choices": [choice], "usage": usage(answer)}
+        return self.common | {"object": "chat.completion", "choices": [choice], "usage": usage(answers)}
 
-    def piece(
-        self, text: str, tokens: list[Token], finish: str | None = None, role: str | None = None
-    ) -> dict[str, Any]:
-        delta = {"role": role, "content": text} if role else {"content": text} if text or tokens else {}
+    def first(self, index: int) -> dict[str, Any]:
+        return self._chunk({"role": "assistant", "content": ""}, [])
+
+    def piece(self, index: int, text: str, token: Token) -> dict[str, Any]:
+        return self._chunk({"content": text}, [token])
+
+    def last(self, index: int, answer: Reply) -> dict[str, Any]:
+        return self._chunk({}, [], FINISH[answer.finish])
+
+    def usage(self, answers: Sequence[Reply]) -> dict[str, Any]:
+        return self.common | {"object": "chat.completion.chunk", "choices": [], "usage": usage(answers)}
+
+    def _chunk(self, delta: dict[str, str], tokens: list[Token], finish: str | None = None) -> dict[str, Any]:
         choice = {"index": 0, "delta": delta, "logprobs": self._logprobs(tokens), "finish_reason": finish}
         return self.common | {"object": "chat.completion.chunk", "choices": [choice]}
-
-    def end(self, answer: Reply, with_usage: bool) -> list[dict[str, Any]]:
-        last = [self.piece("", [], FINISH[answer.finish])]
-        if with_usage:
-            last.append(self.common | {"object": "chat.completion.chunk", "choices": [], "usage": usage(answer)})
-        return last
 
     def _logprobs(self, tokens: list[Token]) -> dict[str, Any] | None:
         if not self.with_logprobs:
@@ -174,10 +213,14 @@ class ResponseFormat:
         return {"token": piece.decode(errors="replace"), "logprob": logprob, "bytes": list(piece)}
 
 
-def usage(answer: Reply) -> dict[str, int]:
-    num_tokens = len(answer.tokens)
-    return {
-        "prompt_tokens": answer.prompt_tokens,
-        "completion_tokens": num_tokens,
-        "total_tokens": answer.prompt_tokens + num_tokens,
-    }
+def usage(answers: Sequence[Reply]) -> dict[str, int]:
+    prompt, generated = sum(one.prompt_tokens for one in answers), sum(len(one.tokens) for one in answers)
+    return {"prompt_tokens": prompt, "completion_tokens": generated, "total_tokens": prompt + generated}
+
+
+def encoded(content: dict[str, Any]) -> bytes:
+    return json.dumps(content, ensure_ascii=False).encode()
+
+
+def json_response(content: dict[str, Any], status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(encoded(content), status, headers, "application/json")

@@ -1,179 +1,221 @@
-"""A small server for one model: OpenAI-compatible answers and a page to chat in."""
+"""A server for one model: OpenAI-compatible answers to many at once, and a page to chat in."""
 
-import json
+import asyncio
 import os
+import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
-from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from engine.build.text_checkpoint import LoadedModel, load_model
 from engine.entry import INTERRUPTED
-from engine.generate.batch import Token
 from engine.generate.depth import options_for
 from engine.generate.options import ReplyOptions, ServeOptions
 from engine.generate.reply import Answering
-from engine.serve.api import ResponseFormat, most_steps, parsed
-from engine.serve.http import Bounds, Connection, Request, RequestError, Server
-from engine.serve.scheduler import Job, QueueFull, Scheduler
+from engine.generate.score import ScoredToken, score
+from engine.serve.answers import Answers, Format
+from engine.serve.api import ChatFormat, ChatRequest, RequestError, TextRequest, json_response, most_steps, parsed
+from engine.serve.completions import CompletionFormat, CompletionRequest
+from engine.serve.connections import Bounds, Connection
+from engine.serve.gate import LOOPBACK, MAX_HEAD_BYTES, Gate, json_body, not_offered, refused
+from engine.serve.metrics import Metrics
+from engine.serve.scheduler import STOP_SECONDS, Scheduler, Unanswered, Work
 
 PAGE = Path(__file__).parent / "page.html"
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # The page loads nothing from anywhere, and no other page may frame it.
 PAGE_POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; "
     "frame-ancestors 'none'"
 )
-CHAT = "/v1/chat/completions"
+API_KEY_VARIABLE = "TRM_API_KEY"
 
 
-class ChatServer(Server):
+class Service:
     """What the connections share: the model, how to answer, and the scheduler of the answers."""
 
     def __init__(
-        self, address: tuple[str, int], loaded: LoadedModel, options: ReplyOptions, bounds: Bounds | None = None
+        self,
+        loaded: LoadedModel,
+        options: ReplyOptions,
+        bounds: Bounds | None = None,
+        *,
+        names: tuple[str, ...] = LOOPBACK,
+        api_key: str | None = None,
+        answers_at_once: int = 16,
+        max_waiting: int = 256,
     ) -> None:
-        bounds = bounds or Bounds()
-        self.loaded, self.options = loaded, options
+        self.loaded, self.options, self.bounds = loaded, options, bounds or Bounds()
         self.model_name = loaded.path.parent.name if loaded.path.name.startswith("step_") else loaded.path.name
-        self.names = LOOPBACK if address[0] in LOOPBACK else ()  # by which it may be addressed; empty: any
-        self.started = int(time.time())
-        super().__init__(address, ChatConnection, bounds)
-        steps = most_steps(options, loaded)
-        self.scheduler = Scheduler(loaded, options.decode, steps, bounds.answers_at_once, bounds.waiting)
+        self.started, self.metrics = int(time.time()), Metrics()
+        self.scheduler = Scheduler(loaded, options.decode, most_steps(options, loaded), answers_at_once, max_waiting)
+        routes = [
+            *(Route(path, self.page) for path in ("/", "/index.html")),
+            Route("/v1/chat/completions", self.chat, methods=["POST"]),
+            Route("/v1/completions", self.complete, methods=["POST"]),
+            Route("/v1/models", self.models),
+            Route("/health", self.health),
+            Route("/metrics", self.measured),
+        ]
+        paths = {route.path for route in routes}
+        self.app = Starlette(
+            routes=routes,
+            middleware=[Middleware(Gate, paths=paths, names=names, api_key=api_key, metrics=self.metrics)],
+            exception_handlers={RequestError: refused, HTTPException: not_offered},
+        )
+        self.app.router.redirect_slashes = False
 
+    async def page(self, request: Request) -> Response:
+        return HTMLResponse(PAGE.read_bytes(), headers={"Content-Security-Policy": PAGE_POLICY})
 
-class ChatConnection(Connection):
-    """What is answered."""
+    async def models(self, request: Request) -> Response:
+        model = {"id": self.model_name, "object": "model", "created": self.started, "owned_by": "local"}
+        return json_response({"object": "list", "data": [model]})
 
-    server: ChatServer
+    async def health(self, request: Request) -> Response:
+        return json_response({"status": "ok"})
 
-    def answer(self, request: Request) -> None:
-        server, path = self.server, request.path.partition("?")[0]
-        if server.names and request.host not in server.names:
-            # A page elsewhere must not reach a loopback server through a name of its own.
-            raise RequestError(f"Not a name of this server: {request.headers.get('host', '')[:100]!r}.", 421)
-        if path == CHAT and request.method == "POST":
-            if request.content_type != "application/json":  # a foreign page could send other types unasked
-                raise RequestError("Expected the content type application/json.", 415)
-            self._answer(request.body)
-        elif path not in ("/", "/index.html", "/v1/models", "/health", CHAT):
-            raise RequestError(f"There is nothing at {path[:200]}.", 404)
-        elif path == CHAT or request.method not in ("GET", "HEAD"):
-            raise RequestError(f"{path} takes {'POST' if path == CHAT else 'GET'}, not {request.method}.", 405)
-        elif path == "/v1/models":
-            model = {"id": server.model_name, "object": "model", "created": server.started, "owned_by": "local"}
-            self._send_json(200, {"object": "list", "data": [model]})
-        elif path == "/health":
-            self._send_json(200, {"status": "ok"})
-        else:
-            self.send(200, PAGE.read_bytes(), "text/html; charset=utf-8", {"Content-Security-Policy": PAGE_POLICY})
+    async def measured(self, request: Request) -> Response:
+        gauges = {
+            "trm_requests_waiting": self.scheduler.num_waiting,
+            "trm_answers_running": len(self.scheduler.jobs),
+            "trm_answers_at_once": self.scheduler.answers_at_once,
+        }
+        return PlainTextResponse(self.metrics.text(gauges), media_type="text/plain; version=0.0.4")
 
-    def refuse(self, error: RequestError) -> None:
-        self._send_json(error.status, error.body())
+    async def chat(self, request: Request) -> Answers:
+        asked = parsed(ChatRequest, await json_body(request, self.bounds.body_bytes), self.model_name)
+        with refusals():
+            options = asked.options(self.options, self.loaded)
+            text = Answering.of_turns(self.loaded, asked.turns(), options)
+            return self._answers(ChatFormat(self.model_name, self.loaded.tokenizer, asked), asked, [text], options)
 
-    def _answer(self, content: bytes) -> None:
-        """Answer, token by token if that is wanted."""
-        server = self.server
-        request = parsed(content, server.model_name)
-        response = ResponseFormat(server.model_name, server.loaded.tokenizer, request)
+    async def complete(self, request: Request) -> Answers:
+        asked = parsed(CompletionRequest, await json_body(request, self.bounds.body_bytes), self.model_name)
+        with refusals():
+            options = asked.options(self.options, self.loaded)
+            prompts = asked.prompts(self.loaded)
+            texts = [Answering.of_text(self.loaded, ids, asked.room(ids, self.loaded), options) for ids in prompts]
+            client = request.client.host if request.client else ""
+            scores = await self._scores(prompts, options, client) if asked.wants_score else []
+            form = CompletionFormat(self.model_name, self.loaded.tokenizer, asked, prompts, scores)
+            return self._answers(form, asked, texts, options)
+
+    def _answers(self, form: Format, asked: TextRequest, texts: Sequence[Answering], options: ReplyOptions) -> Answers:
+        found = Answers(self.scheduler, self.metrics, form, streams=asked.stream, with_usage=asked.with_usage)
+        for text in texts:
+            found.add(self.loaded, text, options.decode, self.bounds.answer_seconds)
+        return found
+
+    async def _scores(self, texts: Sequence[list[int]], options: ReplyOptions, client: str) -> list[list[ScoredToken]]:
+        """How likely each text's tokens are, told by the model's thread."""
+        loop = asyncio.get_running_loop()
+
+        async def found(ids: list[int]) -> list[ScoredToken]:
+            future: asyncio.Future[list[ScoredToken] | Unanswered] = loop.create_future()
+
+            def do() -> list[ScoredToken]:
+                return score(self.loaded.model, [ids], options.decode)[0]
+
+            self.scheduler.submit(Work(do, lambda result: loop.call_soon_threadsafe(future.set_result, result)), client)
+            result = await future
+            if isinstance(result, Unanswered):
+                raise result
+            return result
+
         try:
-            options = request.options(server.options, server.loaded)
-            on_token = self._streaming(response) if request.stream else self._check_client
-            answering = Answering.of_turns(server.loaded, request.turns(), options)
-            found: SimpleQueue[tuple[Token, str] | Exception | None] = SimpleQueue()
-            job = Job(server.loaded, answering, options.decode, found.put)
-            server.scheduler.submit(job, self.client_address[0])
-        except RequestError:
-            raise
-        except QueueFull as error:
-            raise RequestError(str(error), 503) from None
-        except ValueError as error:  # what the model cannot do, such as a prompt beyond its window
-            raise RequestError(str(error)) from None
-        try:
-            while (event := found.get()) is not None:
-                if isinstance(event, Exception):
-                    raise RequestError(str(event), 503)
-                on_token(*event)
-        finally:
-            server.scheduler.cancel(job)
-        if not request.stream:
-            self._send_whole(encoded(response.whole(answering.reply)))
-        else:
-            with_usage = bool(request.stream_options and request.stream_options.include_usage)
-            self._end_events(response.end(answering.reply, with_usage))
-
-    def _streaming(self, response: ResponseFormat) -> Callable[[Token, str], None]:
-        """Server-sent events; the headers go out with the first token, so that a refusal can still have its status."""
-
-        def on_token(token: Token, text: str) -> None:
-            if not self.has_begun:
-                self.begin(200, "text/event-stream; charset=utf-8", {"Cache-Control": "no-cache"})
-                self._event(response.piece("", [], role="assistant"))
-            self._event(response.piece(text, [token]))
-
-        return on_token
-
-    def _event(self, content: dict[str, Any]) -> None:
-        self.write(b"data: " + encoded(content) + b"\n\n")
-
-    def _end_events(self, events: list[dict[str, Any]]) -> None:
-        for event in events:
-            self._event(event)
-        self.write(b"data: [DONE]\n\n")
-        self.end()
-
-    def _check_client(self, token: Token, text: str) -> None:
-        """Stop answering a client that has vanished.
-
-        Whether one that sends no more still listens shows when something is sent to it: spaces, which JSON ignores.
-        """
-        if self.has_begun or self.has_ended_its_side:
-            if not self.has_begun:
-                self.begin(200, "application/json")
-            self.write(b" ")
-
-    def _send_whole(self, content: bytes) -> None:
-        if self.has_begun:
-            self.write(content)
-            self.end()
-        else:
-            self.send(200, content, "application/json")
-
-    def _send_json(self, status: int, content: dict[str, Any]) -> None:
-        self.send(status, encoded(content), "application/json")
+            return list(await asyncio.gather(*map(found, texts)))
+        except Unanswered as error:
+            raise RequestError(str(error), error.status) from None
 
 
-def encoded(content: dict[str, Any]) -> bytes:
-    return json.dumps(content, ensure_ascii=False).encode()
+@contextmanager
+def refusals() -> Iterator[None]:
+    """What the model cannot do, such as a prompt beyond its window, is the request's fault."""
+    try:
+        yield
+    except RequestError:
+        raise
+    except ValueError as error:
+        raise RequestError(str(error)) from None
+
+
+class Server(uvicorn.Server):
+    """Listens; on a signal it ends the answers that are being given, each with a word to its client."""
+
+    def __init__(self, app: ASGIApp, bounds: Bounds, listening: socket.socket, stop: Callable[[], None]) -> None:
+        self.listening, self.stop = listening, stop
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=partial(Connection, bounds, {}),  # type: ignore[arg-type]
+                loop="asyncio",
+                lifespan="off",
+                ws="none",
+                log_config=None,
+                log_level="error",
+                access_log=False,
+                server_header=False,
+                date_header=False,
+                h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+                timeout_keep_alive=int(bounds.client_seconds) + 1,
+                timeout_graceful_shutdown=int(STOP_SECONDS),
+            )
+        )
+
+    def serve_forever(self) -> None:
+        self.run(sockets=[self.listening])
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.stop()
+        await super().shutdown(sockets)
+
+
+def listening_at(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=512)
+    except (OSError, OverflowError, TypeError, UnicodeError) as error:  # names and numbers that sockets do not take
+        raise ValueError(
+            f"Cannot listen at --host {host!r} --port {port} ({error}). Choose another address of this "
+            "machine, or a port from 0 (a free one) to 65535."
+        ) from None
 
 
 def serve_checkpoint(options: ServeOptions) -> None:
     """Serve until Ctrl-C; the address goes to standard output once requests are taken."""
     loaded = load_model(options.opening)
-    usual = options_for(loaded, options.reply)
-    bounds = Bounds(answers_at_once=options.answers_at_once)
+    api_key = options.api_key or os.environ.get(API_KEY_VARIABLE) or None
+    listening = listening_at(options.host, options.port)
+    service = Service(
+        loaded,
+        options_for(loaded, options.reply),
+        names=LOOPBACK if options.host in LOOPBACK else (),
+        api_key=api_key,
+        answers_at_once=options.answers_at_once,
+        max_waiting=options.max_waiting,
+    )
+    host, port = listening.getsockname()[:2]
+    print(f"http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
+    if options.host not in LOOPBACK:
+        secret = "with an API key" if api_key else "without a password (--api-key asks for one)"
+        print(f"open to other machines ({options.host}), {secret}; Ctrl-C ends", file=sys.stderr)
     try:
-        opened = ChatServer((options.host, options.port), loaded, usual, bounds)
-    except (OSError, OverflowError, TypeError) as error:  # names and numbers that sockets do not take
-        raise ValueError(
-            f"Cannot listen at --host {options.host!r} --port {options.port} ({error}). Choose another address of this "
-            "machine, or a port from 0 (a free one) to 65535."
-        ) from None
-    with opened as server:
-        host, port = server.server_address[:2]
-        shown = f"[{host!s}]" if ":" in str(host) else str(host)
-        print(f"http://{shown}:{port}", flush=True)
-        if options.host not in LOOPBACK:
-            print(f"open to other machines ({options.host}), without a password; Ctrl-C ends", file=sys.stderr)
-        try:
-            server.serve_forever()
-        except KeyboardInterrupt:
-            print("stopped", file=sys.stderr)
-            server.scheduler.stop()
-            # A client's thread may still be inside torch, and Python's shutdown under it would abort the process.
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(INTERRUPTED)
+        Server(service.app, service.bounds, listening, service.scheduler.stop).serve_forever()
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        # The model's thread may still be inside torch, and Python's shutdown under it would abort the process.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(INTERRUPTED)

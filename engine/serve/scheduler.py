@@ -1,10 +1,13 @@
 """One thread owns the model: requests wait in turn, join the running batch between two tokens, and leave it."""
 
 import threading
+import time
 import traceback
 from collections import deque
 from collections.abc import Callable
-from itertools import count
+from itertools import chain, count
+from math import inf
+from typing import Any, Generic, TypeVar
 
 from engine.build.text_checkpoint import LoadedModel
 from engine.generate.batch import Batch, Row, Token
@@ -13,19 +16,27 @@ from engine.generate.options import DecodeOptions
 from engine.generate.reply import Answering
 
 CHUNK = 128  # positions of prompts that are read between two tokens of the others
+STOPPING = "The server is stopping."
 STOP_SECONDS = 5.0  # for the token that is being computed
 NUMBERS = count()
 
 
-class QueueFull(Exception):
-    """As many requests wait as may."""
+class Unanswered(Exception):
+    """Why there will be no answer, with the status that says so."""
+
+    def __init__(self, reason: str, status: int = 503) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+Result = TypeVar("Result")
+Event = tuple[Token, str] | Exception | None  # a token and the text that became certain by it; the end
 
 
 class Job:
-    """An answer that is wanted, from its place in the queue to its end.
+    """An answer that is wanted, from its place in the queue to its end, at the latest at the deadline.
 
-    `tell` is called by the model's thread: with every token and the text that became certain by it, and at the end with
-    None, or with what went wrong.
+    `tell` is called by the model's thread, last with None or with what went wrong.
     """
 
     def __init__(
@@ -33,9 +44,10 @@ class Job:
         loaded: LoadedModel,
         answering: Answering,
         options: DecodeOptions,
-        tell: Callable[[tuple[Token, str] | Exception | None], None],
+        tell: Callable[[Event], None],
+        deadline: float = inf,
     ) -> None:
-        self.answering, self.tell = answering, tell
+        self.answering, self.tell, self.deadline = answering, tell, deadline
         self.row = Row(
             next(NUMBERS),
             loaded.model,
@@ -45,6 +57,13 @@ class Job:
             answering.stop_ids,
             answering.open_length,
         )
+
+
+class Work(Generic[Result]):
+    """Something else for the model to do, between two tokens of the answers."""
+
+    def __init__(self, do: Callable[[], Result], tell: Callable[[Result | Unanswered], object]) -> None:
+        self.do, self.tell = do, tell
 
 
 class Scheduler:
@@ -65,7 +84,7 @@ class Scheduler:
         self.batch = Batch(loaded.model, [], memory, reader)
         self.joining: Batch | None = None  # whose prompts are being read
         self.jobs: dict[int, Job] = {}  # that are being answered
-        self.waiting: dict[str, deque[Job]] = {}  # by client; the first client is the next
+        self.waiting: dict[str, deque[Job | Work[Any]]] = {}  # by client; the first client is the next
         self.changed = threading.Condition()
         self.is_stopping = False
         self.thread = threading.Thread(target=self._run, name="model", daemon=True)
@@ -75,15 +94,17 @@ class Scheduler:
     def num_waiting(self) -> int:
         return sum(map(len, self.waiting.values()))
 
-    def submit(self, job: Job, client: str) -> None:
-        """Queue an answer; too many waiting raise QueueFull."""
-        if job.row.num_steps > self.num_steps:
+    def submit(self, job: Job | Work[Any], client: str) -> None:
+        """Queue it; if too many wait, or the server stops, Unanswered."""
+        if isinstance(job, Job) and job.row.num_steps > self.num_steps:
             raise ValueError(
                 f"depth={job.row.num_steps}: this server goes to at most {self.num_steps} supervision steps."
             )
         with self.changed:
+            if self.is_stopping:
+                raise Unanswered(STOPPING)
             if self.num_waiting >= self.max_waiting:
-                raise QueueFull(f"{self.num_waiting} requests are waiting. Try again in a moment.")
+                raise Unanswered(f"{self.num_waiting} requests are waiting. Try again in a moment.")
             self.waiting.setdefault(client, deque()).append(job)
             self.changed.notify()
 
@@ -110,21 +131,19 @@ class Scheduler:
                 while not (self.jobs or self.waiting or self.is_stopping):
                     self.changed.wait()
                 if self.is_stopping:
-                    self._fail(InterruptedError("The server is stopping."))
-                    for jobs in self.waiting.values():
-                        for job in jobs:
-                            job.tell(InterruptedError("The server is stopping."))
+                    for job in (*self.jobs.values(), *chain(*self.waiting.values())):
+                        job.tell(Unanswered(STOPPING))
                     return
             try:
                 self._step()
             except Exception as error:  # noqa: BLE001 - such as memory that the device does not have
                 traceback.print_exc()
-                self._fail(error)
+                self._fail(Unanswered(f"The model failed: {error}", 500))
 
-    def _fail(self, error: Exception) -> None:
+    def _fail(self, error: Unanswered) -> None:
         for job in self.jobs.values():
-            job.tell(error)
             job.row.has_ended = True
+            job.tell(error)
         self.jobs.clear()
         self.joining = None
         self.batch.drop_ended()
@@ -134,33 +153,55 @@ class Scheduler:
         self.batch.drop_ended()
         for number in [number for number, job in self.jobs.items() if job.row.has_ended]:
             del self.jobs[number]
-        if self.joining is None and (taken := self._taken()):
-            rows = [job.row for job in taken]
-            longest, deepest = max(len(row.prompt) for row in rows), max(row.num_steps for row in rows)
-            memory, _ = memory_of(self.loaded.model, DecodeOptions(), len(rows), longest, deepest, user=self)
-            self.joining = Batch(self.loaded.model, rows, memory)
-            self.parts = self.joining.read_prompts(CHUNK)
+        if self.joining is None:
+            self._take()
         if self.joining is not None:
             self._join(self.joining)
         if self.batch.rows:
             self._tell(self.batch.choose(*self.batch.read()))
 
-    def _taken(self) -> list[Job]:
-        """The next jobs that wait, with prompts that can be read in one part; a longer one comes alone."""
+    def _take(self) -> None:
+        """Other work, or the next jobs that wait, with prompts that can be read in one part; a longer one comes alone."""
         taken: list[Job] = []
         longest = 0
+        while len(self.batch.rows) + len(taken) < self.answers_at_once and (job := self._next(longest, len(taken))):
+            if isinstance(job, Work):
+                try:
+                    job.tell(job.do())
+                except Exception as error:  # noqa: BLE001 - whoever wants it is told
+                    job.tell(Unanswered(str(error), 400 if isinstance(error, ValueError) else 500))
+                break
+            if time.monotonic() > job.deadline:
+                job.tell(Unanswered("The answer's time was over while it waited. Try again later."))
+                continue
+            taken.append(job)
+            longest = max(longest, len(job.row.prompt))
+            self.jobs[job.row.number] = job
+        if taken:
+            rows = [job.row for job in taken]
+            memory, _ = memory_of(
+                self.loaded.model, DecodeOptions(), len(rows), longest, max(row.num_steps for row in rows), user=self
+            )
+            self.joining = Batch(self.loaded.model, rows, memory)
+            self.parts = self.joining.read_prompts(CHUNK)
+
+    def _next(self, longest: int, taken: int) -> Job | Work[Any] | None:
+        """The next in the queue, if it can join those that were taken, the longest of which has so many ids."""
         with self.changed:
-            while self.waiting and len(self.batch.rows) + len(taken) < self.answers_at_once:
-                client, jobs = next(iter(self.waiting.items()))
-                longest = max(longest, len(jobs[0].row.prompt))
-                if taken and longest * (len(taken) + 1) > CHUNK:
-                    break
-                taken.append(jobs.popleft())
-                del self.waiting[client]
-                if jobs:
-                    self.waiting[client] = jobs
-            self.jobs |= {job.row.number: job for job in taken}
-        return taken
+            if not self.waiting:
+                return None
+            client, jobs = next(iter(self.waiting.items()))
+            if (
+                taken
+                and isinstance(first := jobs[0], Job)
+                and max(longest, len(first.row.prompt)) * (taken + 1) > CHUNK
+            ):
+                return None
+            job = jobs.popleft()
+            del self.waiting[client]
+            if jobs:
+                self.waiting[client] = jobs
+            return job
 
     def _join(self, joining: Batch) -> None:
         found = None if all(row.has_ended for row in joining.rows) else next(self.parts)
@@ -177,6 +218,8 @@ class Scheduler:
             if (job := self.jobs.get(token.row)) is None:
                 continue
             text = job.answering.take(token)
+            if not job.answering.has_ended and time.monotonic() > job.deadline:
+                text += job.answering.cut()
             job.tell((token, text))
             if job.answering.has_ended:
                 job.row.has_ended = True

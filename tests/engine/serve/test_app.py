@@ -10,46 +10,17 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 
-from engine.build.text_checkpoint import load_model
 from engine.generate.batch import Batch
-from engine.generate.options import OpenOptions, ReplyOptions, ServeOptions
+from engine.generate.options import ReplyOptions, ServeOptions
 from engine.serve import app as room
-from engine.serve.app import ChatServer
-from engine.serve.http import Bounds
-from tests.chat_runs import chat_flags, write_chat_data
-from tests.tiny import ROOT, pretrain
+from engine.serve.app import Server, Service, listening_at
+from tests.tiny import ROOT
 
 QUESTION = [{"role": "user", "content": "My name is Ada and I have 3 cats."}]
-
-
-@pytest.fixture(scope="module")
-def loaded(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("serve")
-    data = write_chat_data(folder / "data")
-    ended = pretrain(chat_flags(data, folder / "ada", {"halt_max_steps": 3}, epochs=8, eval_interval=8, ema=False))
-    assert ended.code == 0, ended.err
-    return load_model(OpenOptions(str(folder / "ada"), device="cpu"))
-
-
-@pytest.fixture
-def started(loaded):
-    """Starts servers, and ends them."""
-    running = []
-
-    def start(**bounds):
-        server = ChatServer(("127.0.0.1", 0), loaded, ReplyOptions(max_tokens=12), Bounds(**bounds))
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-        running.append(server)
-        return server.server_address[1]
-
-    yield start
-    for server in running:
-        server.shutdown()
-        server.server_close()
-        server.scheduler.stop()
 
 
 def ask(port, body, path="/v1/chat/completions", **headers):
@@ -131,14 +102,48 @@ def test_requests_are_bounded(started):
     assert ask(port, {"messages": QUESTION}, Host=f"localhost:{port}")[0] == 200
 
 
+def get(port, path, **headers):
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection.request("GET", path, headers=headers)
+    answer = connection.getresponse()
+    return answer.status, answer.read().decode()
+
+
+def test_with_an_api_key_only_those_who_have_it_are_answered(started):
+    port = started(api_key="sésame")
+    right = {"Authorization": "Bearer sésame".encode()}
+    for headers in ({}, {"Authorization": "Bearer other"}, {"Authorization": "sésame".encode()}):
+        assert ask(port, {"messages": QUESTION}, **headers)[0] == 401
+        assert get(port, "/v1/models", **headers)[0] == get(port, "/metrics", **headers)[0] == 401
+    assert ask(port, {"messages": QUESTION, "max_tokens": 1}, **right)[0] == 200
+    assert get(port, "/")[0] == get(port, "/health")[0] == 200
+
+
+def test_what_was_done_is_counted(started):
+    port = started()
+    ask(port, {"messages": QUESTION, "max_tokens": 5, "temperature": 2.0, "seed": 1})
+    ask(port, {"messages": []})
+    get(port, "/unheard-of")
+    status, text = get(port, "/metrics")
+    counts = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    assert status == 200 and counts['trm_requests_total{path="/v1/chat/completions",outcome="200"}'] == "1"
+    assert counts['trm_requests_total{path="/v1/chat/completions",outcome="400"}'] == "1"
+    assert counts['trm_requests_total{path="other",outcome="404"}'] == "1"
+    tokens = int(counts["trm_generated_tokens_total"])
+    assert 1 < tokens <= 5 and counts["trm_first_token_seconds_count"] == "1"
+    assert counts["trm_token_seconds_count"] == counts['trm_token_seconds_bucket{le="+Inf"}'] == str(tokens - 1)
+    assert counts["trm_requests_waiting"] == counts["trm_answers_running"] == "0"
+
+
 def test_more_than_may_wait_are_told_to_come_again(started, slow_tokens):
-    port = started(answers_at_once=1, waiting=1)
+    port = started(answers_at_once=1, max_waiting=1)
     running = posted(port, stream=True)
     assert running.recv(12) == b"HTTP/1.1 200"
     waiting = posted(port, stream=True)
     time.sleep(0.2)
     status, answer = ask(port, {"messages": QUESTION, "max_tokens": 1})
     assert status == 503 and "1 requests" in answer["error"]["message"]
+    assert posted(port).recv(4096).lower().count(b"retry-after: 1") == 1
     running.close()
     assert waiting.recv(12) == b"HTTP/1.1 200"
     waiting.close()
@@ -154,7 +159,8 @@ def test_a_client_that_never_reads_or_never_ends_its_request_blocks_nobody(start
     assert ask(port, {"messages": QUESTION})[0] == 200
     assert time.monotonic() - started_at < 10
     idle[0].settimeout(10)
-    assert idle[0].recv(10) == b""  # thrown out after its second of silence
+    with suppress(ConnectionResetError):
+        assert idle[0].recv(10) == b""  # thrown out after its second of silence
     for connection in idle:
         connection.close()
 
@@ -240,16 +246,19 @@ def test_many_answers_at_once_are_those_that_each_alone_would_be(started, loaded
 
 
 def test_an_answer_that_is_being_given_when_the_server_stops_ends_with_a_word(loaded, slow_tokens):
-    server = ChatServer(("127.0.0.1", 0), loaded, ReplyOptions())
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-    whole, streamed = (posted(server.server_address[1], stream=stream) for stream in (False, True))
+    listening = listening_at("127.0.0.1", 0)
+    service = Service(loaded, ReplyOptions())
+    server = Server(service.app, service.bounds, listening, service.scheduler.stop)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    whole, streamed = (posted(listening.getsockname()[1], stream=stream) for stream in (False, True))
     assert streamed.recv(12) == b"HTTP/1.1 200"
-    server.shutdown()
-    server.scheduler.stop()
-    server.server_close()
+    server.should_exit = True
     assert whole.recv(12) == b"HTTP/1.1 503"
-    while piece := streamed.recv(4096):
-        assert b"[DONE]" not in piece
+    with suppress(ConnectionResetError):
+        while piece := streamed.recv(4096):
+            assert b"[DONE]" not in piece
+    thread.join()
 
 
 def test_ctrl_c_during_an_answer_ends_the_server_and_says_so(loaded):

@@ -1,6 +1,7 @@
 """The queue before the model: who is next, who leaves, and how long a newcomer waits while others are answered."""
 
 import threading
+import time
 from collections import defaultdict
 from dataclasses import replace
 from queue import SimpleQueue
@@ -11,7 +12,7 @@ from engine.build.text_checkpoint import load_model
 from engine.generate.batch import Batch
 from engine.generate.options import DecodeOptions, OpenOptions, ReplyOptions, SamplingOptions
 from engine.generate.reply import Answering
-from engine.serve.scheduler import CHUNK, Job, QueueFull, Scheduler
+from engine.serve.scheduler import CHUNK, Job, Scheduler, Unanswered, Work
 from models.kv_cache import KeyValueMemory
 from tests.text_runs import text_flags, train_text, write_corpus
 
@@ -28,11 +29,11 @@ def loaded(tmp_path_factory):
 class Asked:
     """What became of a job."""
 
-    def __init__(self, scheduler, loaded, prompt=(5, 6, 7), room=8, client="a", seed=0, **options):
+    def __init__(self, scheduler, loaded, prompt=(5, 6, 7), room=8, client="a", seed=0, seconds=60.0, **options):
         self.found, self.tokens = SimpleQueue(), []
         decode = DecodeOptions(SamplingOptions(temperature=1.5, seed=seed), **options)
         answering = Answering(loaded, list(prompt), room, ReplyOptions(decode=decode))
-        self.job = Job(loaded, answering, decode, self.found.put)
+        self.job = Job(loaded, answering, decode, self.found.put, time.monotonic() + seconds)
         scheduler.submit(self.job, client)
 
     def next(self):
@@ -124,7 +125,7 @@ def test_clients_take_turns_and_a_queue_that_is_full_says_so(started, loaded, ga
     order = []
     eager = [Asked(scheduler, loaded, client="eager", room=1, seed=n) for n in range(4)]
     late = Asked(scheduler, loaded, client="late", room=1)
-    with pytest.raises(QueueFull, match="5"):
+    with pytest.raises(Unanswered, match="5"):
         Asked(scheduler, loaded)
     for name, asked in [*((f"eager {n}", asked) for n, asked in enumerate(eager)), ("late", late)]:
         tell = asked.job.tell
@@ -163,21 +164,22 @@ def test_a_fault_of_the_model_is_told_and_the_next_answer_is_whole(started, load
     assert Asked(scheduler, loaded).rest() == expected and "no memory left" in capfd.readouterr().err
 
 
-def test_a_newcomer_has_its_first_token_within_three_tokens_of_the_others(started, loaded):
+def test_a_newcomer_has_its_first_token_within_three_tokens_of_the_others(started, loaded, gate):
     scheduler, log = started(answers_at_once=16), []
     others = [Asked(scheduler, loaded, room=40, seed=n) for n in range(15)]
+    gate.release(3)
     for asked in others:
-        tell = asked.job.tell
-        asked.job.tell = lambda event, tell=tell: (log.append("other"), tell(event))
         asked.next()
+    while gate._value:  # until all others wait for their next token
+        time.sleep(0.01)
     new = Asked(scheduler, loaded, prompt=[5] * 20, room=2)
-    tell = new.job.tell
-    new.job.tell = lambda event: (log.append("new"), tell(event))
-    before = len(log)
-    new.next()
-    assert log[before:].count("other") <= 3 * 15
+    for name, asked in [*(("other", asked) for asked in others), ("new", new)]:
+        tell = asked.job.tell
+        asked.job.tell = lambda event, name=name, tell=tell: (log.append(name), tell(event))
+    gate.release(10_000)
     for asked in (*others, new):
         asked.rest()
+    assert log.index("new") <= 3 * 15
 
 
 def test_whoever_waits_when_the_server_stops_is_told(started, loaded, gate):
@@ -192,10 +194,38 @@ def test_whoever_waits_when_the_server_stops_is_told(started, loaded, gate):
         while isinstance(event := asked.next(), tuple):
             pass
         counts[type(event)] += 1
-    assert counts == {InterruptedError: 2}
+    assert counts == {Unanswered: 2}
     stopping.join()
 
 
 def test_deeper_than_the_memory_was_made_for_is_refused(started, loaded):
     with pytest.raises(ValueError, match="depth=9"):
         Asked(started(), loaded, depth=9)
+
+
+def test_an_answer_ends_at_its_deadline_and_one_that_only_waited_has_none(started, loaded, gate):
+    scheduler = started(answers_at_once=1)
+    late = Asked(scheduler, loaded, room=60, seconds=0.3)
+    late.next()
+    waited = Asked(scheduler, loaded, seconds=0.2)
+    last = Asked(scheduler, loaded, room=2)
+    time.sleep(0.4)
+    gate.release(10_000)
+    assert len(late.rest()) == 2 and late.job.answering.reply.finish == "length"
+    assert isinstance(event := waited.next(), Unanswered) and event.status == 503
+    assert len(last.rest()) == 2
+
+
+def test_other_work_has_its_turn_between_the_tokens(started, loaded):
+    scheduler, found = started(answers_at_once=2), SimpleQueue()
+    running = Asked(scheduler, loaded, room=30)
+    running.next()
+
+    def fails():
+        raise RuntimeError("no memory left")
+
+    scheduler.submit(Work(lambda: threading.current_thread().name, found.put), "b")
+    scheduler.submit(Work(fails, found.put), "b")
+    assert found.get(timeout=10) == "model"
+    assert isinstance(fault := found.get(timeout=10), Unanswered) and fault.status == 500
+    assert len(running.rest()) == 30

