@@ -58,11 +58,9 @@ def small(command: str, run_name: str) -> list[str]:
         if "smoke" in command:
             words.append("checkpoint_path=checkpoints/smoke")
         if "recipe=sample_corpus" in command:
-            words += [
-                "dataset.sample_size=200",
-                "arch.depth_curriculum=[]",
-                f"checkpoint_path=checkpoints/{len(words)}",
-            ]
+            words += ["dataset.sample_size=200", "arch.depth_curriculum=[]"]
+            if "checkpoint_path=" not in command:
+                words.append(f"checkpoint_path=checkpoints/{len(words)}")
     if "study_text.py" in command:
         words = [*words[:2], "--seeds", "1", "--tflop", "0.001", "--variants", "TRM H1 L2", "--page", "page.md"]
         words += ["--overrides", *[w for w in TINY_TEXT if w.startswith(("arch.hid", "arch.num"))]]

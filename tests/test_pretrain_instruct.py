@@ -25,6 +25,7 @@ SAMPLE = ["dataset.source=sample", "dataset.sample_size=150", "dataset.seq_len=6
 ARCHS = [
     *(["arch=trm_text"], ["arch=trm"], ["arch=dense_text"], ["arch=looped_text"], ["arch=trm_tiny"]),
     *(["arch=hrm", "arch.H_layers=1"], ["arch=trm_hier6"], ["arch=trm_singlez"], ["arch=prefix_text"]),
+    ["arch=trm_hf"],
     ["arch=trm_text", "arch.recursion=carry", "arch.prefix_mask=true", "loss.reduction=sequence", "ema=true"],
     ["arch=trm", "arch.recursion=unrolled", "arch.halt_policy=sampled", "loss.chunked=false"],
 ]

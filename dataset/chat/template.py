@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataset.text.conversation import EncodedConversation, Role, Turn
+from dataset.tokenization.for_transformers import filled
 from dataset.tokenization.special_tokens import ChatTokenizer
 
 TEMPLATE = (  # named in data sets, so that two templates are never mixed
@@ -20,6 +21,22 @@ MARKERS: dict[Role, tuple[str, str]] = {
     "user": ("<|user|>", "<|enduser|>"),
     "assistant": ("<|assistant|>", "<|endassistant|>"),
 }
+JINJA = """\
+{%- set opening = OPENING -%}
+{%- set closing = CLOSING -%}
+{%- for message in messages -%}
+{%- if not loop.first -%}{{- "<|sep|>" -}}{%- endif -%}
+{{- opening[message["role"]] -}}
+{%- if message["content"] -%}{{- BEFORE + message["content"] -}}{%- endif -%}
+{{- closing[message["role"]] -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+{%- if messages -%}{{- "<|sep|>" -}}{%- endif -%}
+{{- "<|assistant|>" -}}
+{%- elif messages -%}
+{{- "<|endoftext|>" -}}
+{%- endif -%}
+"""
 MIN_TOKENS = 8  # six markers, a token of a question, a token of its answer
 GREEN, GREY, RESET = "\x1b[32m", "\x1b[90m", "\x1b[0m"
 
@@ -112,6 +129,11 @@ class ChatEncoder:
         opening = [self._tokenizer.special(name) for name in (["<|sep|>"] if turns else []) + ["<|assistant|>"]]
         whole = self._lay_out(turns)
         return [*whole.ids[: len(whole.ids) - 1 if turns else 0].tolist(), *opening]
+
+    def jinja(self) -> str:
+        """The template for transformers, beside a tokenizer of dataset/tokenization/for_transformers.py."""
+        opening, closing = ({role: pair[at] for role, pair in MARKERS.items()} for at in (0, 1))
+        return filled(JINJA, {"OPENING": opening, "CLOSING": closing, "BEFORE": self._tokenizer.before})
 
     def _lay_out(self, turns: Sequence[Turn]) -> Layout:
         special, is_all = self._tokenizer.special, self._loss_on == "all"

@@ -10,9 +10,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataset.text.conversation import EncodedConversation, Role, Turn
+from dataset.tokenization.for_transformers import CONTINUE, START, filled
 from dataset.tokenization.protocol import Tokenizer
 
 MARKERS: dict[Role, str] = {"system": "[SYSTEM]\n", "user": "[USER]\n", "assistant": "[ASSISTANT]\n"}
+
+JINJA = """\
+{%- set marker = MARKERS -%}
+{{- BEGIN -}}
+{%- for message in messages -%}
+{{- marker[message["role"]] -}}
+{%- if message["content"] -%}{{- START + message["content"] -}}{%- endif -%}
+{%- if message["role"] == "assistant" -%}{{- eos_token -}}{%- else -%}{{- END -}}{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- marker["assistant"] -}}{%- endif -%}
+"""
 
 
 class ConversationEncoder:
@@ -36,6 +48,7 @@ class ConversationEncoder:
         self._max_tokens = max_tokens
         self._truncate = truncate
         is_plain = template == "plain"
+        self._is_plain = is_plain
         self._begin = _ids([] if is_plain or tokenizer.bos_id is None else [tokenizer.bos_id])
         self._end_of_answer = _ids([tokenizer.eos_id])
         self._end_of_turn = _ids([] if is_plain else _continuation(tokenizer, "\n"))
@@ -55,6 +68,14 @@ class ConversationEncoder:
         texts = self._tokenizer.encode_batch([turn.text for turn in turns])
         parts, _ = self._parts(turns, texts)
         return np.concatenate([*parts, self._markers["assistant"]]).tolist()
+
+    def jinja(self) -> str:
+        """The template for transformers, beside a tokenizer of dataset/tokenization/for_transformers.py."""
+        if self._is_plain:
+            return filled(JINJA, {"MARKERS": dict.fromkeys(MARKERS, ""), "BEGIN": "", "START": START, "END": ""})
+        markers = {role: START + text for role, text in MARKERS.items()}
+        template = JINJA.replace("BEGIN", "bos_token") if len(self._begin) else JINJA
+        return filled(template, {"MARKERS": markers, "BEGIN": "", "START": START, "END": CONTINUE + "\n"})
 
     def _parts(
         self, turns: Sequence[Turn], texts: Sequence[NDArray[np.int32]]

@@ -60,6 +60,11 @@ class SentencePieceTokenizer:
     def files(self) -> list[Path]:
         return [self._path]
 
+    def content(self) -> bytes:
+        """The model file."""
+        found: bytes = self._sp.serialized_model_proto()
+        return found
+
     def _is_encoded_by_words(self) -> bool:
         """Whether a text is encoded word by word, so that `encode_batch` may remember words.
 

@@ -61,10 +61,10 @@ class ChatTokenizer:
         self, pieces: Tokenizer, special_ids: Mapping[str, int], file: Path | None = None, before: str = ""
     ) -> None:
         """`before` is put in front of every text; `file` is None as long as the tokenizer is not saved."""
-        self._pieces = pieces
+        self.base = pieces
         self._special = frozenset(special_ids.values())
         self._file = file
-        self._before = before
+        self.before = before
         self.special_ids = special_ids
         self.vocab_size: int = max(pieces.vocab_size, *(index + 1 for index in self._special))
         self.bos_id: int | None = None
@@ -76,10 +76,10 @@ class ChatTokenizer:
         return self.special_ids[name]
 
     def encode(self, text: str) -> list[int]:
-        return self._pieces.encode(self._before + text if text else "")
+        return self.base.encode(self.before + text if text else "")
 
     def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
-        return self._pieces.encode_batch([self._before + text if text else "" for text in texts])
+        return self.base.encode_batch([self.before + text if text else "" for text in texts])
 
     def decode(self, ids: Sequence[int]) -> str:
         check_ids(ids, self.vocab_size, "a tokenizer")
@@ -87,7 +87,7 @@ class ChatTokenizer:
         return text.removeprefix(b" " if self.has_space_prefix else b"").decode(errors="replace")
 
     def piece_bytes(self, token_id: int) -> bytes:
-        return b"" if token_id in self._special else self._pieces.piece_bytes(token_id)
+        return b"" if token_id in self._special else self.base.piece_bytes(token_id)
 
     def files(self) -> list[Path]:
         """What has to be copied into a folder for `load_chat_tokenizer(folder)` to give the same tokenizer."""
@@ -100,8 +100,8 @@ class ChatTokenizer:
 
     def save(self, folder: str | Path) -> None:
         """Put the one file of this tokenizer into a folder, from which `load_chat_tokenizer` opens it."""
-        if isinstance(self._pieces, JsonTokenizer):
-            name, other, content = JSON_FILE, MODEL_FILE, self._pieces.to_json().encode()
+        if isinstance(self.base, JsonTokenizer):
+            name, other, content = JSON_FILE, MODEL_FILE, self.base.to_json().encode()
         else:
             name, other, content = MODEL_FILE, JSON_FILE, self.files()[0].read_bytes()
         target = Path(folder) / name

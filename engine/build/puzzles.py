@@ -10,6 +10,8 @@ from dataset.common import PuzzleDatasetMetadata
 from dataset.puzzles.mixing import differences, identifier_offsets
 from dataset.puzzles.reader import VALIDATION_SET, PuzzleDataset, PuzzleDatasetConfig
 from engine.build.loader import load_batches, train_items
+from engine.checkpoints.load import Checkpoint
+from engine.config.check import check
 from engine.config.registry import load_model_class
 from engine.config.schema import ArchChoice, PretrainConfig, RunConfig
 from engine.runtime.devices import Runtime
@@ -89,6 +91,23 @@ def build_optimizers(
     return OptimizerSet(network, config.lr, sparse, config.puzzle_emb_lr, schedule)
 
 
+def puzzle_config(loaded: Checkpoint) -> PretrainConfig:
+    """What a checkpoint says it was trained with."""
+    data = loaded.config()
+    if data is None:
+        raise ValueError(
+            f"{loaded.path} carries no config, so its architecture is not known. Give a step folder or a run folder of "
+            "this project, or put the all_config.yaml of the reference beside the file."
+        )
+    arch = data.get("arch")
+    if not isinstance(arch, dict):
+        raise ValueError(f"The config of {loaded.path} names no architecture (arch). Use another checkpoint.")
+    loss = arch.get("loss")
+    if isinstance(loss, dict) and str(loss.get("name")).endswith("TextLossHead"):
+        raise ValueError(f"{loaded.path} is a model of text, not of puzzles. Give a puzzle checkpoint.")
+    return check(PretrainConfig, data)
+
+
 @dataclass(frozen=True)
 class Source:
     """Training and held-out data of a run."""
@@ -140,6 +159,7 @@ def build_puzzles(config: PretrainConfig, runtime: Runtime) -> Source:
             best_sets=best_sets,
             evaluators=() if test is None else build_evaluators(config, held_out, test.metadata),
         ),
+        meta={"data": metadata.model_dump(include={"seq_len", "vocab_size", "num_puzzle_identifiers"})},
         total_steps=max(total_steps, 1),
         iterations=config.iterations,
         steps_per_epoch=rows / config.global_batch_size,

@@ -9,12 +9,13 @@ from pathlib import Path
 MODEL_FILE = "model.safetensors"
 EMA_FILE = "ema.safetensors"
 TRAINER_FILE = "trainer.pt"
+REST_FILE = "rest.safetensors"  # of an exported model: what the class of the other program has no place for
 CONFIG_FILE = "config.yaml"
 META_FILE = "meta.json"
 BEST, LATEST = "best", "latest"  # links in a run directory
 
 # These must be exactly what was written; a config file may be edited by hand.
-EXACT_FILES = (MODEL_FILE, EMA_FILE, TRAINER_FILE)
+EXACT_FILES = (MODEL_FILE, EMA_FILE, TRAINER_FILE, REST_FILE)
 
 
 def step_of(path: Path) -> int | None:

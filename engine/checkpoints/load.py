@@ -23,12 +23,14 @@ from engine.checkpoints.find import (
     EXACT_FILES,
     META_FILE,
     MODEL_FILE,
+    REST_FILE,
     TRAINER_FILE,
     checkpoints_at,
     find_damage,
     listing,
 )
 from engine.config.flags import plain_yaml_options
+from engine.export.native import OWN_LAYOUT, from_native
 
 OTHER_CONFIG = "Copy the config again, or use another checkpoint."
 REFERENCE_CONFIG_FILE = "all_config.yaml"  # lies beside the checkpoint files that the reference code writes
@@ -120,6 +122,9 @@ def _load_folder(folder: Path, with_trainer: bool) -> Checkpoint:
     meta = json.loads((folder / META_FILE).read_text(encoding="utf-8"))
     recorded = meta["files"]
     weights = _load_weights_file(folder / MODEL_FILE, recorded)
+    if (exported := meta.get("export")) is not None and exported["layout"] != OWN_LAYOUT:
+        rest = _load_weights_file(folder / REST_FILE, recorded)
+        weights = from_native(weights, rest, exported["layout"], exported["networks"])
     ema = _load_weights_file(folder / EMA_FILE, recorded) if EMA_FILE in recorded else None
     trainer = None
     if with_trainer:

@@ -211,17 +211,21 @@ def _write_folder(folder: Path, snapshot: _Snapshot) -> None:
     for path in snapshot.files:
         shutil.copyfile(path, folder / path.name)
 
-    written = sorted(folder.iterdir())
-    meta = {
+    facts = {
         "step": snapshot.step,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "torch": torch.__version__,
         "parameters": sum(tensor.numel() for tensor in snapshot.model.values()),
         **snapshot.meta,
-        "files": {path.name: {"size": path.stat().st_size, "sha256": file_sha256(path)} for path in written},
     }
+    write_meta(folder, facts, sorted(folder.iterdir()))
+
+
+def write_meta(folder: Path, facts: dict[str, Any], files: Sequence[Path]) -> None:
+    """Finish the folder of a checkpoint: facts, and what these files of it hold; all of it is on disk then."""
+    meta = facts | {"files": {path.name: {"size": path.stat().st_size, "sha256": file_sha256(path)} for path in files}}
     (folder / META_FILE).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
-    for path in (*written, folder / META_FILE, folder):
+    for path in (*folder.iterdir(), folder):
         _fsync(path)
 
 

@@ -5,9 +5,7 @@ from pathlib import Path
 
 from dataset.puzzles.samples import game_of, pick_samples
 from engine.build import puzzles as build
-from engine.checkpoints.load import Checkpoint, load_averaged, load_checkpoint
-from engine.config.check import check
-from engine.config.schema import PretrainConfig
+from engine.checkpoints.load import load_averaged, load_checkpoint
 from engine.runtime.devices import start_runtime
 from lab.drawing import require_matplotlib
 from lab.puzzle_pictures.pictures import FORMATS, save_picture
@@ -29,7 +27,7 @@ def show_puzzles(
         raise ValueError(f"--count {count}: one picture holds at most {MAX_COUNT} puzzles. Take fewer.")
     require_matplotlib()
     loaded = load_checkpoint(checkpoint)
-    config = puzzle_config(loaded)
+    config = build.puzzle_config(loaded)
     folder = data_path or (config.data_paths_test or config.data_paths)[0]
     metadata, samples = pick_samples(folder, count, seed)
     game = game_of(metadata, folder)
@@ -43,20 +41,3 @@ def show_puzzles(
         runtime.close()
     save_picture(game, traces, f"{Path(folder).name}, {loaded.path.name}", output)
     print(output, *(trace.summary() for trace in traces), sep="\n")
-
-
-def puzzle_config(loaded: Checkpoint) -> PretrainConfig:
-    """What a checkpoint says it was trained with."""
-    data = loaded.config()
-    if data is None:
-        raise ValueError(
-            f"{loaded.path} carries no config, so its architecture is not known. Give a step folder or a run folder of "
-            "this project, or put the all_config.yaml of the reference beside the file."
-        )
-    arch = data.get("arch")
-    if not isinstance(arch, dict):
-        raise ValueError(f"The config of {loaded.path} names no architecture (arch). Use another checkpoint.")
-    loss = arch.get("loss")
-    if isinstance(loss, dict) and str(loss.get("name")).endswith("TextLossHead"):
-        raise ValueError(f"{loaded.path} is a model of text, and only puzzles can be drawn. Give a puzzle checkpoint.")
-    return check(PretrainConfig, data)
