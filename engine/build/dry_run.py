@@ -53,6 +53,7 @@ def dry_run(job: HydraJob[Any]) -> dict[str, Any]:
             "global_batch_size": rows,
             "passes_per_step": passes,
             "tokens_per_pass": rows // runtime.world_size // passes * source.metadata.seq_len,
+            "passes_from": parts.task.passes_from,
             "memory_bytes": memory(parts, rows // runtime.world_size // passes, has_average=config.ema),
         }
 

@@ -20,6 +20,7 @@ from dataset.text.token_store import Documents, DocumentStore
 from dataset.tokenization.protocol import Tokenizer
 from dataset.tokenization.special_tokens import load_chat_tokenizer
 from engine.build.loader import load_batches, train_items
+from engine.build.passes import passes_of
 from engine.build.puzzles import Source, build_recursive_model, check_batch_shares
 from engine.config.registry import load_model_class
 from engine.config.text import ChatConfig, InstructConfig, TextConfig, TextDataConfig
@@ -225,23 +226,18 @@ def text_task_of(
     total_rows: int,
     piece_bytes: Tensor | None,
 ) -> TextTask:
+    passes = passes_of(config, runtime, head.model.inner)
     settings: dict[str, Any] = {
         "seed": config.seed,
         "total_steps": total_steps,
-        "micro_batches": passes_of(config, runtime, head.model.config.seq_len),
+        "micro_batches": passes.number,
         "reduction": config.loss.reduction,
         "eval_steps": config.eval.halt_max_steps,
         "piece_bytes": piece_bytes,
     }
     if head.model.config.recursion == "carry":
-        return PersistentTextTask(head, runtime, total_rows=total_rows, **settings)
-    return TextTask(head, runtime, **settings)
-
-
-def passes_of(config: TextConfig, runtime: Runtime, seq_len: int) -> int:
-    """Into how many passes a rank's rows are split: as many as were asked for, more if a pass would hold too many tokens."""
-    rows = config.global_batch_size // runtime.world_size
-    passes = config.gradient_accumulation_steps
-    while passes < rows and (rows % passes or rows // passes * seq_len > config.rows.tokens_per_pass):
-        passes += 1
-    return passes
+        task: TextTask = PersistentTextTask(head, runtime, total_rows=total_rows, **settings)
+    else:
+        task = TextTask(head, runtime, **settings)
+    task.passes_from = passes.reason
+    return task

@@ -1,19 +1,23 @@
 """The options of runs on text: where conversations come from and how they become rows."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from engine.config.schema import MAX_ROW, EvalDepthConfig, RunConfig, Strict, project_name_of
 
 MOST_QUESTIONS = 1_000_000
+TokensPerPass = Annotated[int, Field(ge=1)] | Literal["auto"]
+TOKENS_PER_PASS: Any = Field(
+    "auto", description="positions that go through the model at once; auto: by the free memory of a GPU, else 3072"
+)
 
 
 class RowsConfig(Strict):
     """How conversations share rows, and rows a pass through the model."""
 
     packing: bool = Field(True, description="several conversations a row, none of which sees another")
-    tokens_per_pass: int = Field(3072, ge=1, description="positions that go through the model at once; bounds memory")
+    tokens_per_pass: TokensPerPass = TOKENS_PER_PASS
 
 
 class CompositionConfig(Strict):
@@ -133,7 +137,7 @@ class ChatConfig(TextConfig):
         None, ge=2, le=MAX_ROW, description="positions of a row, given as arch.seq_len; null: those of the data"
     )
     packing: bool = True
-    tokens_per_pass: int = Field(3072, ge=1, description="positions that go through the model at once; bounds memory")
+    tokens_per_pass: TokensPerPass = TOKENS_PER_PASS
 
     @property
     def rows(self) -> RowsConfig:

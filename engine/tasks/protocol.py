@@ -24,6 +24,7 @@ class Task(Protocol):
     """
 
     micro_batches: int = 1  # passes through the model that an item is split into
+    passes_from: str = ""  # where that number comes from, where it is chosen for the user
     stop: StopSignal | None = None  # looked at between micro-batches
 
     @property

@@ -54,7 +54,8 @@ def expectation(task: Task, item: LoaderItem, step: int, runtime: Runtime, small
     `smaller` names what makes steps quicker.
     """
     passes, positions = task.micro_batches, item[1]["inputs"].numel()
-    said = f"a step: {passes} x {positions // passes:,} tokens"
+    chosen = f" ({task.passes_from})" if task.passes_from else ""
+    said = f"a step: {passes} x {positions // passes:,} tokens{chosen}"
     task.start_step(step)
     flops = task.flops(item)
     if not flops:
