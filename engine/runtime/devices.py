@@ -52,15 +52,24 @@ class Runtime:
 
     def any_rank(self, flag: bool) -> bool:
         """Whether the flag is set on at least one rank; every rank gets the same answer."""
+        return bool(self.largest(int(flag)))
+
+    def largest(self, vote: int) -> int:
+        """The largest number that any rank gives; every rank gets the same answer."""
         if self.world_size == 1:
-            return flag
-        votes = torch.tensor([int(flag)], dtype=torch.int32)  # on the host, where nobody waits for the device
+            return vote
+        votes = torch.tensor([vote], dtype=torch.int32)  # on the host, where nobody waits for the device
         with_peers(dist.all_reduce, votes, op=dist.ReduceOp.MAX)
-        return bool(votes.item())
+        return int(votes.item())
 
     def barrier(self) -> None:
         if self.world_size > 1:
             with_peers(dist.barrier, device_ids=[self.device.index] if self.device.type == "cuda" else None)
+
+    def free_unused_memory(self) -> None:
+        """Give back what the allocator keeps of tensors that are gone."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def synchronize(self) -> None:
         """Wait until the device has done everything it was asked for."""

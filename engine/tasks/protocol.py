@@ -38,6 +38,10 @@ class Task(Protocol):
                 raise CutShortError("the step")
             yield part
 
+    def take_smaller_passes(self, item: LoaderItem) -> bool:
+        """Split steps into smaller passes from now on, which changes no update; False where that cannot be done."""
+        return False
+
     def feed(self, items: Iterable[LoaderItem]) -> Iterator[tuple[LoaderItem, int]]:
         """What each optimizer step works on, and how many items of the loader were opened for it."""
         return ((item, 1) for item in items)

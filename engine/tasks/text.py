@@ -41,6 +41,15 @@ class TokenTask(Task):
         self.reduction = reduction
         self.prepared: tuple[LoaderItem, list[tuple[Batch, Supervision]], Sent[list[tuple[Batch, Supervision]]]] | None
         self.prepared = None
+        self.has_smaller_passes = False
+
+    def take_smaller_passes(self, item: LoaderItem) -> bool:
+        rows, passes = len(item[1]["inputs"]), self.micro_batches
+        smaller = next((number for number in range(2 * passes, rows + 1) if rows % number == 0), None)
+        if smaller is None or self.has_smaller_passes:
+            return False
+        self.micro_batches, self.has_smaller_passes, self.prepared = smaller, True, None
+        return True
 
     def prepare(self, item: LoaderItem) -> None:
         host = [self.located(part) for part in split_rows(item[1], self.micro_batches)]

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from engine.checkpoints.save import CheckpointStore
 from engine.runtime.devices import Runtime
 from engine.runtime.signals import CutShortError, StopSignal
 from engine.runtime.transfer import to_host
-from engine.tasks.protocol import Sums, Task, over_ranks
+from engine.tasks.gradients import gradients_of
+from engine.tasks.protocol import Task, over_ranks
 from engine.train.evaluate import Evaluator, Report, evaluate, flat, stateful
 from engine.train.optimizers import OptimizerSet
 from engine.train.plan import Plan, TrainState, is_due
@@ -141,12 +142,7 @@ def train_step(run: Run, item: LoaderItem, meanwhile: Callable[[], None] | None 
     Raises CutShortError, with everything as it was, if a signal asks one of the ranks to stop.
     """
     state, task, optimizers = run.state, run.task, run.optimizers
-    sums: Sums | None = None
-    with suppress(CutShortError):
-        sums = task.train_step(item, state.step + 1)
-    if run.runtime.any_rank(sums is None) or sums is None:
-        optimizers.zero_grad()
-        raise CutShortError("the step")
+    sums = gradients_of(task, item, state.step + 1, run.runtime, optimizers.zero_grad, run.tracker.print)
     state.step += 1
 
     dense = optimizers.dense_gradients()

@@ -119,8 +119,8 @@ class ThreadRuntime(Runtime):
     def all_gather_rows(self, tensor):
         return torch.cat(self.meeting.exchange(self.rank, tensor.clone()))
 
-    def any_rank(self, flag):
-        return any(self.meeting.exchange(self.rank, flag))
+    def largest(self, vote):
+        return max(self.meeting.exchange(self.rank, vote))
 
 
 def on_ranks(ranks: int, work: Callable[[Runtime], Result]) -> list[Result]:

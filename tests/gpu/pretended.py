@@ -141,6 +141,9 @@ class Pretended(TorchDispatchMode):
             for name in ("current_stream", "default_stream"):
                 stack.enter_context(mock.patch.object(torch.cuda, name, _Stream))
             stack.enter_context(mock.patch.object(torch.cuda, "stream", lambda stream: ExitStack()))
+            memory = {"mem_get_info": (24 * 10**9, 24 * 10**9), "memory_reserved": 0, "memory_allocated": 0}
+            for name, value in memory.items():
+                stack.enter_context(mock.patch.object(torch.cuda, name, lambda _, value=value: value))
             stack.enter_context(torch.autograd.set_multithreading_enabled(False))
             stack.enter_context(_Names(self))
             stack.enter_context(self)
