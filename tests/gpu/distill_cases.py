@@ -27,7 +27,7 @@ from src.distillation.tuning.lora import TunedTeacher, with_lora
 from src.distillation.tuning.task import TeacherTask
 from tests.distillation import cache_samples, teacher_samples
 from tests.distillation.fake_server import serving
-from tests.gpu.place import TINY_GRADIENTS, Place, case, from_loader, opened, resumed, text_run, train
+from tests.gpu.place import SIXTEEN_BITS, TINY_GRADIENTS, Place, case, from_loader, opened, resumed, text_run, train
 
 VOCAB, LENGTH = 259, 64
 COLD = Divergence(0.0, 2.0)
@@ -133,7 +133,7 @@ def teaches_recursion(at: Place) -> Any:
     return train(at, distilled(at, direct(at), model=model, micro_batches=2), items())
 
 
-@case("distillation: Muon", tolerance=1e-2)  # which computes in 16 bits on CUDA
+@case("distillation: Muon", SIXTEEN_BITS)
 def learns_by_muon(at: Place) -> Any:
     return train(at, distilled(at, direct(at), optimizer="muon_hybrid"), items())
 

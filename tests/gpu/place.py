@@ -35,6 +35,7 @@ from tests.tiny import Recorder, is_timing
 Config = TypeVar("Config", bound=RunConfig)
 STEPS = 2
 PRECISE, DECODED = 1e-4, 1e-6  # how far numbers of training and of decoding may be from those of the CPU
+SIXTEEN_BITS = 1e-2  # in which Muon computes on CUDA
 TINY_GRADIENTS = 1e-3  # AdamW divides by their size, so that rounding of the smallest ones moves a weight
 
 

@@ -10,7 +10,18 @@ from engine.train.evaluate import evaluate
 from engine.train.loop import Run, train_step
 from evaluators.arc import ARC
 from tests.dataset.puzzle_samples import write_parity_dataset
-from tests.gpu.place import Place, case, from_loader, puzzle_items, puzzle_run, result_of, resumed, train
+from tests.gpu.place import (
+    PRECISE,
+    SIXTEEN_BITS,
+    Place,
+    case,
+    from_loader,
+    puzzle_items,
+    puzzle_run,
+    result_of,
+    resumed,
+    train,
+)
 from tests.models.small import ARCHS
 
 TRAINED: dict[str, dict[str, Any]] = {
@@ -28,7 +39,7 @@ TRAINED: dict[str, dict[str, Any]] = {
 
 for name, options in TRAINED.items():
 
-    @case(f"puzzles: {name}")
+    @case(f"puzzles: {name}", SIXTEEN_BITS if name == "Muon" else PRECISE)
     def trains(at: Place, options: dict[str, Any] = options) -> Any:
         return train(at, puzzle_run(at, **options), puzzle_items())
 
