@@ -24,7 +24,7 @@ TINY_TEXT = [word for word in TINY_PUZZLE if not word.startswith("eval_interval"
     "dataset.seq_len=128",
 ]
 # Their doors run on small files in the tests of the builders.
-NEEDS_OTHER_DATA = ("build_arc", "sudoku-extreme", "build_maze_dataset.py")
+NEEDS_OTHER_DATA = ("build_arc", "sudoku-extreme", "build_maze_dataset.py", "hellaswag")
 
 
 def documented_commands(pages: list[Path] | None = None) -> list[str]:
@@ -119,6 +119,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.timeout(900)
 def test_every_documented_command_works(workplace: Path) -> None:
     env = os.environ | {"OMP_NUM_THREADS": "1", "SLIMORCA_TQDM": "0", "PYTHON": sys.executable}
+    env["HF_HOME"] = str(workplace / "hf")
     env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
     ran = 0
     for command in documented_commands():

@@ -40,6 +40,17 @@ def reply(
     certain by it. An interruption (Ctrl-C) ends all answers with what was generated so far.
     """
     rows = [Answering.of_turns(loaded, turns, options) for turns in conversations]
+    return continued(loaded, rows, options, on_text, on_token)
+
+
+def continued(
+    loaded: LoadedModel,
+    rows: Sequence["Answering"],
+    options: ReplyOptions,
+    on_text: Callable[[int, str], None] | None = None,
+    on_token: Callable[[Token, str], None] | None = None,
+) -> list[Reply]:
+    """Continue all texts in one batch, as `reply` does."""
     decoding = Decoding(
         loaded.model,
         [row.ids for row in rows],
@@ -89,9 +100,11 @@ class Answering:
         self.started = time.monotonic()
 
     @classmethod
-    def of_text(cls, loaded: LoadedModel, ids: list[int], room: int, options: ReplyOptions) -> "Answering":
+    def of_text(
+        cls, loaded: LoadedModel, ids: list[int], room: int, options: ReplyOptions, open_length: int | None = None
+    ) -> "Answering":
         """A plain text that is continued as it stands, if need be within a character."""
-        found = cls(loaded, ids, room, options)
+        found = cls(loaded, ids, room, options, open_length)
         for token_id in ids:
             found.decoder.push(token_id)
         return found
@@ -100,10 +113,7 @@ class Answering:
     def of_turns(cls, loaded: LoadedModel, turns: Sequence[Turn], options: ReplyOptions) -> "Answering":
         """One conversation that is being answered."""
         ids, room = fitted_prompt(loaded, turns, options)
-        answers = [number for number, turn in enumerate(turns) if turn.role == "assistant"]
-        # Models whose prompts see themselves in both directions were trained so on what stands before the first answer.
-        opened = loaded.template.encode_prompt(turns[: answers[0]]) if answers else ids
-        return cls(loaded, ids, room, options, len(opened))
+        return cls(loaded, ids, room, options, open_length_of(loaded, turns, ids))
 
     def take(self, token: Token) -> str:
         """Add a token; returns the text that is certain now."""
@@ -149,6 +159,13 @@ class Answering:
 
     def _ends(self, finish: Finish) -> None:
         self.reply.finish, self.has_ended = finish, True
+
+
+def open_length_of(loaded: LoadedModel, turns: Sequence[Turn], ids: Sequence[int]) -> int:
+    """How much of the turns' prompt `ids` sees itself in both directions, in models that were trained so: what stands
+    before the first answer."""
+    answers = [number for number, turn in enumerate(turns) if turn.role == "assistant"]
+    return len(loaded.template.encode_prompt(turns[: answers[0]])) if answers else len(ids)
 
 
 def beginning_at_end(text: str, stop: str) -> int:

@@ -1,0 +1,1 @@
+"""Scores that everybody knows: a checkpoint under the tasks of lm-evaluation-harness."""
