@@ -138,7 +138,7 @@ class HubFile:
 
 def hub_files(repo: str, by_hand: Path, repo_type: str = "datasets") -> tuple[str, dict[str, Any]]:
     """The newest revision of a repository, and what the Hub says of each file; errors name the place `by_hand`."""
-    api = f"{_endpoint()}/api/{repo_type}/{repo}/revision/main?blobs=true"
+    api = f"{endpoint()}/api/{repo_type}/{repo}/revision/main?blobs=true"
     try:
         answer = json.loads(_asked(api))
         return answer["sha"], {entry["rfilename"]: entry for entry in answer["siblings"]}
@@ -157,7 +157,7 @@ def hub_problem() -> str | None:
 
     For libraries that would try for half a minute, file by file: without an answer they are to take what is in their cache.
     """
-    url = _endpoint()
+    url = endpoint()
     try:
         with _open_url(url, method="HEAD", timeout=CONTACT_SECONDS):
             return None
@@ -202,7 +202,7 @@ def find_hub_file(
     lfs = files[name].get("lfs") or {}
     prefix = "datasets/" if repo_type == "datasets" else ""
     found = HubFile(
-        url=f"{_endpoint()}/{prefix}{repo}/resolve/{revision}/{urllib.parse.quote(name)}",
+        url=f"{endpoint()}/{prefix}{repo}/resolve/{revision}/{urllib.parse.quote(name)}",
         revision=revision,
         size=int(lfs.get("size") or files[name]["size"]),
         sha256=lfs.get("sha256"),
@@ -213,7 +213,8 @@ def find_hub_file(
     return found
 
 
-def _endpoint() -> str:
+def endpoint() -> str:
+    """The address of the Hub."""
     return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
 
 

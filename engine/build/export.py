@@ -118,6 +118,7 @@ def _puzzle_metadata(stored: Checkpoint, data_paths: list[str]) -> PuzzleDataset
 
 def export(options: ExportOptions) -> dict[str, Any]:
     """Write the folder, and return what was compared."""
+    from engine.export.hub import push
     from engine.export.verify import Expected, verify
 
     leaving = open_leaving(options)
@@ -137,7 +138,10 @@ def export(options: ExportOptions) -> dict[str, Any]:
     with staged(target) as folder:
         write_export(leaving, folder, layout, networks)
         found = verify(expected, folder, layout) | {"compared_on": source}
-    return {"output": str(target), "layout": layout, "depth": leaving.num_steps, **found}
+    found = {"output": str(target), "layout": layout, "depth": leaving.num_steps, **found}
+    if options.push is not None:
+        found["pushed"] = push(target, options.push, private=options.private)
+    return found
 
 
 def compared_rows(leaving: Leaving) -> tuple[list[list[int]], str]:

@@ -4,7 +4,7 @@ import glob
 import json
 import os
 import re
-from pathlib import Path
+from pathlib import Path, PurePath
 
 MODEL_FILE = "model.safetensors"
 EMA_FILE = "ema.safetensors"
@@ -18,7 +18,7 @@ BEST, LATEST = "best", "latest"  # links in a run directory
 EXACT_FILES = (MODEL_FILE, EMA_FILE, TRAINER_FILE, REST_FILE)
 
 
-def step_of(path: Path) -> int | None:
+def step_of(path: PurePath) -> int | None:
     """The step that a name like step_120 stands for, or None for any other name."""
     match = re.fullmatch(r"step_(\d+)", path.name)
     return int(match[1]) if match else None

@@ -1,5 +1,6 @@
 """Loads checkpoints, with checks that they are whole, and puts their weights into a module."""
 
+import glob
 import json
 import os
 import re
@@ -29,11 +30,11 @@ from engine.checkpoints.find import (
     find_damage,
     listing,
 )
+from engine.checkpoints.hub import REFERENCE_CONFIG_FILE, fetched, is_hub_name
 from engine.config.flags import plain_yaml_options
 from engine.export.native import OWN_LAYOUT, from_native
 
 OTHER_CONFIG = "Copy the config again, or use another checkpoint."
-REFERENCE_CONFIG_FILE = "all_config.yaml"  # lies beside the checkpoint files that the reference code writes
 MAX_CONFIG_BYTES = 100_000
 
 # What torch.load raises for files that were cut, changed, or never written by torch.save.
@@ -86,11 +87,14 @@ def load_checkpoint(
     prefer: str = BEST,
     say: Callable[[str], None] = to_stderr,
 ) -> Checkpoint:
-    """Load a checkpoint to host memory, by any name that `checkpoints_at` takes; what is foreign is a ValueError.
+    """Load a checkpoint to host memory, by any name that `checkpoints_at` takes, else from the Hub; what is foreign is a
+    ValueError.
 
     In place of a damaged one of a run folder another one of that run is taken, which `say` is told; a damaged one that
     was named, and a run without a whole one, is a DamagedError.
     """
+    if not Path(path).expanduser().exists() and not glob.glob(str(path)) and is_hub_name(str(path)):
+        path = fetched(str(path))
     found = checkpoints_at(path, newest=newest, prefer=prefer)
     damages: list[str] = []
     for each in found:

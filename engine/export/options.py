@@ -1,5 +1,6 @@
 """What `scripts/export.py` takes."""
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,3 +26,10 @@ class ExportOptions(Bounded):
         "hf: a class of transformers, or nothing; trm: our own; auto: the class where there is one",
         choices=["auto", "hf", "trm"],
     )
+    push: str | None = flag(None, "also to this repository of the Hub; HF_TOKEN must allow it", metavar="OWNER/NAME")
+    private: bool = flag(False, "a repository that --push makes is private", action="store_true")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.push is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", self.push):
+            raise ValueError(f"--push {self.push}: expected owner/name.")

@@ -10,11 +10,13 @@ from dataset.text.conversation import Turn
 from engine.build.export import export
 from engine.build.text_checkpoint import load_model
 from engine.checkpoints.load import load_checkpoint
+from engine.export.hub import RecursiveModel
 from engine.export.options import ExportOptions
 from engine.generate.options import OpenOptions, ReplyOptions
 from engine.generate.reply import reply
 from tests.chat_runs import chat_flags, run_door, write_chat_data
 from tests.text_runs import text_flags, train_text, write_corpus
+from tests.tiny import flags, pretrain, write_sudoku
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("transformers.models.hrm_text")
@@ -117,3 +119,109 @@ def test_nothing_of_this_machine_leaves(runs, tmp_path):
     exported(runs("text", "arch=trm_hf"), tmp_path / "out")
     config = yaml.safe_load((tmp_path / "out/config.yaml").read_text())
     assert "checkpoint_path" not in config and "device" not in config
+
+
+HRM_LEAVES = ["arch=trm_hf", "arch.name=recursive_reasoning.hrm@HierarchicalReasoningModel_ACTV1", "arch.H_layers=1"]
+KINDS = {
+    "hrm": (HRM_LEAVES, "hrm_text"),
+    "tied": (["arch=trm_hf", "arch.tie_embeddings=true", "arch.forward_dtype=bfloat16"], "hrm_text"),
+    "dense": (["arch=dense_text", "arch.H_layers=2", "arch.L_layers=0", "arch.halt_max_steps=1"], "llama"),
+    "averaged": (["arch=trm_text", "ema=true", "arch.forward_dtype=bfloat16"], "trm"),
+    "learned positions": (["arch=trm_hf", "arch.pos_encodings=learned"], "trm"),
+    "hrm, question in every call": (
+        ["arch=hrm", "arch.H_layers=1", "arch.recursion=unrolled", "arch.halt_policy=fixed"],
+        "trm",
+    ),
+    "looped": (["arch=looped_text", "arch.H_layers=1", "arch.L_layers=0", "arch.halt_max_steps=2"], "trm"),
+    "one latent": (["arch=trm_singlez"], "trm"),
+    "six latents": (["arch=trm_hier6"], "trm"),
+    "retnet": (["arch=retnet_tiny", "arch.L_layers=0", "arch.H_layers=1", "arch.halt_max_steps=1"], "trm"),
+    "prompt both ways": (["arch=trm_hf", "arch.prefix_mask=true"], "hrm_text"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_leaves_and_comes_back_bit_for_bit(kind, runs, tmp_path):
+    words, layout = KINDS[kind]
+    run = runs("text", *words)
+    found = exported(run, tmp_path / "out")
+    assert found["layout"] == layout and found["max_logit_difference"] < 1e-4
+    assert same_weights(run, tmp_path / "out")
+    answers = [reply_to(run), reply_to(tmp_path / "out")]
+    assert answers[0] == answers[1]
+    again = RecursiveModel.from_pretrained(tmp_path / "out")
+    ids = torch.tensor([[3, 5, 7]])
+    assert torch.equal(again.eval()(ids)[0], again.eval()(ids)[0]) and again(ids).shape[:2] == (1, 3)
+
+
+def reply_to(place):
+    loaded = load_model(OpenOptions(str(place), device="cpu"))
+    return [answer.text for answer in reply(loaded, [[Turn("user", QUESTIONS[0])]], ReplyOptions(max_tokens=8))]
+
+
+@pytest.mark.parametrize("options", [{}, {"puzzle_emb_ndim": 32, "puzzle_emb_len": 2}, {"mlp_t": True}])
+def test_puzzles_leave_without_their_data_and_come_back(options, tmp_path):
+    data = write_sudoku(tmp_path / "data", identifiers=3)
+    short = {"epochs": 1, "eval_interval": 1, "max_steps": 2}
+    ended = pretrain(flags(data, tmp_path / "run", options, **short))
+    assert ended.code == 0, ended.err
+    data.rename(tmp_path / "moved")
+    found = exported(tmp_path / "run", tmp_path / "out")
+    assert found["layout"] == "trm" and same_weights(tmp_path / "run", tmp_path / "out")
+    again = flags(tmp_path / "moved", tmp_path / "again", options, load_checkpoint=str(tmp_path / "out"), **short)
+    assert "weights from" in pretrain(again).err
+    scores = [
+        pretrain([*flags(tmp_path / "moved", tmp_path / "e", options, load_checkpoint=str(place)), "eval_only=true"])
+        for place in (tmp_path / "run", tmp_path / "out")
+    ]
+    assert scores[0].report == scores[1].report and scores[0].code == 0
+
+
+def test_puzzles_of_an_older_version_need_their_data(tmp_path):
+    data = write_sudoku(tmp_path / "data")
+    ended = pretrain(flags(data, tmp_path / "run", epochs=1, eval_interval=1, max_steps=1))
+    assert ended.code == 0, ended.err
+    (meta,) = (tmp_path / "run").glob("step_*/meta.json")
+    facts = json.loads(meta.read_text())
+    meta.write_text(json.dumps({key: value for key, value in facts.items() if key != "data"}))
+    assert exported(tmp_path / "run", tmp_path / "out")["layout"] == "trm"
+    data.rename(tmp_path / "moved")
+    with pytest.raises(ValueError, match="data set"):
+        exported(tmp_path / "run", tmp_path / "other")
+
+
+def test_all_programs_read_an_export(runs, tmp_path):
+    text, chat = runs("text", "arch=trm_hf"), runs("chat", "arch=trm_hf")
+    for run, name in ((text, "text"), (chat, "chat")):
+        exported(run, tmp_path / name)
+    asked = ["--message", "What is it?", "--device", "cpu", "--max-output-tokens", "6", "--system-message", ""]
+    said = [run_door("generate_instruct.py", "--checkpoint", place, *asked) for place in (text, tmp_path / "text")]
+    assert said[0].out == said[1].out and said[1].code == 0, said[1].err
+    asked = ["--prompt", "Hello", "--device", "cpu", "--max-new-tokens", "6", "--temperature", "0"]
+    said = [run_door("generate.py", "--checkpoint", place, *asked) for place in (chat, tmp_path / "chat")]
+    assert said[0].out == said[1].out and said[1].code == 0, said[1].err
+    scored = [
+        run_door("inference_instruct.py", "--checkpoint", place, "--output-dir", tmp_path / str(at))
+        for at, place in enumerate((text, tmp_path / "text"))
+    ]
+    assert scored[0].out == scored[1].out and scored[1].code == 0, scored[1].err
+    data = next(text.parent.glob("data"))
+    ended = train_text(
+        [*text_flags(data, tmp_path / "more", epochs=1), "arch=trm_hf", f"load_checkpoint={tmp_path / 'text'}"]
+    )
+    assert ended.code == 0 and "weights from" in ended.err, ended.err
+
+
+def test_an_export_cannot_be_resumed(runs, tmp_path):
+    exported(runs("text", "arch=trm_hf"), tmp_path / "out")
+    with pytest.raises(ValueError, match="trainer.pt"):
+        load_checkpoint(tmp_path / "out", with_trainer=True)
+
+
+def test_a_damaged_export_is_found(runs, tmp_path):
+    exported(runs("text", "arch=trm_hf"), tmp_path / "out")
+    content = bytearray((tmp_path / "out/rest.safetensors").read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "out/rest.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match="rest.safetensors"):
+        load_checkpoint(tmp_path / "out")
