@@ -3,7 +3,9 @@
 B batch, L positions, N heads, H head size.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,18 +14,26 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class AttentionMask:
-    """Who may look at whom: everybody, everybody before, or what an additive table says."""
+    """Who may look at whom: everybody, everybody before, what an additive table says, or what a mask of blocks says."""
 
     is_causal: bool = False
     bias: Tensor | None = None  # (B, 1, L, L), 0 where a query may look and -inf where it may not
+    blocks: Any = None  # a BlockMask: compiled code skips the blocks of the table in which nobody may look
 
 
 FULL = AttentionMask()
 CAUSAL = AttentionMask(is_causal=True)
+MayLook = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # (row, head, query, key) -> whether
 
 
 def build_mask(
-    *, causal: bool, documents: Tensor | None, is_prompt: Tensor | None, dtype: torch.dtype, prefix_len: int = 0
+    *,
+    causal: bool,
+    documents: Tensor | None,
+    is_prompt: Tensor | None,
+    dtype: torch.dtype,
+    prefix_len: int = 0,
+    in_blocks: bool = False,
 ) -> AttentionMask:
     """The mask of a batch.
 
@@ -35,20 +45,32 @@ def build_mask(
         return CAUSAL if causal else FULL
     marks = documents if documents is not None else is_prompt
     assert marks is not None
-    batch, length = marks.shape
+    rows, length = marks.shape[0], prefix_len + marks.shape[1]
+    may_look = rule_of(causal, documents, is_prompt, prefix_len)
+    if in_blocks:
+        from torch.nn.attention.flex_attention import create_block_mask  # takes half a second
+
+        return AttentionMask(blocks=create_block_mask(may_look, rows, None, length, length, device=marks.device))
+    row = torch.arange(rows, device=marks.device)[:, None, None]
     order = torch.arange(length, device=marks.device)
-    allowed = (order[None, :] <= order[:, None]).expand(batch, -1, -1) if causal else marks.new_ones(()).bool()
-    if is_prompt is not None:
-        allowed = allowed | (is_prompt[:, None, :] & is_prompt[:, :, None])
-    if documents is not None:
-        allowed = allowed & (documents[:, None, :] == documents[:, :, None])
-    allowed = allowed.expand(batch, length, length)
-    if prefix_len:
-        allowed = F.pad(allowed, (prefix_len, 0, prefix_len, 0), value=True)
-        if causal:  # the prefix itself sees no token
-            ahead = torch.ones(prefix_len, prefix_len + length, dtype=torch.bool, device=marks.device).triu(1)
-            allowed[:, :prefix_len] &= ~ahead
-    return AttentionMask(bias=bias_of(allowed, dtype))
+    return AttentionMask(bias=bias_of(may_look(row, row, order[:, None], order).expand(rows, length, length), dtype))
+
+
+def rule_of(causal: bool, documents: Tensor | None, is_prompt: Tensor | None, prefix_len: int) -> MayLook:
+    """The mask of `build_mask` for a query and a key of a row, each a number or many."""
+
+    def may_look(row: Tensor, _: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        order = key <= query if causal else key == key
+        asks, said = ((place - prefix_len).clamp_min(0) for place in (query, key))
+        allowed = order
+        if is_prompt is not None:
+            allowed = allowed | (is_prompt[row, asks] & is_prompt[row, said])
+        if documents is not None:
+            allowed = allowed & (documents[row, asks] == documents[row, said])
+        # The prefix is seen by all, and in a causal model sees no token itself.
+        return torch.where((query < prefix_len) | (key < prefix_len), order, allowed) if prefix_len else allowed
+
+    return may_look
 
 
 def bias_of(allowed: Tensor, dtype: torch.dtype) -> Tensor:
@@ -63,6 +85,11 @@ def bias_of(allowed: Tensor, dtype: torch.dtype) -> Tensor:
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> Tensor:
     """Scaled dot-product attention; (B, L, N, H) in and out."""
+    if mask.blocks is not None:
+        from torch.nn.attention.flex_attention import flex_attention
+
+        q, k, v = (states.transpose(1, 2) for states in (q, k, v))
+        return flex_attention(q, k, v, block_mask=mask.blocks).transpose(1, 2)
     if q.device.type == "cpu" and q.dtype == torch.bfloat16:
         if q.shape[1] == 1:  # one query makes thin products, of which the bfloat16 units take several times longer
             once = _attend_by_sums if torch.compiler.is_compiling() else _attend_at_once

@@ -37,26 +37,6 @@ def plain_call(level: nn.Module, state: Tensor, context: AttentionContext) -> Te
     return answer
 
 
-def _in_one_layout(level: nn.Module, state: Tensor, context: AttentionContext) -> Tensor:
-    return plain_call(level, state, context).contiguous()
-
-
-class CompiledCalls:
-    """Network calls in compiled code, which knows two kinds of them: with gradient and without.
-
-    The code is of one network call, so that neither the number of calls nor how many carry gradient is a part of it.
-    Whether a state wants a gradient and how it lies in memory would be: all come alike.
-    """
-
-    def __init__(self) -> None:
-        self.compiled = torch.compile(_in_one_layout, dynamic=False)
-
-    def __call__(self, level: nn.Module, state: Tensor, context: AttentionContext) -> Tensor:
-        if torch.is_grad_enabled() and not state.requires_grad:  # the last call, where the one before had no gradient
-            state = state.detach().requires_grad_()
-        return self.compiled(level, state, context)
-
-
 class NetworkCalls:
     """Makes the network calls of one supervision step; only the last `with_grad` of `total` carry gradient."""
 
@@ -110,6 +90,8 @@ class RecursiveCore(nn.Module):
         self.config = config
         self.depth = config.depth_at(1.0)
         self.network: Network = plain_call
+        self.masks_in_blocks = False  # what a mask hides is skipped, which only compiled code on CUDA does
+        self.has_single_documents = False  # rows hold one each, so that "everybody before" is all their mask says
         self.dtype: torch.dtype = getattr(torch, config.forward_dtype)
         width = config.hidden_size
 
@@ -142,6 +124,11 @@ class RecursiveCore(nn.Module):
             self.add_module(name, Level(list(blocks)))
         for name in self.Latents._fields:
             self.register_buffer(name.removeprefix("z_") + "_init", trunc_normal(width, std=1.0, dtype=self.dtype))
+
+    @property
+    def has_mask(self) -> bool:
+        """Whether texts need more than the mask "everybody before"."""
+        return self.config.causal and (self.config.prefix_mask or not self.has_single_documents)
 
     # What an architecture adds.
     def recurse(self, z: Latents, x: Tensor, call: NetworkCalls) -> Latents:
@@ -204,10 +191,11 @@ class RecursiveCore(nn.Module):
             return AttentionContext(None, AttentionMask())
         mask = build_mask(
             causal=c.causal,
-            documents=batch.get("documents"),
+            documents=None if self.has_single_documents else batch.get("documents"),
             is_prompt=batch["is_prompt"] if c.prefix_mask else None,
             dtype=self.dtype,
             prefix_len=c.prefix_len,
+            in_blocks=self.masks_in_blocks,
         )
         if c.pos_encodings != "rope":
             return AttentionContext(None, mask)

@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 
 from engine.build import puzzles as build
 from engine.build import text as build_text
+from engine.build.compiling import Attention, compile_networks
 from engine.build.held_out import check_split, check_validation_split
 from engine.build.puzzles import Source
 from engine.build.text import TextSource
@@ -42,6 +43,7 @@ class HydraJob(Job, Generic[Config]):
     """What puzzles and text have in common: the run directory, the plan and the optimizers."""
 
     smaller = "a smaller arch.hidden_size, fewer arch.H_cycles or a smaller global_batch_size"
+    attention: Attention = "sdpa"  # puzzles have no mask
     to_hold_out = "name a data set with a test split in data_paths_test, or set eval.validation_split"
 
     def __init__(self, config: Config, arch_label: str = "model", given: Collection[str] | None = None) -> None:
@@ -82,7 +84,7 @@ class HydraJob(Job, Generic[Config]):
         if source.data.eval_items is not None:
             check_best_metric(self.config.best_metric, task)
         if start.runtime.use_compile:
-            build.compile_networks(head_of(task))
+            compile_networks(head_of(task), start.runtime, self.attention, start.say)
         return RunParts(
             task=task,
             data=source.data,
@@ -178,6 +180,10 @@ class TextJob(HydraJob[TextConfigT]):
     smaller = "arch=trm_tiny"
 
     @property
+    def attention(self) -> Attention:  # type: ignore[override]
+        return self.config.attention
+
+    @property
     def settings(self) -> RunSettings:
         return replace(super().settings, ema_is_warmed_up=True)  # puzzles keep the plain rate of the reference
 
@@ -193,6 +199,8 @@ class TextJob(HydraJob[TextConfigT]):
         return build_text.build_text_task(self.config, head, source, runtime)
 
     def compose(self, start: RunStart) -> RunParts:
+        if self.config.attention == "flex" and not start.runtime.use_compile:
+            raise ValueError("attention=flex is of compiled code. Set compile=true, or attention=auto.")
         source = self.open_source(start.runtime)
         asked, fitting = self.config.global_batch_size, source.global_batch_size
         if fitting < asked:

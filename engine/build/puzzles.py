@@ -25,8 +25,6 @@ from engine.train.optimizers import OptimizerSet
 from engine.train.schedule import CosineSchedule
 from engine.train.update_rules import SparseSignSGD
 from models.act import ActModel
-from models.core import CompiledCalls
-from models.losses.chunked import CompiledScore
 from models.losses.puzzles import ACTLossHead
 from models.losses.text import TextLossHead
 
@@ -49,13 +47,6 @@ def build_recursive_model(arch: ArchChoice, metadata: PuzzleDatasetMetadata, row
     }
     model_class: type[ActModel] = load_model_class(arch.name)
     return model_class(arch.options | data_facts)
-
-
-def compile_networks(head: ACTLossHead | TextLossHead) -> None:
-    """Compile the network calls and, on CUDA, the scoring of text; the module itself, and so every saved name, stays."""
-    head.model.inner.network = CompiledCalls()
-    if isinstance(head, TextLossHead) and head.model.inner.lm_head.weight.device.type == "cuda":
-        head.score_chunk = CompiledScore()
 
 
 def build_task(config: PretrainConfig, head: ACTLossHead, runtime: Runtime, total_steps: int) -> PuzzleTask:

@@ -210,6 +210,8 @@ def build_text_head(config: TextConfig, metadata: PuzzleDatasetMetadata, runtime
     head_class: type[TextLossHead] = load_model_class(config.arch.loss.name)
     head = head_class(model, config.arch.loss.loss_type, chunked=config.loss.chunked).to(runtime.device)
     runtime.broadcast_([*head.parameters(), *head.buffers()])
+    # Flash attention takes no table; elsewhere one costs little, and leaves padding out as well.
+    model.inner.has_single_documents = not config.rows.packing and runtime.device.type == "cuda"
     return head
 
 

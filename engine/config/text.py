@@ -91,6 +91,10 @@ class TextConfig(RunConfig):
 
     outputs = ("inputs", "labels", "positions", "documents", "is_prompt", "preds")
 
+    attention: Literal["auto", "sdpa", "flex"] = Field(
+        "auto",
+        description="auto: compiled on CUDA, FlexAttention skips what the mask hides, if a try shows that it can; sdpa: never",
+    )
     loss: TextLossConfig = Field(default_factory=lambda: TextLossConfig.model_validate({}))
     eval: EvalDepthConfig = Field(default_factory=lambda: EvalDepthConfig.model_validate({}))
 

@@ -72,6 +72,8 @@ def parts(sizes: Sizes, device: str, folder: Path) -> dict[str, list[str]]:
         for size in sizes.passes:
             words = [*sizes.text.split(), "--steps", "3", f"dataset.tokens_per_pass={size}", on, option]
             found[f"text_{size}_{way}"] = [*bench, "train", *words]
+    words = [*sizes.text.split(), "--steps", "3", f"dataset.tokens_per_pass={sizes.passes[0]}", on, ways[0][1]]
+    found[f"text_{sizes.passes[0]}_{ways[0][0]}_sdpa"] = [*bench, "train", *words, "attention=sdpa"]
     for way, option in ways:
         for name, shape in sizes.puzzles.items():
             found[f"puzzles_{name}_{way}"] = [*bench, "train", *shape.split(), on, option]

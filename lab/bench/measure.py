@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from engine.build.puzzles import compile_networks
+from engine.build.compiling import Attention, compile_networks
 from engine.runtime.devices import Runtime
 from engine.train.speed import product_seconds, timed
 from lab.bench.profile import profiled
@@ -56,6 +56,7 @@ def measure_step(
     runtime: Runtime,
     rounds: int,
     profile: Path | None = None,
+    attention: Attention = "sdpa",
 ) -> tuple[float, dict[str, Any]]:
     """Seconds of a training step of so many operations, and what is reported of it beside its bare matrix products; the
     fastest round counts. With `profile` a trace of one more step is written there."""
@@ -64,7 +65,7 @@ def measure_step(
         step()
     if runtime.use_compile:
         print("compiling", file=sys.stderr)
-        compile_networks(head)
+        compile_networks(head, runtime, attention)
         step()
     if runtime.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()

@@ -57,11 +57,12 @@ def _measure(
         optimizers.zero_grad()
 
     task.start_step(1)
-    seconds, measured = measure_step(step, task.flops(item), head, runtime, steps, profile)
+    seconds, measured = measure_step(step, task.flops(item), head, runtime, steps, profile, config.attention)
     return {
         "arch": config.arch.name,
         "device": str(runtime.device),
         "compile": runtime.use_compile,
+        "attention": "flex" if head.model.inner.masks_in_blocks else "sdpa",
         "dtype": config.arch.options.get("forward_dtype"),
         "rows": config.global_batch_size,
         "seq_len": config.dataset.seq_len,

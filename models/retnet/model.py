@@ -143,6 +143,10 @@ class RetNetCore(RecursiveCore):
         powers = torch.arange(0, self.key_size, 2, dtype=torch.float32) / self.key_size
         self.register_buffer("frequencies", config.rope_theta**-powers, persistent=False)
 
+    @property
+    def has_mask(self) -> bool:
+        return False  # retention forgets at the borders of documents
+
     def context(self, batch: Batch) -> Any:  # RetentionContext, where the others have those of attention
         rows, length = batch["inputs"].shape
         documents, device = batch.get("documents"), self.log_decay.device

@@ -12,7 +12,8 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from dataset.common import LoaderItem, text_metadata
-from engine.build.puzzles import build_model, build_optimizers, build_task, compile_networks
+from engine.build.compiling import compile_networks
+from engine.build.puzzles import build_model, build_optimizers, build_task
 from engine.build.text import build_text_head, text_task_of
 from engine.checkpoints.load import load_checkpoint, load_weights
 from engine.checkpoints.save import CheckpointStore
@@ -196,7 +197,7 @@ def puzzle_run(
         torch.nn.init.normal_(head.model.puzzle_emb.weights)
     task = build_task(config, head, at.runtime, total_steps=9)
     if at.runtime.use_compile:
-        compile_networks(head)
+        compile_networks(head, at.runtime)
     return opened(at, task, build_optimizers(config, head, at.runtime, 9), log_interval=config.log_interval)
 
 
@@ -220,7 +221,7 @@ def text_run(
     piece_bytes = torch.arange(vocab_size) % 5
     task = text_task_of(config, head, at.runtime, total_steps=9, total_rows=24, piece_bytes=piece_bytes)
     if at.runtime.use_compile:
-        compile_networks(head)
+        compile_networks(head, at.runtime)
     return opened(at, task, build_optimizers(config, head, at.runtime, 9), log_interval=config.log_interval)
 
 

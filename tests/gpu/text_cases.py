@@ -6,6 +6,7 @@ import torch
 
 from engine.train.evaluate import evaluate
 from engine.train.loop import Run, train_step
+from models.attention import build_mask
 from tests.gpu.place import (
     PRECISE,
     TINY_GRADIENTS,
@@ -56,6 +57,15 @@ for name, options in TRAINED.items():
 @case("text: one conversation a row")
 def trains_unpacked(at: Place) -> Any:
     return train(at, text_run(at), text_items(packing=False)[:2])
+
+
+@case("text: masks in blocks")
+def masks_in_blocks(at: Place) -> Any:
+    ((_, batch, _),) = from_loader(at, text_items()[:1])
+    marks = at.runtime.to_device({name: batch[name] for name in ("documents", "is_prompt")})
+    with at.measured():
+        mask = build_mask(causal=True, **marks, dtype=torch.float32, in_blocks=True)
+    return mask.blocks.to_dense()
 
 
 @case("text: a last batch that is not full")

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn.attention import flex_attention
 
 from models.attention import CAUSAL, FULL, AttentionMask, attend, build_mask
 
@@ -51,6 +52,37 @@ def test_the_mask_says_what_the_loop_says(row, causal, prefix):
             for j in range(length):
                 expected = may_look(i, j, causal=causal, prefix=prefix, documents=of_row, is_prompt=is_prompt)
                 assert mask.bias[number, 0, i, j] == (0.0 if expected else -math.inf), (i, j)
+
+
+@pytest.fixture
+def flex_on_cpu(monkeypatch):
+    """FlexAttention by its definition, which torch lets nobody take a gradient of on a CPU."""
+    monkeypatch.setattr(flex_attention, "_validate_device", lambda *states: None)
+
+
+@pytest.mark.parametrize("prefix", [0, 3])
+@pytest.mark.parametrize("marks", ["documents", "prompts", "both"])
+@pytest.mark.parametrize("length", [40, 128, 200])
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_a_mask_of_blocks_says_what_the_table_does(length, marks, prefix, flex_on_cpu):
+    generator = torch.Generator().manual_seed(length)
+    documents = torch.randint(0, 4, (2, length), generator=generator).sort(1).values.int()
+    documents[:, -7:] = -1
+    is_prompt = torch.rand(2, length, generator=generator) < 0.4
+    given = {
+        "documents": None if marks == "prompts" else documents,
+        "is_prompt": None if marks == "documents" else is_prompt,
+    }
+    states = torch.randn(3, 2, prefix + length, 2, 16, generator=generator)
+    found = []
+    for in_blocks in (False, True):
+        mask = build_mask(causal=True, dtype=torch.float32, prefix_len=prefix, in_blocks=in_blocks, **given)
+        assert (mask.bias is None) == in_blocks
+        qkv = [part.clone().requires_grad_() for part in states]
+        out = attend(*qkv, mask)
+        found.append((out, *torch.autograd.grad(out.square().sum(), qkv)))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-5)
 
 
 def plain(q, k, v, allowed):

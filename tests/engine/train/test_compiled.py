@@ -2,15 +2,17 @@
 
 import pytest
 import torch
+from torch.nn.attention import flex_attention
 
-from engine.build.puzzles import compile_networks
+from engine.build import compiling
+from engine.build.compiling import compile_networks
 from engine.checkpoints.load import load_checkpoint
 from engine.generate.decode import Decoding
 from engine.generate.options import DecodeOptions
 from tests.engine.text_samples import make_batch, make_head
 from tests.models.small import ARCHS
 from tests.text_runs import text_flags, train_text, write_corpus
-from tests.tiny import flags, pretrain, write_sudoku
+from tests.tiny import CPU, flags, pretrain, write_sudoku
 
 torch_compile = torch.compile
 CURRICULUM = "[{until:0.3,H_cycles:1,L_cycles:1,halt_max_steps:1},{until:0.6,L_cycles:1,halt_max_steps:2}]"
@@ -78,6 +80,21 @@ def test_a_run_on_text_makes_three_graphs_at_most(schedule, text, tmp_path, grap
     assert_trained_alike(tmp_path / name, tmp_path / "compiled")
 
 
+@pytest.mark.parametrize("options", [{}, {"prefix_mask": True, "halt_policy": "sampled", "halt_max_steps": 4}])
+@pytest.mark.filterwarnings("ignore:.*flex_attention:UserWarning")
+def test_masks_in_blocks_make_no_more_graphs(options, text, tmp_path, graphs, monkeypatch):
+    """By FlexAttention's definition, of which torch itself takes no gradient on a CPU."""
+    monkeypatch.setattr(flex_attention, "_validate_device", lambda *states: None)
+    monkeypatch.setattr(compiling, "why_not_in_blocks", lambda core, device: "")
+    for place, attention in ((tmp_path / "plain", "sdpa"), (tmp_path / "blocks", "flex")):
+        more = {"compile": True, "attention": attention, "eval_interval": 1, "epochs": 2}
+        ended = train_text(text_flags(text, place, options, **more))
+        assert ended.code == 0, ended.err
+        within(graphs)
+        graphs.clear()
+    assert_trained_alike(tmp_path / "plain", tmp_path / "blocks")
+
+
 @pytest.mark.parametrize(
     ("arch", "options"),
     [
@@ -125,7 +142,7 @@ def test_frozen_weights_make_three_graphs_at_most(puzzles, tmp_path, graphs):
 
 def test_decoding_does_not_meet_the_compiled_networks(graphs):
     head = make_head("trm")
-    compile_networks(head)
+    compile_networks(head, CPU)
     for mode in ("exact", "recompute"):
         for tokens in Decoding(head.model, [[3, 4], [5, 6, 7]], DecodeOptions(depth=2, mode=mode), max_new_tokens=4):
             assert tokens
