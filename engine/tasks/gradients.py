@@ -53,11 +53,12 @@ def gradients_of(
         if not task.take_smaller_passes(item):
             raise ValueError(
                 f"Out of memory on {runtime.device} at step {step}, with {passes} passes a step. Set tokens_per_pass "
-                "(text) below what the run's first line says, or gradient_accumulation_steps (puzzles) higher, or take a "
-                "smaller model."
+                "(text) below what the run's first line says, or gradient_accumulation_steps (puzzles, distillation) "
+                "higher, or take a smaller model."
             )
         runtime.free_unused_memory()
         say(
             f"step {step}: out of memory on a rank; steps take {task.micro_batches} passes instead of {passes} from now "
-            "on, with the same updates. A smaller tokens_per_pass spares this try."
+            "on, with the same updates. A smaller tokens_per_pass (distillation: more gradient_accumulation_steps) spares "
+            "this try."
         )

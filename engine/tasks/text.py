@@ -52,19 +52,23 @@ class TokenTask(Task):
         return True
 
     def prepare(self, item: LoaderItem) -> None:
-        host = [self.located(part) for part in split_rows(item[1], self.micro_batches)]
+        host = self.located_parts(item)
         self.prepared = item, host, Sent(host, self.runtime)
+
+    def located_parts(self, item: LoaderItem) -> list[tuple[Batch, Supervision]]:
+        return [self.located(part) for part in split_rows(item[1], self.micro_batches)]
 
     def parts(self, item: LoaderItem) -> Iterator[tuple[Supervised, Tensor]]:
         """Each micro-batch of this rank, and its tokens' weights in the mean.
 
         Those without a supervised token are left out; the first one is not, so that every weight gets a gradient.
         """
-        if self.prepared is None or self.prepared[0] is not item or len(self.prepared[1]) != self.micro_batches:
-            self.prepare(item)
-        assert self.prepared is not None
-        (_, host, sent), self.prepared = self.prepared, None
-        total = self._global_total([at for _, at in host])
+        prepared, self.prepared = self.prepared, None
+        if prepared is not None and (prepared[0] is not item or len(prepared[1]) != self.micro_batches):
+            prepared = None
+        host = self.located_parts(item) if prepared is None else prepared[1]
+        total = self._global_total([at for _, at in host])  # ranks meet here, before one of them can lack memory
+        sent = Sent(host, self.runtime) if prepared is None else prepared[2]
         parts = [Supervised(*there, *here) for there, here in zip(sent.arrived(), host, strict=True)]
         for number, part in enumerate(self.until_stopped(parts)):
             if len(part.at.places) or number == 0:

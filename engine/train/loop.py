@@ -184,7 +184,7 @@ def train_step(run: Run, item: LoaderItem, meanwhile: Callable[[], None] | None 
 
 def flush_log(run: Run) -> None:
     """Log every step since the last time, the last one with their speed."""
-    speed = run.speed.read()
+    speed = run.speed.read() | {"perf/passes": run.task.micro_batches}
     for step, global_batch_size, numbers, facts in run.unlogged:
         report = run.task.train_report(numbers, global_batch_size)
         values = {f"train/{name}": value for name, value in (report | facts).items()}

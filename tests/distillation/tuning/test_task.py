@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from dataset.common import IGNORE_LABEL_ID, Batch
+from engine.tasks.gradients import gradients_of
 from src.distillation.teachers.packed_attention import block_causal_mask, check_packable, head_of, packed_hidden
 from src.distillation.tuning.lora import TunedTeacher
 from src.distillation.tuning.task import TeacherTask
@@ -66,6 +67,27 @@ def test_loss_is_that_of_the_next_token_of_each_document_alone() -> None:
     # What a model that shifts labels itself would make of ours is something else.
     shifted_twice = model(input_ids=batch["inputs"].long(), labels=batch["labels"].long()).loss.item()
     assert abs(shifted_twice - expected.mean().item()) > 0.05
+
+
+def test_a_step_that_ran_out_of_memory_is_repeated_with_the_same_dropout() -> None:
+    def after_step(micro_batches: int, failures: int) -> dict[str, torch.Tensor]:
+        model = llama(attention_dropout=0.3)
+        task = task_of(model, micro_batches)
+
+        def no_memory(*_: Any) -> None:
+            nonlocal failures
+            if failures:
+                failures -= 1
+                raise torch.OutOfMemoryError("no memory")
+
+        model.model.norm.register_forward_hook(no_memory)
+        gradients_of(task, ("train", packed_batch(), 2), 1, CPU, task.module.zero_grad, lambda line: None)
+        assert task.micro_batches == 2 and not failures
+        return gradients(model)
+
+    repeated, smaller = after_step(1, 1), after_step(2, 0)
+    assert repeated.keys() == smaller.keys()
+    assert all(torch.equal(repeated[name], smaller[name]) for name in repeated)
 
 
 def test_documents_of_a_row_do_not_see_each_other() -> None:

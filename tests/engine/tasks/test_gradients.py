@@ -11,7 +11,16 @@ from engine.tasks.persistent_text import PersistentTextTask
 from tests.engine.tasks.test_puzzles import make_item as puzzle_item
 from tests.engine.tasks.test_puzzles import make_task as puzzle_task
 from tests.engine.tasks.test_text import make_task
-from tests.engine.text_samples import CPU, gradients, make_batch, make_head, make_reader, make_store, on_ranks
+from tests.engine.text_samples import (
+    CPU,
+    ThreadRuntime,
+    gradients,
+    make_batch,
+    make_head,
+    make_reader,
+    make_store,
+    on_ranks,
+)
 
 ROWS = 8
 
@@ -116,6 +125,25 @@ def test_all_ranks_take_smaller_passes_when_one_has_no_memory():
     for (task, found), wanted in zip(on_ranks(2, work), on_ranks(2, expected), strict=True):
         assert task.micro_batches == 2
         assert_same(found, wanted)
+
+
+def test_ranks_still_meet_when_one_has_no_memory_for_its_rows():
+    failed = []
+
+    def send(self, data):
+        if self.rank and not failed:
+            failed.append(self.rank)
+            raise torch.OutOfMemoryError("no memory")
+        return data
+
+    def work(runtime, passes=1):
+        return found_by(make_task(runtime=runtime, micro_batches=passes), item_of(runtime.rank, 2), runtime)
+
+    with mock.patch.object(ThreadRuntime, "to_device", send):
+        found = on_ranks(2, work)
+    assert failed == [1]
+    for one, wanted in zip(found, on_ranks(2, lambda runtime: work(runtime, 2)), strict=True):
+        assert_same(one, wanted)
 
 
 def test_a_rank_that_is_stopped_wins_over_one_without_memory():

@@ -78,11 +78,12 @@ def test_the_machine_is_measured():
 
 def test_a_run_logs_its_speed_with_every_look_at_the_metrics(tmp_path):
     data = write_sudoku(tmp_path / "data")
-    ended = pretrain(flags(data, tmp_path / "run", log_interval=4))
+    ended = pretrain(flags(data, tmp_path / "run", log_interval=4, gradient_accumulation_steps=2))
     assert ended.code == 0, ended.err
     written = [json.loads(text) for text in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     lines = {line["step"]: line for line in written if "train/lr" in line}
     found = [step for step, line in lines.items() if "perf/tokens_per_second" in line]
     assert found == [step for step in lines if step % 4 == 0 or step % 9 == 0]
     assert all(0 < lines[step]["perf/matmul_share"] < 1.5 for step in found)
+    assert all(lines[step]["perf/passes"] == 2 for step in found)
     assert "tokens/s" in ended.err and "of matmul" in ended.err
