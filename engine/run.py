@@ -5,6 +5,7 @@ import time
 from contextlib import ExitStack, suppress
 from typing import Any
 
+from engine.card.card import write_card
 from engine.checkpoints.find import BEST, pointed_folder
 from engine.checkpoints.load import load_checkpoint
 from engine.runtime.devices import start_runtime
@@ -50,7 +51,10 @@ def train(job: Job) -> dict[str, Any] | None:
             seconds = time.monotonic() - started
             say(f"done: {run.state.step - first} steps in {seconds:.0f} s, see {run.run_dir}", *notice_of_start(run))
         result = job.finish(run, report, say)
-        return result if run.runtime.is_main else None
+        if not run.runtime.is_main:
+            return None
+        write_card(job, run)
+        return result
 
 
 def about_finished(run: Run) -> list[str]:

@@ -7,14 +7,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from engine.card.about import UNKNOWN, arch_of, kind_of
 from engine.checkpoints.find import CONFIG_FILE, META_FILE, step_of
 from engine.config.flags import plain_yaml_options
 from engine.train.tracking.metrics_file import METRICS_FILE
 
 COLUMNS = ("run", "kind", "arch", "step", "best", "commit", "age")
-UNKNOWN = "-"
 TAIL_BYTES = 2**16  # of metrics.jsonl: its last lines say how far the run is
-KINDS = {"teacher_mode": "distillation", "lora_rank": "tuning", "data_paths": "puzzles", "dataset": "instruct"}
 
 
 def list_runs(root: Path) -> list[dict[str, str]]:
@@ -86,20 +85,6 @@ def last_step(file: Path) -> int:
         except (ValueError, KeyError, TypeError):
             continue
     return 0
-
-
-def kind_of(config: dict[str, Any]) -> str:
-    if config.get("dataset_type") == "chat":
-        return "chat"
-    return next((kind for key, kind in KINDS.items() if key in config), UNKNOWN)
-
-
-def arch_of(config: dict[str, Any]) -> str:
-    """The file of the architecture, or what a distillation calls its student and a tuning its teacher."""
-    arch = config.get("arch")
-    if isinstance(arch, dict):
-        return str(arch.get("name", UNKNOWN)).replace(":", "@").partition("@")[0].rpartition(".")[2]
-    return str(config.get("student") or config.get("teacher_model") or UNKNOWN)
 
 
 def readable_age(seconds: float) -> str:

@@ -26,6 +26,8 @@ from dataset.tokenization.protocol import Tokenizer
 from engine.build.puzzles import build_recursive_model, puzzle_config
 from engine.build.text import load_text
 from engine.build.text_checkpoint import conversation_template, open_text_checkpoint
+from engine.card.card import CARD_FILE
+from engine.card.exported import exported_card
 from engine.checkpoints.find import CONFIG_FILE, MODEL_FILE, REST_FILE
 from engine.checkpoints.load import Checkpoint, load_checkpoint, load_weights
 from engine.checkpoints.run_directory import to_yaml
@@ -138,7 +140,14 @@ def export(options: ExportOptions) -> dict[str, Any]:
     with staged(target) as folder:
         write_export(leaving, folder, layout, networks)
         found = verify(expected, folder, layout) | {"compared_on": source}
-    found = {"output": str(target), "layout": layout, "depth": leaving.num_steps, **found}
+        found = {"output": str(target), "layout": layout, "depth": leaving.num_steps, **found}
+        card = exported_card(
+            leaving.stored,
+            found,
+            is_text=leaving.tokenizer is not None,
+            reads_both_ways=leaving.model.config.prefix_mask,
+        )
+        (folder / CARD_FILE).write_text(card, encoding="utf-8")
     if options.push is not None:
         found["pushed"] = push(target, options.push, private=options.private)
     return found

@@ -225,3 +225,18 @@ def test_a_damaged_export_is_found(runs, tmp_path):
     (tmp_path / "out/rest.safetensors").write_bytes(content)
     with pytest.raises(ValueError, match="rest.safetensors"):
         load_checkpoint(tmp_path / "out")
+
+
+def test_the_card_of_the_run_becomes_the_model_card(runs, tmp_path):
+    run = runs("text", "arch=trm_hf")
+    exported(run, tmp_path / "out")
+    card, of_run = ((place / "README.md").read_text() for place in (tmp_path / "out", run))
+    assert yaml.safe_load(card.split("---")[1])["library_name"] == "transformers"
+    assert all(line in card for line in of_run.splitlines() if line.startswith("|"))
+    assert "apply_chat_template" in card and "resume" not in card
+    exported(runs("text"), tmp_path / "own")
+    assert "RecursiveModel" in (tmp_path / "own/README.md").read_text()
+    (run / "README.md").rename(run / "kept")
+    exported(run, tmp_path / "none")
+    (run / "kept").rename(run / "README.md")
+    assert "no card" in (tmp_path / "none/README.md").read_text()
