@@ -13,6 +13,8 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+for name in ("WANDB_API_KEY", "WANDB_MODE"):  # or every run of a test would be sent there
+    os.environ.pop(name, None)
 
 # The same examples on every run, and no deadline: a shared machine may pause for longer than any.
 hypothesis.settings.register_profile("house", derandomize=True, deadline=None)

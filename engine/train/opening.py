@@ -15,7 +15,7 @@ from engine.train.job import Job, RunStart
 from engine.train.loop import Run
 from engine.train.plan import TrainState
 from engine.train.resume import restore, saved_errors, state_of
-from engine.train.tracking.backends import TrackedRun
+from engine.train.tracking.backend import TrackedRun
 from engine.train.tracking.tracker import Notices, Tracker
 from models.ema import WeightAverage
 

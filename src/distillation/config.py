@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from engine.config.flags import also
-from engine.config.schema import MAX_ROW, Strict
+from engine.config.schema import MAX_ROW, TRACKERS, Strict, Trackers
 
 Mode = Literal["ce", "direct", "cached", "network"]
 PARTS = ["embed", "mlp", "norms", "qkvo"]  # of a teacher's weights
@@ -198,9 +198,10 @@ class DistillConfig(TeacherOptions):
     eval_niah_lengths: list[int] = Field([], description="tokens of the haystacks; nothing: a quarter, half, whole row")
 
     log_interval: int = Field(10, ge=1, description="optimizer steps from one line in train.log to the next")
+    tracker: Trackers = Field(["auto"], description=TRACKERS)
     use_wandb: bool | None = Field(
         None,
-        description="log to Weights & Biases; none: if WANDB_API_KEY is set",
+        description="log to Weights & Biases, or never; none: as tracker says",
         json_schema_extra=also("enable_wandb"),
     )
     wandb_project: str = "distillation"

@@ -4,9 +4,20 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from engine.train.tracking.backends import BACKENDS, Backend, TrackedRun
+from engine.train.tracking import to_wandb
+from engine.train.tracking.backend import Backend, TrackedRun
 from engine.train.tracking.metrics_file import MetricsFile
+from engine.train.tracking.to_tensorboard import TensorboardBackend
+from engine.train.tracking.to_text import TextLog
+from engine.train.tracking.to_trackio import TrackioBackend
 
+BACKENDS: dict[str, type[Backend]] = {
+    "wandb": to_wandb.WandbBackend,
+    "tensorboard": TensorboardBackend,
+    "trackio": TrackioBackend,
+    "text": TextLog,
+}
+AUTO = "auto"  # W&B where the environment asks for it
 BAR_METRICS = {
     "train/token_loss": "token_loss",
     "train/lm_loss": "loss",
@@ -21,6 +32,12 @@ BAR_METRICS = {
 
 def readable(value: float) -> str:
     return f"{value:,.0f}" if value >= 10_000 else f"{value:.4g}"
+
+
+def chosen(names: Sequence[str]) -> list[str]:
+    """The backends that these names stand for, each once."""
+    automatic = ["wandb"] if to_wandb.is_asked_for() else []
+    return list(dict.fromkeys(each for name in names for each in (automatic if name == AUTO else [name])))
 
 
 class Tracker:
@@ -53,7 +70,7 @@ class Tracker:
             dynamic_ncols=True,
             mininterval=0.2 if sys.stderr.isatty() else 30.0,  # a log file needs few lines
         )
-        for name in dict.fromkeys(backends):
+        for name in chosen(backends):
             try:
                 backend = BACKENDS[name]()
             except ImportError as problem:

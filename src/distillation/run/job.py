@@ -45,9 +45,11 @@ class DistillJob(Job):
     @property
     def settings(self) -> RunSettings:
         config = self.config
-        use_wandb = "WANDB_API_KEY" in os.environ if config.use_wandb is None else config.use_wandb
+        trackers = ["text", *config.tracker, *(["wandb"] if config.use_wandb else [])]
+        if config.use_wandb is False:
+            trackers = [name for name in trackers if name not in ("auto", "wandb")]
         return RunSettings(
-            trackers=["text", "wandb"] if use_wandb else ["text"],
+            trackers=trackers,
             resume_from=config.resume_from,
             keep_last=config.keep_last_n,
             lengths=f"max_steps={config.max_steps}",
@@ -138,11 +140,8 @@ class DistillJob(Job):
             *make_room(directory.path, None if checkpoint is None else checkpoint.path),
             *point_at_latest(directory.path),
         )
-        # W&B reads its mode from the environment; the config goes before it, and a key alone means online.
-        if self.config.wandb_mode is not None:
+        if self.config.wandb_mode is not None:  # W&B reads it from the environment; the config goes before it
             os.environ["WANDB_MODE"] = self.config.wandb_mode
-        elif "WANDB_API_KEY" in os.environ:
-            os.environ.setdefault("WANDB_MODE", "online")
 
     def begin(self, run: Run, checkpoint: Checkpoint | None, say: Notices) -> None:
         others = [path for path in runs_of(self.asked_dir) if path != run.run_dir]

@@ -19,6 +19,7 @@ INCIDENTAL = (
     "run_name",
     "resume_from",
     "log_interval",
+    "tracker",
     "use_wandb",
     "wandb_project",
     "wandb_mode",

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, field_validator
 
 from engine.config.flags import also
-from engine.config.schema import Strict
+from engine.config.schema import TRACKERS, Strict, Trackers
 
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]  # of a Llama
 
@@ -75,7 +75,7 @@ class TeacherFtConfig(Strict):
     ram_disk_cleanup: bool = Field(False, description="remove that copy at the end")
     seed: int = Field(0, ge=0, le=2**63 - 1)
     log_interval: int = Field(10, ge=1)
-    tracker: list[Literal["wandb", "tensorboard"]] = Field([], description="beside metrics.jsonl")
+    tracker: Trackers = Field(["auto"], description=TRACKERS)
 
     @field_validator("target_modules")
     @classmethod

@@ -171,7 +171,11 @@ def test_what_has_no_default_is_asked_for(key):
             "optimizer: input should be 'adam_atan2', 'adam_atan2_cuda', 'adamw' or 'muon', found 'sgd'",
         ),
         ("keep_last", 0, "keep_last: input should be greater than or equal to 1, found 0"),
-        ("tracker", ["wandbb"], "tracker.0: input should be 'wandb' or 'tensorboard', found 'wandbb'"),
+        (
+            "tracker",
+            ["wandbb"],
+            "tracker.0: input should be 'auto', 'wandb', 'tensorboard' or 'trackio', found 'wandbb'",
+        ),
         ("ema_rate", 1.5, "ema_rate: input should be less than 1, found 1.5"),
         ("lr_min_ratio", 2, "lr_min_ratio: input should be less than or equal to 1, found 2"),
         ("data_paths", [], "data_paths: list should have at least 1 item"),

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,15 +16,13 @@ from hypothesis import strategies as st
 
 from engine.checkpoints.run_directory import RunDirectory
 from engine.train.tracking import metrics_file
-from engine.train.tracking.backends import TrackedRun
+from engine.train.tracking.backend import TrackedRun
 from engine.train.tracking.tracker import Tracker
 
 
 @pytest.fixture(autouse=True)
 def quiet_wandb(monkeypatch):
     monkeypatch.setenv("WANDB_SILENT", "true")
-    monkeypatch.delenv("WANDB_MODE", raising=False)
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
 
 
 def open_tracker(run_dir: Path, **changes) -> Tracker:
@@ -225,6 +224,85 @@ def test_wandb_is_offline_by_default_and_resumes_its_run(tmp_path, monkeypatch):
     assert written == {f"run-{run_id}.wandb"}
 
 
+@pytest.mark.parametrize(
+    ("environment", "mode"),
+    [
+        ({}, None),
+        ({"WANDB_MODE": "offline"}, "offline"),
+        ({"WANDB_MODE": "online"}, "online"),
+        ({"WANDB_API_KEY": "key"}, "online"),
+        ({"WANDB_API_KEY": "key", "WANDB_MODE": "offline"}, "offline"),
+        ({"WANDB_API_KEY": "key", "WANDB_MODE": "disabled"}, None),
+        ({"WANDB_API_KEY": ""}, None),
+    ],
+)
+def test_auto_is_wandb_where_the_environment_asks_for_it(tmp_path, monkeypatch, environment, mode):
+    wandb, modes = pytest.importorskip("wandb"), []
+    monkeypatch.setattr(wandb, "init", lambda mode, **_settings: modes.append(mode) or FakeRun())
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    open_tracker(tmp_path, backends=["auto", "wandb"] if mode else ["auto"]).close()
+    assert modes == ([mode] if mode else [])
+
+
+class FakeRun:
+    """What W&B and trackio give for a run."""
+
+    def __init__(self):
+        self.lines = []
+
+    def log(self, metrics, step):
+        self.lines.append((step, metrics))
+
+    def finish(self):
+        self.lines.append("end")
+
+
+def test_a_key_that_wandb_does_not_take_is_a_warning(tmp_path, capfd, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_API_KEY", "...")
+    tracker = open_tracker(tmp_path, backends=["auto"])
+    tracker.log({"loss": 1.0}, step=1)
+    tracker.close()
+    assert "Warning: tracker wandb is off" in capfd.readouterr().err
+    assert read_lines(tmp_path)[0]["loss"] == 1.0
+
+
+@pytest.fixture
+def trackio(monkeypatch):
+    """Stands in for the package: `inits` are the arguments of each start, `run` what the last run was told."""
+
+    def init(**given):
+        print("logged to ...")
+        module.inits.append(given)
+        module.run = FakeRun()
+        return module.run
+
+    module = SimpleNamespace(inits=[], init=init, finish=lambda: module.run.finish())
+    monkeypatch.setitem(sys.modules, "trackio", module)
+    return module
+
+
+def test_trackio_gets_the_same_numbers_and_a_resumed_run_continues(tmp_path, capfd, trackio):
+    for resume_step, resume in ((0, "never"), (2, "allow")):
+        tracker = open_tracker(tmp_path, backends=["trackio"], resume_step=resume_step)
+        tracker.log({"loss": 0.5}, step=resume_step + 1)
+        tracker.close()
+        assert trackio.run.lines == [(resume_step + 1, {"loss": 0.5}), "end"]
+        expected = {"project": "puzzles", "name": "first", "config": {"arch": {"hidden_size": 8}}, "resume": resume}
+        assert trackio.inits.pop() == expected
+    assert not capfd.readouterr().out
+
+
+def test_trackio_that_does_not_start_is_a_warning(tmp_path, capfd, trackio):
+    trackio.init = lambda **given: (_ for _ in ()).throw(ValueError("reserved"))
+    tracker = open_tracker(tmp_path, backends=["trackio"])
+    tracker.log({"loss": 1.0}, step=1)
+    tracker.close()
+    assert "Warning: tracker trackio is off: reserved" in capfd.readouterr().err
+    assert read_lines(tmp_path)[0]["loss"] == 1.0
+
+
 def test_wandb_that_dies_in_the_middle_costs_no_metrics(tmp_path, capfd, monkeypatch):
     wandb = pytest.importorskip("wandb")
 
@@ -284,7 +362,7 @@ def test_killed_run_has_all_its_lines(tmp_path):
 import os, signal
 from pathlib import Path
 from engine.checkpoints.run_directory import RunDirectory
-from engine.train.tracking.backends import TrackedRun
+from engine.train.tracking.backend import TrackedRun
 from engine.train.tracking.tracker import Tracker
 folder = Path({str(tmp_path)!r})
 tracker = Tracker(TrackedRun(RunDirectory(folder, "p", "r", ""), {{}}, total_steps=9, resume_step=0, log_interval=1), backends=[])
