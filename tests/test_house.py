@@ -83,6 +83,12 @@ def test_pyproject_and_requirement_files_name_the_same_packages(file: str, extra
         assert all(ranges[name].specifier.contains(version) for version in versions), name
 
 
+def test_uv_takes_the_torch_of_the_requirement_file() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    constraints = requirements(settings["tool"]["uv"]["constraint-dependencies"])
+    assert constraints["torch"].specifier == listed("requirements.txt")["torch"].specifier
+
+
 def test_every_requirement_is_imported() -> None:
     imported = {package for package, _, _ in third_party_imports()}
     assert [name for name in listed("requirements.txt") if import_name(name) not in imported] == []

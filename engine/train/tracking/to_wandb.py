@@ -2,6 +2,7 @@
 
 import os
 import uuid
+from typing import Any
 
 from dataset.files.disk import write_file
 from engine.train.tracking.backend import TrackedRun
@@ -28,6 +29,7 @@ class WandbBackend:
         self.failures: tuple[type[Exception], ...] = (wandb.Error, OSError, RuntimeError, ValueError)
 
     def start(self, run: TrackedRun) -> None:
+        mode: Any = os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline")
         id_file = run.directory.path / WANDB_ID_FILE  # a resumed run continues the same W&B run
         if run.resume_step == 0 or not id_file.is_file():
             write_file(id_file, uuid.uuid4().hex[:12])
@@ -38,7 +40,7 @@ class WandbBackend:
             resume="allow",
             config=run.config,
             dir=str(run.directory.path),
-            mode=os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline"),
+            mode=mode,
         )
 
     def log(self, metrics: dict[str, float | int], step: int) -> None:

@@ -5,7 +5,11 @@ python -m src.distillation.scripts.train --config configs/train_direct.yaml --pr
 python -m src.distillation.scripts.train --config configs/train_direct.yaml --resume-from latest
 """
 
+import sys
 from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # run by path, Python sees only this folder
 
 from engine.config.flags import FlagParser
 from src.distillation.config import DistillConfig
