@@ -216,7 +216,10 @@ class ServeOptions(Bounded):
     )
     host: str = flag("127.0.0.1", "another than the loopback opens the server to others")
     port: int = flag(8000, "0 takes a free one", type=int)
-    reply: ReplyOptions = part(CHAT_REPLY, only=["temperature", *REPLY_FLAGS])
+    temperature: float | None = flag(
+        None, "default: 0.7 for a chat model, 0 (the likeliest token) for one of instructions", at_least=0, type=float
+    )
+    reply: ReplyOptions = part(ReplyOptions(), only=REPLY_FLAGS)
     answers_at_once: int = flag(16, "rows of the running batch; further requests wait", at_least=1, type=int)
     max_waiting: int = flag(256, "requests that may wait; a further one gets status 503", at_least=0, type=int)
     api_key: str | None = flag(None, "that requests must carry; default: the environment variable TRM_API_KEY")

@@ -60,10 +60,7 @@ def answer_messages(options: InstructOptions) -> None:
     reply_options = options_for(loaded, options.reply)
     if options.verbose:
         reply_options = replace(reply_options, decode=replace(reply_options.decode, num_top=NUM_ALTERNATIVES))
-    system, config = options.system_message, loaded.config
-    if system is None:  # the built-in corpora know no such prompt
-        is_of_slimorca = isinstance(config, InstructConfig) and not config.dataset.is_built_in
-        system = SLIMORCA_SYSTEM_PROMPT if is_of_slimorca else ""
+    system = usual_system(loaded) if options.system_message is None else options.system_message
     conversations = [[*([Turn("system", system)] if system else []), Turn("user", text)] for text in messages]
     if is_file:
         check_messages(loaded, conversations, reply_options)
@@ -85,6 +82,13 @@ def answer_messages(options: InstructOptions) -> None:
                 print_end(answer, is_printed=streams)
         if any(answer.finish == "interrupted" for answer in answers):
             raise KeyboardInterrupt
+
+
+def usual_system(loaded: LoadedModel) -> str:
+    """A system message of the kind that the model was trained with; the built-in corpora and chats know no such."""
+    config = loaded.config
+    is_of_slimorca = isinstance(config, InstructConfig) and not config.dataset.is_built_in
+    return SLIMORCA_SYSTEM_PROMPT if is_of_slimorca else ""
 
 
 def read_messages(message: str | None, file: str | None) -> list[str]:

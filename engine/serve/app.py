@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -20,11 +21,13 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from engine.build.text_checkpoint import LoadedModel, load_model
+from engine.config.text import ChatConfig
 from engine.entry import INTERRUPTED
 from engine.generate.depth import options_for
-from engine.generate.options import ReplyOptions, ServeOptions
+from engine.generate.options import CHAT_REPLY, ReplyOptions, ServeOptions
 from engine.generate.reply import Answering
 from engine.generate.score import ScoredToken, score
+from engine.generate.terminal import usual_system
 from engine.serve.answers import Answers, Format
 from engine.serve.api import ChatFormat, ChatRequest, RequestError, TextRequest, json_response, most_steps, parsed
 from engine.serve.completions import CompletionFormat, CompletionRequest
@@ -80,7 +83,19 @@ class Service:
         return HTMLResponse(PAGE.read_bytes(), headers={"Content-Security-Policy": PAGE_POLICY})
 
     async def models(self, request: Request) -> Response:
-        model = {"id": self.model_name, "object": "model", "created": self.started, "owned_by": "local"}
+        """With what is ours beyond OpenAI's: what the model knows of earlier turns, and what is so unless asked otherwise."""
+        decode, steps = self.options.decode, most_steps(self.options, self.loaded)
+        depth = decode.depth or self.loaded.model.config.halt_max_steps
+        model = {
+            **{"id": self.model_name, "object": "model", "created": self.started, "owned_by": "local"},
+            **{"window": self.loaded.window, "most_depth": steps, "knows_turns": knows_turns(self.loaded)},
+            "usual": {
+                "temperature": decode.sampling.temperature,
+                "max_tokens": self.options.max_tokens or self.loaded.window // 2,
+                "depth": depth if decode.exit.kind == "none" else f"up to {depth}, exit {decode.exit.kind}",
+                "system": usual_system(self.loaded),
+            },
+        }
         return json_response({"object": "list", "data": [model]})
 
     async def health(self, request: Request) -> Response:
@@ -140,6 +155,11 @@ class Service:
             raise RequestError(str(error), error.status) from None
 
 
+def knows_turns(loaded: LoadedModel) -> bool:
+    """Whether the model was trained on conversations of several turns; instruction data has single questions."""
+    return isinstance(loaded.config, ChatConfig)
+
+
 @contextmanager
 def refusals() -> Iterator[None]:
     """What the model cannot do, such as a prompt beyond its window, is the request's fault."""
@@ -196,11 +216,16 @@ def listening_at(host: str, port: int) -> socket.socket:
 def serve_checkpoint(options: ServeOptions) -> None:
     """Serve until Ctrl-C; the address goes to standard output once requests are taken."""
     loaded = load_model(options.opening)
+    usual = options_for(loaded, options.reply)
+    temperature = options.temperature
+    if temperature is None:
+        temperature = CHAT_REPLY.decode.sampling.temperature if knows_turns(loaded) else 0.0
+    decode = replace(usual.decode, sampling=replace(usual.decode.sampling, temperature=temperature))
     api_key = options.api_key or os.environ.get(API_KEY_VARIABLE) or None
     listening = listening_at(options.host, options.port)
     service = Service(
         loaded,
-        options_for(loaded, options.reply),
+        replace(usual, decode=decode),
         names=LOOPBACK if options.host in LOOPBACK else (),
         api_key=api_key,
         answers_at_once=options.answers_at_once,

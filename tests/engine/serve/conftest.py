@@ -9,6 +9,7 @@ from engine.generate.options import OpenOptions, ReplyOptions
 from engine.serve.app import Server, Service, listening_at
 from engine.serve.connections import Bounds
 from tests.chat_runs import chat_flags, write_chat_data
+from tests.text_runs import text_flags, train_text, write_corpus
 from tests.tiny import pretrain
 
 
@@ -21,15 +22,25 @@ def loaded(tmp_path_factory):
     return load_model(OpenOptions(str(folder / "ada"), device="cpu"))
 
 
+@pytest.fixture(scope="session")
+def instructed(tmp_path_factory):
+    """A tiny model of single questions."""
+    folder = tmp_path_factory.mktemp("instructed")
+    data = write_corpus(folder / "data")
+    ended = train_text(text_flags(data, folder / "single", epochs=1))
+    assert ended.code == 0, ended.err
+    return load_model(OpenOptions(str(folder / "single"), device="cpu"))
+
+
 @pytest.fixture
 def started(loaded):
     """Starts servers, and ends them."""
     running = []
 
-    def start(**options):
+    def start(model=loaded, **options):
         names = {"api_key", "answers_at_once", "max_waiting"} & set(options)
         service = Service(
-            loaded,
+            model,
             ReplyOptions(max_tokens=12),
             Bounds(**{name: value for name, value in options.items() if name not in names}),
             **{name: options[name] for name in names},

@@ -2,7 +2,6 @@
 
 import http.client
 import json
-import shutil
 import signal
 import socket
 import subprocess
@@ -290,32 +289,3 @@ def test_the_page_is_served_and_may_load_nothing_from_elsewhere(started):
     assert answer.status == 200 and "<title>" in page and "innerHTML" not in page
     assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
     assert "http://" not in page and "https://" not in page
-
-
-def test_the_page_chats_and_shows_depth_and_alternatives(started):
-    sync_api = pytest.importorskip("playwright.sync_api")
-    browser_path = shutil.which("chromium") or shutil.which("google-chrome")
-    if browser_path is None:
-        pytest.skip("no Chromium here")
-    port = started()
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
-        page = browser.new_page()
-        faults = []
-        page.on("pageerror", lambda error: faults.append(str(error)))
-        page.goto(f"http://127.0.0.1:{port}/")
-        page.wait_for_selector("h1:has-text('ada')")
-        page.fill("#message", "My name is Ada and I have <b>3</b> cats.")
-        page.keyboard.press("Enter")
-        page.wait_for_selector(".assistant[data-done]")
-        page.hover(".assistant span:nth-child(1)")
-        told = page.inner_text("#token")
-        assert "3 supervision steps" in told and told.count("%") == 6
-        assert page.inner_text(".user") == "My name is Ada and I have <b>3</b> cats."
-        assert page.get_attribute(".assistant span:nth-child(1)", "data-depth") == "3"
-        page.fill("#message", "How many cats do I have?")
-        page.click("#send")
-        page.wait_for_selector(".assistant[data-done] >> nth=1")
-        page.click("#reset")
-        assert page.inner_text("#chat") == "" and faults == []
-        browser.close()

@@ -8,22 +8,17 @@ from queue import SimpleQueue
 
 import pytest
 
-from engine.build.text_checkpoint import load_model
 from engine.generate.batch import Batch
-from engine.generate.options import DecodeOptions, OpenOptions, ReplyOptions, SamplingOptions
+from engine.generate.options import DecodeOptions, ReplyOptions, SamplingOptions
 from engine.generate.reply import Answering
 from engine.serve.scheduler import CHUNK, Job, Scheduler, Unanswered, Work
 from models.kv_cache import KeyValueMemory
-from tests.text_runs import text_flags, train_text, write_corpus
 
 
 @pytest.fixture(scope="module")
-def loaded(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("scheduler")
-    data = write_corpus(folder / "data")
-    ended = train_text(text_flags(data, folder / "run", epochs=1))
-    assert ended.code == 0, ended.err
-    return replace(load_model(OpenOptions(str(folder / "run"), device="cpu")), stop_ids=frozenset())
+def loaded(instructed):
+    """Whose answers end by their length alone."""
+    return replace(instructed, stop_ids=frozenset())
 
 
 class Asked:
