@@ -3,6 +3,7 @@
 import asyncio
 from dataclasses import dataclass
 from typing import Any
+from weakref import proxy
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -31,7 +32,7 @@ class Connection(H11Protocol):
     def __init__(self, bounds: Bounds, reading: "dict[Connection, None]", **given: Any) -> None:
         super().__init__(**given)
         self.bounds, self.reading = bounds, reading
-        self.app_state = {**self.app_state, "connection": self}  # what a request finds in its scope
+        self.app_state = {**self.app_state, "connection": proxy(self)}  # what a request finds in its scope
         self.has_ended_its_side = False  # nothing more comes from the client, which has vanished or still listens
         self.must_send: asyncio.TimerHandle | None = None
         self.must_take: asyncio.TimerHandle | None = None

@@ -1,5 +1,6 @@
 """One thread owns the model: requests wait in turn, join the running batch between two tokens, and leave it."""
 
+import sys
 import threading
 import time
 import traceback
@@ -14,6 +15,7 @@ from engine.generate.batch import Batch, Row, Token
 from engine.generate.decode import memory_of
 from engine.generate.options import DecodeOptions
 from engine.generate.reply import Answering
+from models.kv_cache import KeyValueMemory
 
 CHUNK = 128  # positions of prompts that are read between two tokens of the others
 STOPPING = "The server is stopping."
@@ -77,9 +79,18 @@ class Scheduler:
     ) -> None:
         self.loaded, self.num_steps = loaded, num_steps
         self.answers_at_once, self.max_waiting = answers_at_once, max_waiting
-        memory, reader = memory_of(
-            loaded.model, options, answers_at_once, loaded.window, num_steps, user=self, every_step=True
-        )
+        try:
+            memory, reader = memory_of(
+                loaded.model, options, answers_at_once, loaded.window, num_steps, user=self, every_step=True
+            )
+        except RuntimeError as error:
+            raise ValueError(
+                f"--answers-at-once {answers_at_once}: there is no memory for the caches of so many rows of "
+                f"{loaded.window} positions ({str(error)[:200]}). Choose fewer, or a smaller --depth."
+            ) from None
+        if isinstance(memory, KeyValueMemory):
+            size = memory.bytes_per_token * answers_at_once * loaded.window / 1e6
+            print(f"{answers_at_once} rows of {loaded.window} positions: {size:.0f} MB of caches", file=sys.stderr)
         memory.select_rows([])
         self.batch = Batch(loaded.model, [], memory, reader)
         self.joining: Batch | None = None  # whose prompts are being read

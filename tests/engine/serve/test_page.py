@@ -130,6 +130,7 @@ def test_a_window_as_wide_as_a_phone_holds_the_settings(started, opened):
     boxes = [
         page.locator(f"#settings input[name={name}]").bounding_box() for name in ("temperature", "system", "turns")
     ]
+    assert not page.is_visible("#key"), "this server asks for none"
     assert all(box["x"] >= 0 and box["x"] + box["width"] <= 375 for box in boxes)
     assert page.locator("#message").bounding_box()["width"] > 200
     ask(page, "Hello", 0)

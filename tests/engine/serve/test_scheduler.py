@@ -224,3 +224,17 @@ def test_other_work_has_its_turn_between_the_tokens(started, loaded):
     assert found.get(timeout=10) == "model"
     assert isinstance(fault := found.get(timeout=10), Unanswered) and fault.status == 500
     assert len(running.rest()) == 30
+
+
+def test_rows_for_which_there_is_no_memory_are_refused_and_others_say_how_much_they_take(
+    started, loaded, monkeypatch, capfd
+):
+    started(answers_at_once=3)
+    assert f"3 rows of {loaded.window} positions" in capfd.readouterr().err
+
+    def fails(*given, **options):
+        raise RuntimeError("can't allocate memory")
+
+    monkeypatch.setattr("engine.serve.scheduler.memory_of", fails)
+    with pytest.raises(ValueError, match="--answers-at-once 3"):
+        started(answers_at_once=3)
