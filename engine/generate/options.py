@@ -216,8 +216,13 @@ class ServeOptions(Bounded):
     )
     host: str = flag("127.0.0.1", "another than the loopback opens the server to others")
     port: int = flag(8000, "0 takes a free one", type=int)
-    temperature: float | None = flag(
-        None, "default: 0.7 for a chat model, 0 (the likeliest token) for one of instructions", at_least=0, type=float
+    usual_temperature: float | None = flag(
+        None,
+        "default: 0.7 for a chat model, 0 (the likeliest token) for one of instructions",
+        at_least=0,
+        flags=["--temperature"],
+        metavar="TEMPERATURE",
+        type=float,
     )
     reply: ReplyOptions = part(ReplyOptions(), only=REPLY_FLAGS)
     answers_at_once: int = flag(16, "rows of the running batch; further requests wait", at_least=1, type=int)

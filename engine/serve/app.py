@@ -217,7 +217,7 @@ def serve_checkpoint(options: ServeOptions) -> None:
     """Serve until Ctrl-C; the address goes to standard output once requests are taken."""
     loaded = load_model(options.opening)
     usual = options_for(loaded, options.reply)
-    temperature = options.temperature
+    temperature = options.usual_temperature
     if temperature is None:
         temperature = CHAT_REPLY.decode.sampling.temperature if knows_turns(loaded) else 0.0
     decode = replace(usual.decode, sampling=replace(usual.decode.sampling, temperature=temperature))

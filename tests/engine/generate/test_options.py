@@ -41,7 +41,7 @@ def test_without_flags_the_options_are_the_defaults():
     assert read(InstructOptions) == InstructOptions(OpenOptions(overrides=[]), reply=ReplyOptions(stop=[]))
     chat, serve = read(ChatOptions), read(ServeOptions)
     assert chat.reply == ReplyOptions(decode=DecodeOptions(SamplingOptions(temperature=0.7)))
-    assert (serve.reply, serve.temperature) == (ReplyOptions(), None)
+    assert (serve.reply, serve.usual_temperature) == (ReplyOptions(), None)
     assert chat.opening == serve.opening == OpenOptions("x", newest=True)
     assert (serve.host, serve.port, serve.answers_at_once) == ("127.0.0.1", 8000, 16)
 

@@ -280,6 +280,20 @@ def test_an_address_that_cannot_be_had_is_told(loaded, monkeypatch, address):
         room.serve_checkpoint(ServeOptions(host=address[0], port=address[1]))
 
 
+@pytest.mark.parametrize(("kind", "given", "usual"), [("chat", None, 0.7), ("single", None, 0.0), ("single", 0.3, 0.3)])
+def test_the_usual_temperature_is_that_of_the_kind_of_model(loaded, instructed, monkeypatch, kind, given, usual):
+    class Made(Exception):
+        pass
+
+    def make(model, options, **others):
+        raise Made(options.decode.sampling.temperature)
+
+    monkeypatch.setattr(room, "load_model", lambda _: loaded if kind == "chat" else instructed)
+    monkeypatch.setattr(room, "Service", make)
+    with pytest.raises(Made, match=str(usual)):
+        room.serve_checkpoint(ServeOptions(port=0, usual_temperature=given))
+
+
 def test_the_page_is_served_and_may_load_nothing_from_elsewhere(started):
     port = started()
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
