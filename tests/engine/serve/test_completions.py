@@ -69,7 +69,7 @@ def test_a_text_is_scored_token_by_token(started, loaded):
 def test_lm_eval_scores_through_the_server(started, loaded):
     """As its `local-completions` asks and reads: ids or text, one more token, and the sum up to it."""
     port = started()
-    context, continuation = "My name is", " Ada"
+    context, continuation = "My name is", " Ada and I have 3 cats."
     whole, start = loaded.tokenizer.encode(context + continuation), len(loaded.tokenizer.encode(context))
     expected = forced(loaded, whole)[start - 1 :]
     asked = {"temperature": 0, "max_tokens": 1, "logprobs": 1, "seed": 1234, "echo": True, "model": "ada"}
@@ -79,6 +79,7 @@ def test_lm_eval_scores_through_the_server(started, loaded):
         scored = choice["logprobs"]["token_logprobs"][start:-1]
         tops = choice["logprobs"]["top_logprobs"][start:-1]
         assert sum(scored) == pytest.approx(sum(token.logprob for token in expected), abs=1e-3)
+        assert len(scored) > 4 and all(logprob in top.values() for logprob, top in zip(scored, tops, strict=True))
         greedy = [logprob == max(top.values()) for logprob, top in zip(scored, tops, strict=True)]
         assert greedy == [token.id == max(token.top, key=itemgetter(1))[0] for token in expected]
 

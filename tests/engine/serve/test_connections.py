@@ -9,7 +9,7 @@ from contextlib import suppress
 import pytest
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
-from starlette.responses import PlainTextResponse
+from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Route
 
 from engine.serve.api import RequestError
@@ -23,8 +23,15 @@ BEING_ANSWERED = threading.Semaphore(0)  # released by every request for /slow
 POST = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 
 
+async def pieces():
+    for _ in range(1000):
+        yield b"x" * 20_000
+
+
 async def echo(request):
     """Answers with the body of the request."""
+    if request.scope["path"] == "/stream":
+        return StreamingResponse(pieces())
     if request.scope["path"] == "/slow":
         BEING_ANSWERED.release()
         while not MAY_END.is_set():
@@ -176,9 +183,17 @@ def test_a_client_that_drips_is_thrown_out_after_its_time_in_all(started, begun)
     assert 0.5 < time.monotonic() - began < 3
 
 
-def test_a_client_that_takes_nothing_is_thrown_out_after_its_time_in_all(started):
+@pytest.mark.parametrize(
+    "asked",
+    [
+        POST + b"Content-Length: 20000000\r\n\r\n" + b"x" * 20_000_000,
+        b"GET /stream HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    ],
+    ids=["whole", "stream"],
+)
+def test_a_client_that_takes_nothing_is_thrown_out_after_its_time_in_all(started, asked):
     port = started(client_seconds=0.6, body_bytes=30_000_000)
-    connection = connected(port, POST + b"Content-Length: 20000000\r\n\r\n" + b"x" * 20_000_000)
+    connection = connected(port, asked)
     time.sleep(1.5)
     connection.settimeout(5)
     assert len(rest_of(connection)) < 20_000_000

@@ -143,7 +143,8 @@ def test_who_is_cancelled_leaves_running_or_waiting(started, loaded, gate):
     scheduler.cancel(running.job)
     gate.release(10_000)
     assert len(last.rest()) == 3
-    assert len(running.tokens) == 1 and not waiting.tokens and waiting.found.empty()
+    assert running.found.qsize() <= 1, "the token that was being computed"
+    assert not waiting.tokens and waiting.found.empty()
 
 
 def test_a_fault_of_the_model_is_told_and_the_next_answer_is_whole(started, loaded, monkeypatch, capfd):
