@@ -36,6 +36,7 @@ from engine.config.schema import RunConfig
 from engine.config.text import ChatConfig, InstructConfig
 from engine.export.native import OWN_LAYOUT, NativeLayout, native_config, obstacles, to_native
 from engine.export.options import ExportOptions
+from engine.generate.options import CHAT_REPLY, ReplyOptions
 from models.act import ActModel
 
 # By the module of our class the class of transformers that may compute the same, and how many networks ours has.
@@ -121,7 +122,7 @@ def _puzzle_metadata(stored: Checkpoint, data_paths: list[str]) -> PuzzleDataset
 def export(options: ExportOptions) -> dict[str, Any]:
     """Write the folder, and return what was compared."""
     from engine.export.hub import push
-    from engine.export.verify import Expected, verify
+    from engine.export.verify import Expected, check_transformers, verify
 
     leaving = open_leaving(options)
     layout, networks, obstacle = leaving.layout
@@ -134,6 +135,8 @@ def export(options: ExportOptions) -> dict[str, Any]:
         )
     elif obstacle:
         print(f"note: no class of transformers for {obstacle}; writing our own form", file=sys.stderr)
+    if layout != OWN_LAYOUT:
+        check_transformers(layout)
     target = Path(options.output).expanduser()
     rows, source = compared_rows(leaving)
     expected = Expected(leaving.model, leaving.weights, leaving.num_steps, rows, leaving.tokenizer, leaving.template)
@@ -163,7 +166,7 @@ def compared_rows(leaving: Leaving) -> tuple[list[list[int]], str]:
     try:
         if isinstance(config, ChatConfig):
             documents, _ = open_chat_data(config.data_paths, "test", config.row_length)
-        elif isinstance(config, InstructConfig):
+        elif isinstance(config, InstructConfig) and "corpus" in leaving.stored.meta:  # a distilled model has another
             # What is not here is not fetched for this.
             few = {"subset_size": 1, "test_size": NUM_COMPARED} | (
                 {} if config.dataset.is_built_in else {"source": "local"}
@@ -213,7 +216,7 @@ def write_export(leaving: Leaving, folder: Path, layout: str, networks: int) -> 
     if leaving.tokenizer is not None:
         files += _write_tokenizer(leaving, folder, required=layout != OWN_LAYOUT)
         content |= _token_ids(leaving) if layout != OWN_LAYOUT else {}
-        _write_json(folder / "generation_config.json", _token_ids(leaving) | {"max_length": arch.seq_len + 1})
+        _write_json(folder / "generation_config.json", _token_ids(leaving) | _usual_sampling(leaving))
     _write_json(folder / "config.json", content)
     config = leaving.config.model_dump(mode="json", exclude=set(OF_THIS_MACHINE))
     config["arch"] |= {"halt_max_steps": steps}
@@ -257,6 +260,13 @@ def _token_ids(leaving: Leaving) -> dict[str, Any]:
         "eos_token_id": [first, *others] if others else first,
         "pad_token_id": leaving.tokenizer.pad_id,
     }
+
+
+def _usual_sampling(leaving: Leaving) -> dict[str, Any]:
+    """How generate.py and generate_instruct.py answer if nothing is asked of them; the window ends an answer."""
+    temperature = (CHAT_REPLY if isinstance(leaving.config, ChatConfig) else ReplyOptions()).decode.sampling.temperature
+    how = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
+    return how | {"max_length": leaving.model.config.seq_len + 1}
 
 
 def _write_json(file: Path, content: dict[str, Any]) -> None:

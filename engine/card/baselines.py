@@ -44,7 +44,7 @@ class Counted:
         token = max((commonest, COMMONEST), (self.num_copied / total, COPIED))[::-1]
         answer = max((whole, COMMONEST), (self.whole_copied / rows, COPIED))[::-1]
         loss = (FREQUENCIES, entropy)
-        found = {"token_loss": loss, "lm_loss": loss, "perplexity": (FREQUENCIES, math.exp(entropy))}
+        found = {"token_loss": loss, "lm_loss": loss, "loss": loss, "perplexity": (FREQUENCIES, math.exp(entropy))}
         return {**found, "token_accuracy": token, "accuracy": token, "exact_accuracy": answer}
 
 

@@ -17,7 +17,17 @@ CARD_FILE = "README.md"
 MARK = "<!-- Written when training ended, and again if it is resumed. Without this line it is left as it is. -->"
 COMMANDS = "## Commands"
 # What of an evaluation is worth a row, in this order; the rest stands in metrics.jsonl.
-METRICS = ("token_loss", "lm_loss", "perplexity", "bits_per_byte", "token_accuracy", "accuracy", "exact_accuracy", "kl")
+METRICS = (
+    "token_loss",
+    "lm_loss",
+    "loss",
+    "perplexity",
+    "bits_per_byte",
+    "token_accuracy",
+    "accuracy",
+    "exact_accuracy",
+    "kl",
+)
 PICTURES = (".png", ".svg")
 
 

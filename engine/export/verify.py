@@ -44,6 +44,22 @@ class Expected:
         return _logits(self.model, ids, self.num_steps)
 
 
+def check_transformers(layout: str) -> None:
+    """Refuse an export that could not be compared with what transformers computes."""
+    try:
+        from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    except ImportError:
+        found = "the package transformers is missing"
+    else:
+        if layout in CONFIG_MAPPING_NAMES:
+            return
+        found = f"the transformers that is installed has no {layout}"
+    raise ValueError(
+        f"Exporting as {layout} takes transformers 5.9 or later to compare with, but {found}. Install it: "
+        'pip install -e ".[export]", or export with --format trm.'
+    )
+
+
 def verify(expected: Expected, folder: Path, layout: str) -> dict[str, Any]:
     """Raise a ValueError where the export differs; return how far logits are apart."""
     again = load_checkpoint(folder).weights

@@ -1,6 +1,7 @@
 """A checkpoint leaves as a folder whose readers, transformers and ours, compute the same and write the same texts."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -10,13 +11,14 @@ from dataset.text.conversation import Turn
 from engine.build.export import export
 from engine.build.text_checkpoint import load_model
 from engine.checkpoints.load import load_checkpoint
+from engine.export import native
 from engine.export.hub import RecursiveModel
 from engine.export.options import ExportOptions
 from engine.generate.options import OpenOptions, ReplyOptions
 from engine.generate.reply import reply
 from tests.chat_runs import chat_flags, run_door, write_chat_data
 from tests.text_runs import text_flags, train_text, write_corpus
-from tests.tiny import flags, pretrain, write_sudoku
+from tests.tiny import ROOT, flags, pretrain, write_sudoku
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("transformers.models.hrm_text")
@@ -76,6 +78,9 @@ def test_a_trm_for_transformers_writes_the_same_texts(kind, runs, tmp_path):
     found = exported(run, tmp_path / "out")
     assert found["layout"] == "hrm_text" and found["compared_on"] == "held-out text"
     assert found["max_logit_difference"] < 1e-4 and same_weights(run, tmp_path / "out")
+    usual = json.loads((tmp_path / "out/generation_config.json").read_text())
+    assert usual["max_length"] == json.loads((tmp_path / "out/config.json").read_text())["max_position_embeddings"] + 1
+    assert usual.get("temperature") == {"text": None, "chat": 0.7}[kind]
     options, conversations = ReplyOptions(max_tokens=12), [[Turn("user", text)] for text in QUESTIONS]
     texts = []
     for place in (run, tmp_path / "out"):
@@ -240,3 +245,36 @@ def test_the_card_of_the_run_becomes_the_model_card(runs, tmp_path):
     exported(run, tmp_path / "none")
     (run / "kept").rename(run / "README.md")
     assert "no card" in (tmp_path / "none/README.md").read_text()
+
+
+def test_an_old_transformers_or_none_is_said(runs, tmp_path, monkeypatch):
+    from transformers.models.auto import configuration_auto
+
+    run = runs("text", "arch=trm_hf")
+    monkeypatch.delitem(configuration_auto.CONFIG_MAPPING_NAMES, "hrm_text")
+    with pytest.raises(ValueError, match="hrm_text.*5.9"):
+        exported(run, tmp_path / "out")
+    monkeypatch.setitem(sys.modules, "transformers.models.auto.configuration_auto", None)
+    with pytest.raises(ValueError, match="missing"):
+        exported(run, tmp_path / "out")
+    assert exported(run, tmp_path / "out", format="trm")["layout"] == "trm"
+
+
+def test_a_distilled_model_leaves(tmp_path):
+    found = exported(ROOT / "tests/fixtures/written_before/distilled/run", tmp_path / "out")
+    assert found["layout"] == "trm" and found["compared_on"] == "a text of ours"
+    assert reply_to(tmp_path / "out") == reply_to(ROOT / "tests/fixtures/written_before/distilled/run")
+
+
+def test_what_differs_does_not_appear(runs, tmp_path, monkeypatch):
+    run = runs("text", "arch=trm_hf")
+    for name, value, token in (("HALF_OPEN", 1.0, "logits"), ("HRM_STACKS", {"L_module": "L_level"}, None)):
+        with monkeypatch.context() as broken:
+            broken.setattr(native, name, value)
+            with pytest.raises((ValueError, KeyError), match=token):
+                exported(run, tmp_path / "out")
+    with monkeypatch.context() as broken:
+        broken.setattr("dataset.text.template.START", "")
+        with pytest.raises(ValueError, match="other ids"):
+            exported(run, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
