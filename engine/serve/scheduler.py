@@ -175,7 +175,7 @@ class Scheduler:
         """Other work, or the next jobs that wait, with prompts that can be read in one part; a longer one comes alone."""
         taken: list[Job] = []
         longest = 0
-        while len(self.batch.rows) + len(taken) < self.answers_at_once and (job := self._next(longest, len(taken))):
+        while job := self._next(longest, len(taken)):
             if isinstance(job, Work):
                 try:
                     job.tell(job.do())
@@ -197,17 +197,15 @@ class Scheduler:
             self.parts = self.joining.read_prompts(CHUNK)
 
     def _next(self, longest: int, taken: int) -> Job | Work[Any] | None:
-        """The next in the queue, if it can join those that were taken, the longest of which has so many ids."""
+        """The next in the queue, if it is other work or can join those that were taken, with so many ids at most."""
         with self.changed:
             if not self.waiting:
                 return None
             client, jobs = next(iter(self.waiting.items()))
-            if (
-                taken
-                and isinstance(first := jobs[0], Job)
-                and max(longest, len(first.row.prompt)) * (taken + 1) > CHUNK
-            ):
-                return None
+            if isinstance(first := jobs[0], Job):
+                is_full = len(self.batch.rows) + taken >= self.answers_at_once
+                if is_full or (taken and max(longest, len(first.row.prompt)) * (taken + 1) > CHUNK):
+                    return None
             job = jobs.popleft()
             del self.waiting[client]
             if jobs:

@@ -13,8 +13,10 @@ from contextlib import suppress
 
 import pytest
 
+from dataset.text.conversation import Turn
 from engine.generate.batch import Batch
-from engine.generate.options import ReplyOptions, ServeOptions
+from engine.generate.options import DecodeOptions, ReplyOptions, SamplingOptions, ServeOptions
+from engine.generate.reply import reply
 from engine.serve import app as room
 from engine.serve.app import Server, Service, listening_at
 from tests.tiny import ROOT
@@ -242,6 +244,23 @@ def test_many_answers_at_once_are_those_that_each_alone_would_be(started, loaded
     with ThreadPoolExecutor(4) as pool:
         together = [text for found in pool.map(answers, ([n, n + 4, n + 8] for n in range(4))) for text in found]
     assert sorted(together) == sorted(alone)
+
+
+@pytest.mark.parametrize("temperature", [0, 1.5])
+def test_the_texts_are_those_of_the_command_line(started, loaded, temperature):
+    port = started()
+    questions = [
+        f"My name is {name} and I have {number} cats." for name in ("Ada", "Bo", "Cy") for number in range(2, 9)
+    ]
+    options = ReplyOptions(decode=DecodeOptions(SamplingOptions(temperature=temperature, seed=3)), max_tokens=12)
+    expected = [reply(loaded, [[Turn("user", text)]], options)[0].text for text in questions]
+
+    def answer(text):
+        asked = {"messages": [{"role": "user", "content": text}], "temperature": temperature, "seed": 3}
+        return ask(port, asked)[1]["choices"][0]["message"]["content"]
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(answer, questions)) == expected
 
 
 def test_an_answer_that_is_being_given_when_the_server_stops_ends_with_a_word(loaded, slow_tokens):

@@ -13,6 +13,7 @@ from engine.generate.options import DecodeOptions, ReplyOptions, SamplingOptions
 from engine.generate.reply import Answering
 from engine.serve.scheduler import CHUNK, Job, Scheduler, Unanswered, Work
 from models.kv_cache import KeyValueMemory
+from tests.models.small_retnet import make_model
 
 
 @pytest.fixture(scope="module")
@@ -212,8 +213,8 @@ def test_an_answer_ends_at_its_deadline_and_one_that_only_waited_has_none(starte
     assert len(last.rest()) == 2
 
 
-def test_other_work_has_its_turn_between_the_tokens(started, loaded):
-    scheduler, found = started(answers_at_once=2), SimpleQueue()
+def test_other_work_has_its_turn_between_the_tokens(started, loaded, gate):
+    scheduler, found = started(answers_at_once=1), SimpleQueue()
     running = Asked(scheduler, loaded, room=30)
     running.next()
 
@@ -222,8 +223,11 @@ def test_other_work_has_its_turn_between_the_tokens(started, loaded):
 
     scheduler.submit(Work(lambda: threading.current_thread().name, found.put), "b")
     scheduler.submit(Work(fails, found.put), "b")
+    gate.release(5)
     assert found.get(timeout=10) == "model"
     assert isinstance(fault := found.get(timeout=10), Unanswered) and fault.status == 500
+    assert running.found.qsize() < 29, "although no row is free"
+    gate.release(10_000)
     assert len(running.rest()) == 30
 
 
@@ -239,3 +243,16 @@ def test_rows_for_which_there_is_no_memory_are_refused_and_others_say_how_much_t
     monkeypatch.setattr("engine.serve.scheduler.memory_of", fails)
     with pytest.raises(ValueError, match="--answers-at-once 3"):
         started(answers_at_once=3)
+
+
+def test_a_retnet_answers_many_at_once_too(loaded):
+    vocab_size = loaded.model.config.vocab_size
+    other = replace(loaded, model=make_model(vocab_size=vocab_size, seq_len=loaded.window).eval())
+    scheduler = Scheduler(other, DecodeOptions(), 1, 3, 64)
+    wanted = [{"prompt": [3 + n] * (1 + 2 * n), "room": 3 + n % 5, "seed": n} for n in range(8)]
+    try:
+        alone = [Asked(scheduler, other, **one).rest() for one in wanted]
+        together = [asked.rest() for asked in [Asked(scheduler, other, **one) for one in wanted]]
+    finally:
+        scheduler.stop()
+    assert together == alone and len({tuple(ids) for ids in alone}) == len(wanted)
