@@ -11,6 +11,7 @@ from dataset.files.disk import write_file
 from engine.build.held_out import check_split
 from engine.build.text import build_text
 from engine.build.text_checkpoint import open_text_checkpoint
+from engine.checkpoints.hub import OUR_ROOT, is_hub_name
 from engine.generate.depth import evaluation_file
 from engine.generate.options import InferenceOptions
 from engine.runtime.devices import start_runtime
@@ -39,7 +40,7 @@ def infer(options: InferenceOptions) -> None:
                 f"{config.dataset.test_ratio} and dataset.seed={config.dataset.seed}. Take --split train, or train "
                 "with a larger dataset.test_ratio: another one now would evaluate records that were trained on."
             )
-        folder = Path(options.output_dir) if options.output_dir else evaluation_file(path, split).parent
+        folder = Path(options.output_dir) if options.output_dir else output_folder(options.opening.path, path, split)
         report = evaluate(
             checkpoint.task(source, runtime),
             islice(items(), options.max_batches and min(options.max_batches, sys.maxsize)),
@@ -57,6 +58,12 @@ def infer(options: InferenceOptions) -> None:
             print(f"written to {folder}", file=sys.stderr)
     finally:
         runtime.close()
+
+
+def output_folder(asked: str, checkpoint: Path, split: str) -> Path:
+    """Beside the checkpoint; of one from the Hub, whose cache holds nothing else, where runs are."""
+    beside = evaluation_file(checkpoint, split).parent
+    return beside if Path(asked).expanduser().exists() or not is_hub_name(asked) else Path(OUR_ROOT, asked, beside.name)
 
 
 def nested(metrics: dict[str, Any], depths: Collection[int] = ()) -> dict[str, Any]:

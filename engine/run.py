@@ -53,7 +53,10 @@ def train(job: Job) -> dict[str, Any] | None:
         result = job.finish(run, report, say)
         if not run.runtime.is_main:
             return None
-        write_card(job, run)
+        try:
+            write_card(job, run)
+        except OSError as problem:  # a full disk, say; the run itself is whole
+            say(f"note: the card of the run could not be written: {problem}")
         return result
 
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from dataset.common import IGNORE_LABEL_ID
-from engine.inference import nested
+from engine.inference import nested, output_folder
 from tests.text_runs import infer_text, text_flags, train_text, write_corpus
 from tests.tiny import ROOT, Ended, flags, pretrain, write_sudoku
 
@@ -203,3 +203,8 @@ def test_help_names_every_flag_of_the_documents():
     ):
         assert f"--{flag}" in ended.out
     assert (ROOT / "inference_instruct.py").exists()
+
+
+def test_results_of_a_checkpoint_of_the_hub_go_where_runs_are(tmp_path):
+    assert output_folder("ann/small", tmp_path / "snapshots/5f", "test") == Path("checkpoints/ann/small/inference_test")
+    assert output_folder(str(tmp_path), tmp_path / "step_3", "test") == tmp_path / "inference_test"

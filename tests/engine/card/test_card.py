@@ -106,3 +106,12 @@ def test_kinds_are_told_apart(tmp_path):
     said = commands({"lora_rank": 1}, tmp_path, "resume it")
     assert len(said) == 1 and said[0].startswith("resume it")
     assert any("--interactive" in line for line in commands(chat, tmp_path, "resume it"))
+
+
+def test_a_card_that_cannot_be_written_fails_no_run(tmp_path, monkeypatch):
+    def full(target, content):
+        raise OSError(28, "No space left on device", str(target))
+
+    monkeypatch.setattr("engine.card.card.write_file", full)
+    ended = pretrain(flags(write_sudoku(tmp_path / "data"), tmp_path / "run", max_steps=2))
+    assert ended.code == 0 and "No space left" in ended.err and ended.report
