@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from dataset.common import IGNORE_LABEL_ID, Batch, LoaderItem, PuzzleDatasetMetadata
 from dataset.cursor import ResumableDataset, check_ranks, epochs_of, is_for_this_worker
+from dataset.puzzles.disguises import Disguises
 from dataset.puzzles.format import PuzzleSet, PuzzleSplit, open_split
 from dataset.puzzles.mixing import identifier_offsets, merged_metadata
 
@@ -36,6 +37,7 @@ class PuzzleDatasetConfig(BaseModel):
     # The share of the groups that is held out. Training reads the others; test_set_mode reads the held-out ones, each
     # without its augmented copies, as one set.
     validation_split: float = Field(default=0.0, ge=0, lt=1)
+    disguises: bool = False  # training: every example in another disguise each time it is drawn
 
     @model_validator(mode="after")
     def _check(self) -> "PuzzleDatasetConfig":
@@ -132,6 +134,9 @@ class PuzzleDataset(ResumableDataset):
             self._splits, config.identifier_paths or config.dataset_paths
         )
         self._groups = self._groups_to_read()
+        self._disguises = None
+        if config.disguises and not config.test_set_mode:
+            self._disguises = Disguises(self.metadata, ", ".join(config.dataset_paths))
         if not config.test_set_mode:
             self._check_enough(self._splits)
 
@@ -152,7 +157,12 @@ class PuzzleDataset(ResumableDataset):
                 if position >= skip and is_for_this_worker(position - skip):
                     seed = [self.config.seed, self._stream(iteration, index), number]
                     rows, owners = shuffled_examples(puzzles.puzzle_indices, drawn, size, seed)
-                    yield name, self._batch(puzzles, rows[mine], owners[mine], local), size
+                    places = range(size)[mine]
+                    yield (
+                        name,
+                        self._batch(puzzles, rows[mine], owners[mine], local, [[*seed, i] for i in places]),
+                        size,
+                    )
                 position += 1
         if skip > position:
             raise ValueError(
@@ -176,8 +186,10 @@ class PuzzleDataset(ResumableDataset):
                     yield name, self._batch(puzzles, rows, owners, local), stop - start
                 position += 1
 
-    def _batch(self, puzzles: PuzzleSet, rows: np.ndarray, owners: np.ndarray, size: int) -> Batch:
-        """Read rows and pad them to `size`."""
+    def _batch(
+        self, puzzles: PuzzleSet, rows: np.ndarray, owners: np.ndarray, size: int, seeds: Sequence[Sequence[int]] = ()
+    ) -> Batch:
+        """Read rows and pad them to `size`; with disguises each is in the one of its seed."""
 
         def padded(array: np.ndarray, value: int) -> torch.Tensor:
             full = np.full((size, *array.shape[1:]), value, dtype=np.int32)
@@ -185,11 +197,18 @@ class PuzzleDataset(ResumableDataset):
             return torch.from_numpy(full)
 
         metadata = self.metadata
-        labels = padded(puzzles.labels[rows], IGNORE_LABEL_ID)
+        boards, answers = puzzles.inputs[rows], puzzles.labels[rows]
+        if self._disguises is not None:
+            drawn = [self._disguises.draw(seed) for seed, _ in zip(seeds, rows, strict=False)]
+            boards, answers = (
+                np.stack([disguise.of(board) for disguise, board in zip(drawn, each, strict=True)])
+                for each in (boards, answers)
+            )
+        labels = padded(answers, IGNORE_LABEL_ID)
         if metadata.ignore_label_id is not None:
             labels[labels == metadata.ignore_label_id] = IGNORE_LABEL_ID
         return {
-            "inputs": padded(puzzles.inputs[rows], metadata.pad_id),
+            "inputs": padded(boards, metadata.pad_id),
             "labels": labels,
             "puzzle_identifiers": padded(puzzles.puzzle_identifiers[owners], metadata.blank_identifier_id),
         }

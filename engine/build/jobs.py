@@ -171,7 +171,7 @@ class PuzzleJob(HydraJob[PretrainConfig]):
         if source.data.eval_items is None:
             start.say("no held-out data: none of data_paths has a `test` split, so nothing is evaluated")
         head = build.build_model(config.arch, source.metadata, config.global_batch_size // runtime.world_size, runtime)
-        return self.parts(start, build.build_task(config, head, runtime, source.total_steps), source)
+        return self.parts(start, build.build_task(config, head, source.metadata, runtime, source.total_steps), source)
 
 
 class TextJob(HydraJob[TextConfigT]):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dataset.common import PuzzleDatasetMetadata
+from dataset.puzzles.disguises import Disguises
 from dataset.puzzles.mixing import differences, identifier_offsets
 from dataset.puzzles.reader import VALIDATION_SET, PuzzleDataset, PuzzleDatasetConfig
 from engine.build.loader import load_batches, train_items
@@ -49,9 +50,12 @@ def build_recursive_model(arch: ArchChoice, metadata: PuzzleDatasetMetadata, row
     return model_class(arch.options | data_facts)
 
 
-def build_task(config: PretrainConfig, head: ACTLossHead, runtime: Runtime, total_steps: int) -> PuzzleTask:
+def build_task(
+    config: PretrainConfig, head: ACTLossHead, metadata: PuzzleDatasetMetadata, runtime: Runtime, total_steps: int
+) -> PuzzleTask:
     tries = config.eval
-    effort = Effort(tries.halt_max_steps, tries.rollouts, tries.noise, config.seed)
+    disguise = Disguises(metadata, ", ".join(config.data_paths)).draw if tries.disguises else None
+    effort = Effort(tries.halt_max_steps, tries.rollouts, tries.noise, config.seed, disguise)
     return PuzzleTask(head, runtime, config.seed, config.gradient_accumulation_steps, total_steps, effort)
 
 
@@ -201,6 +205,7 @@ def open_puzzles(
             rank=runtime.rank,
             num_replicas=runtime.world_size,
             validation_split=config.eval.validation_split if split == "train" else 0.0,
+            disguises=config.disguises,
         ),
         split=split,
     )

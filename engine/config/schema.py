@@ -170,19 +170,22 @@ class EvalConfig(EvalDepthConfig):
 
     rollouts: int = Field(1, ge=1, description="tries at a puzzle; the one that is surest of its answer gives it")
     noise: float = Field(0.0, ge=0, description="scale of the noise of all tries but the first")
+    disguises: bool = Field(
+        False, description="all tries but the first see the puzzle in another disguise, such as with digits renamed"
+    )
     validation_split: float = Field(
         0.0, ge=0, lt=1, description="share of the training puzzles that is held out and decides what `best` points at"
     )
 
     def problems(self) -> list[str]:
-        if self.rollouts > 1 and not self.noise:
+        if self.rollouts > 1 and not (self.noise or self.disguises):
             return [
-                f"rollouts={self.rollouts} would all be alike. Set eval.noise, for example to 0.3, or eval.rollouts=1"
+                f"rollouts={self.rollouts} would all be alike. Set eval.disguises=true or eval.noise, for example to 0.3, "
+                "or eval.rollouts=1"
             ]
-        if self.noise and self.rollouts == 1:
-            return [
-                f"noise={self.noise:g} needs several rollouts. Set eval.rollouts, for example to 8, or eval.noise=0"
-            ]
+        if self.rollouts == 1 and (self.noise or self.disguises):
+            given = f"noise={self.noise:g}" if self.noise else "disguises=true"
+            return [f"{given} needs several rollouts. Set eval.rollouts, for example to 8, or leave it out"]
         return []
 
 
@@ -193,6 +196,10 @@ class PretrainConfig(RunConfig):
 
     data_paths: list[str] = Field(min_length=1)
     data_paths_test: list[str] = []
+    disguises: bool = Field(
+        False,
+        description="train on every Sudoku or maze in another disguise each time: digits, lines and bands, turns; drawn from seed",
+    )
     evaluators: list[NamedWith] = []
     eval: EvalConfig = Field(default_factory=lambda: EvalConfig.model_validate({}))
 

@@ -1,9 +1,9 @@
-"""Tries a puzzle several times, each with noise of its own, and takes the answer of which the model is surest.
+"""Tries a puzzle several times, each in a disguise or with noise of its own, and takes the answer of which the model is surest.
 
 B rows, S tokens, V vocabulary.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,11 +11,15 @@ import torch
 from torch import Tensor
 
 from dataset.common import IGNORE_LABEL_ID, Batch
+from engine.runtime.devices import to_device
 from models.act import ActModel, Carry
 from models.config import ArchConfig, Depth
 from models.core import Latents
 from models.layers import weights_cast_once
 from models.losses.puzzles import ACTLossHead
+
+# From a seed: which cell each cell of a board takes its token from, and the new name of each token.
+DrawDisguise = Callable[[Sequence[int]], tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,7 @@ class Effort:
     rollouts: int = 1
     noise: float = 0.0  # standard deviation; at the start of a row that of the latents is 1
     seed: int = 0
+    disguise: DrawDisguise | None = None
 
     def depth_of(self, config: ArchConfig) -> Depth:
         depth = config.depth_at(1.0)
@@ -40,8 +45,8 @@ def surest_rollout(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Sums and wanted outputs of each row's rollout with the highest final halting logit.
 
-    The first rollout has no noise and wins ties. Beside the metrics of the chosen ones the sums hold in how many rows
-    the first one (`pass_plain`) and at least one (`pass_any`) is right.
+    The first rollout has no noise and no disguise, and wins ties. Beside the metrics of the chosen ones the sums hold in
+    how many rows the first one (`pass_plain`) and at least one (`pass_any`) is right.
     """
     is_counted = (batch["labels"] != IGNORE_LABEL_ID).any(-1)
     carry, best = roll_out(head.model, batch, effort, number=0)
@@ -62,13 +67,22 @@ def surest_rollout(
 
 
 def roll_out(model: ActModel, batch: Batch, effort: Effort, number: int) -> tuple[Carry, dict[str, Tensor]]:
-    """All supervision steps of one rollout, and what the last one gave."""
+    """All supervision steps of one rollout, and what the last one gave, of the puzzles without their disguise."""
+    disguise = effort.disguise([effort.seed, number]) if effort.disguise is not None and number > 0 else None
+    cells = names = None
+    plain = batch["inputs"]
+    if disguise is not None:
+        cells, names = (to_device(torch.from_numpy(part).long(), plain.device) for part in disguise)
+        batch = batch | {"inputs": names[plain.long()[:, cells]].to(plain.dtype)}
     carry = started(model, batch)
     signs = signs_of_rows(batch, model.config.hidden_size, effort.seed)
     for step in range(model.inner.depth.max_steps):
-        if number > 0:
+        if number > 0 and effort.noise:
             carry.inner_carry = with_noise(carry.inner_carry, effort, signs, number, step)
         carry, outputs = model(carry, batch)
+    if cells is not None and names is not None:
+        carry.current_data = carry.current_data | {"inputs": plain}
+        outputs = outputs | {"logits": outputs["logits"][:, cells.argsort()][..., names]}
     return carry, outputs
 
 

@@ -195,7 +195,7 @@ def puzzle_run(
     torch.nn.init.zeros_(head.model.inner.q_head.bias)
     if head.model.puzzle_emb is not None:
         torch.nn.init.normal_(head.model.puzzle_emb.weights)
-    task = build_task(config, head, at.runtime, total_steps=9)
+    task = build_task(config, head, facts, at.runtime, total_steps=9)
     if at.runtime.use_compile:
         compile_networks(head, at.runtime)
     return opened(at, task, build_optimizers(config, head, at.runtime, 9), log_interval=config.log_interval)

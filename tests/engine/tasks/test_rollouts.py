@@ -58,6 +58,26 @@ def chosen(head: ACTLossHead, batch: dict[str, torch.Tensor], effort: Effort = E
     return surest_rollout(head, batch, {"preds", "logits", "q_halt_logits", "inputs"}, effort)
 
 
+@pytest.mark.parametrize("options", [{}, {"mlp_t": True, "pos_encodings": "none"}])
+def test_a_try_in_a_disguise_says_of_the_plain_puzzle_what_it_says_of_the_disguised_one(options):
+    def draw(seed):
+        rng = np.random.default_rng(seed)
+        return rng.permutation(LENGTH), rng.permutation(VOCAB)
+
+    head, batch = make_head(**options), make_batch()
+    first, second = tries(head, batch, Effort(rollouts=2, seed=9, disguise=draw))
+    assert torch.equal(first["logits"], tries(head, batch, Effort())[0]["logits"])
+    cells, names = draw([9, 1])
+    disguised = {**batch, "inputs": torch.from_numpy(names)[batch["inputs"].long()[:, cells]].int()}
+    (expected,) = tries(head, disguised, Effort())
+    for place, cell in enumerate(cells):
+        for token, name in enumerate(names):
+            assert torch.equal(second["logits"][:, cell, token], expected["logits"][:, place, name])
+    assert torch.equal(second["q_halt_logits"], expected["q_halt_logits"])
+    _, wanted = chosen(head, batch, Effort(rollouts=4, seed=9, disguise=draw))
+    assert torch.equal(wanted["inputs"], batch["inputs"])
+
+
 def test_each_row_is_answered_by_its_surest_rollout():
     head, batch = make_head(), make_batch()
     attempts = tries(head, batch)
