@@ -7,6 +7,7 @@ import torch
 from engine.generate.calibrate import calibrate
 from engine.generate.decode import Decoding
 from engine.generate.options import DecodeOptions, ExitRule, SamplingOptions
+from engine.generate.score import score
 from models.kv_cache import cast_for_reading
 from tests.engine.generate.test_calibrate import copying
 from tests.gpu.place import DECODED, Place, case, text_run
@@ -64,6 +65,14 @@ for name, (arch, options) in DECODED_BY.items():
 @case("decoding: given tokens", DECODED)
 def reads(at: Place) -> Any:
     return said(at, lively(at), {}, forced=[[9, 8, 7], [11], [30, 2, 14, 6]])
+
+
+@case("decoding: whole texts are scored", DECODED)
+def scores(at: Place) -> Any:
+    texts, told = [[*prompt, 9, 8, 7] for prompt in PROMPTS], []
+    for arch in ({}, {"prefix_mask": True}, {"arch": "retnet_tiny"}):
+        told.append(score(lively(at, **arch), texts, DecodeOptions(num_top=3), given=[5, 2, 3], rows=2))
+    return told
 
 
 @case("decoding: one reply ends before the others", DECODED)
