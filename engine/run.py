@@ -14,7 +14,7 @@ from engine.train.evaluate import Report
 from engine.train.evaluate import evaluate as evaluate_items
 from engine.train.job import Job, RunStart
 from engine.train.loop import Run, fit
-from engine.train.opening import open_run, start_from
+from engine.train.opening import notes_on_options, open_run, start_from
 from engine.train.tracking.metrics_file import last_evaluation
 from engine.train.tracking.tracker import Notices
 
@@ -98,7 +98,7 @@ def evaluate(job: Job) -> Report | None:
         data, outputs = parts.data, parts.plan.save_outputs
         if data.eval_items is None:
             raise ValueError(f"eval_only=true, but there is no held-out data. To have some, {settings.to_hold_out}.")
-        say(*start_from(parts.task.module, checkpoint))
+        say(*start_from(parts.task.module, checkpoint), *notes_on_options(checkpoint, settings.config))
         report = evaluate_items(
             parts.task,
             data.eval_items(),

@@ -36,6 +36,7 @@ from engine.config.schema import RunConfig
 from engine.config.text import ChatConfig, InstructConfig
 from engine.export.native import OWN_LAYOUT, NativeLayout, native_config, obstacles, to_native
 from engine.export.options import ExportOptions
+from engine.generate.exits import EXIT_FILE
 from engine.generate.options import CHAT_REPLY, ReplyOptions
 from models.act import ActModel
 
@@ -218,6 +219,9 @@ def write_export(leaving: Leaving, folder: Path, layout: str, networks: int) -> 
         content |= _token_ids(leaving) if layout != OWN_LAYOUT else {}
         _write_json(folder / "generation_config.json", _token_ids(leaving) | _usual_sampling(leaving))
     _write_json(folder / "config.json", content)
+    calibrated = stored.path / EXIT_FILE
+    if calibrated.is_file() and steps == leaving.config.arch.options.get("halt_max_steps", steps):
+        shutil.copyfile(calibrated, folder / EXIT_FILE)
     config = leaving.config.model_dump(mode="json", exclude=set(OF_THIS_MACHINE))
     config["arch"] |= {"halt_max_steps": steps}
     (folder / CONFIG_FILE).write_text(to_yaml(config), encoding="utf-8")

@@ -14,7 +14,7 @@ ExitKind = Literal["kl", "margin", "head"]
 
 MAX_DEPTH = 4096  # every supervision step of a token has its own cache
 SEEDS = range(-(2**63), 2**64)  # what torch.Generator takes
-NEWEST = "step or run folder; of several that match, the newest"
+NEWEST = "step or run folder (of several that match, the newest), export, or owner/name on the Hub"
 REMOVED_MODE = (
     "mode=last_step was removed: its greedy answers equalled those of exact for only 46 to 51 % of the questions "
     "(docs/generation.md). Leave --mode out, or choose exact."
@@ -25,7 +25,9 @@ REMOVED_MODE = (
 class OpenOptions:
     """Which checkpoint is opened, and with what in place of its own config, tokenizer and device."""
 
-    checkpoint: str | None = flag(None, "step folder, run folder (its best, else its latest step) or file")
+    checkpoint: str | None = flag(
+        None, "step or run folder (its best, else latest), export, file, or owner/name on the Hub"
+    )
     project_name: str = flag("SlimOrca-ACT", "with --run-name, instead of --checkpoint")
     run_name: str | None = flag(None)
     newest: bool = False  # a pattern may match several checkpoints, of which the newest is taken

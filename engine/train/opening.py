@@ -1,6 +1,7 @@
 """Opens a run: directory and lock, checkpoint, parts, weights, optimizers, tracker, up to the first step."""
 
 from contextlib import ExitStack
+from typing import Any
 
 from torch import nn
 
@@ -89,6 +90,26 @@ def start_from(module: nn.Module, checkpoint: Checkpoint) -> list[str]:
     """Take the weights of a checkpoint, the averaged ones where it has them; returns notices."""
     notices = load_averaged(module, checkpoint)
     return [f"weights from {checkpoint.path}{', averaged ones' if checkpoint.ema else ''}", *notices]
+
+
+# Options of an architecture that no weight's shape shows.
+SHAPELESS = [
+    *("H_cycles", "L_cycles", "halt_max_steps", "norm", "latent_init", "injection"),
+    *("causal", "prefix_mask", "pos_encodings", "rope_theta"),
+]
+
+
+def notes_on_options(checkpoint: Checkpoint, config: dict[str, Any]) -> list[str]:
+    """What to say of a checkpoint that is evaluated with other options than it was trained with."""
+    trained, asked = (checkpoint.config() or {}).get("arch"), config.get("arch")
+    if not isinstance(trained, dict) or not isinstance(asked, dict):
+        return []
+    differing = [
+        f"arch.{name}={asked[name]} instead of {trained[name]}"
+        for name in SHAPELESS
+        if name in trained and name in asked and trained[name] != asked[name]
+    ]
+    return [f"warning: {checkpoint.path} was trained otherwise: {', '.join(differing)}"] if differing else []
 
 
 def parameter_counts(module: nn.Module) -> dict[str, int]:

@@ -278,3 +278,11 @@ def test_what_differs_does_not_appear(runs, tmp_path, monkeypatch):
         with pytest.raises(ValueError, match="other ids"):
             exported(run, tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+def test_what_was_calibrated_leaves_with_the_depth_it_is_for(runs, tmp_path):
+    run = runs("text", "arch=trm_hf", "seed=5")
+    (run / "best" / "exit.json").write_text("{}")
+    exported(run, tmp_path / "out")
+    exported(run, tmp_path / "deeper", depth=4)
+    assert (tmp_path / "out/exit.json").exists() and not (tmp_path / "deeper/exit.json").exists()

@@ -85,3 +85,12 @@ def test_a_resume_takes_the_step_before_a_damaged_one_and_refuses_when_none_is_l
     ended = pretrain([*command, "resume=true"])
     assert ended.code == 1 and "step_9" in ended.err and "run_name" in ended.err
     assert steps_on_disk(run_dir) == before
+
+
+def test_evaluating_with_other_cycles_than_trained_is_said(tmp_path):
+    data, run = write_sudoku(tmp_path / "data"), tmp_path / "run"
+    assert pretrain(flags(data, run, max_steps=2)).code == 0
+    asked = {"load_checkpoint": str(run), "eval_only": True}
+    assert "trained otherwise" not in pretrain(flags(data, tmp_path / "a", **asked)).err
+    ended = pretrain(flags(data, tmp_path / "b", {"L_cycles": 2}, **asked))
+    assert ended.code == 0 and "arch.L_cycles=2 instead of 1" in ended.err and "H_cycles" not in ended.err
