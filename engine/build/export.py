@@ -224,6 +224,8 @@ def write_export(leaving: Leaving, folder: Path, layout: str, networks: int) -> 
         shutil.copyfile(calibrated, folder / EXIT_FILE)
     config = leaving.config.model_dump(mode="json", exclude=set(OF_THIS_MACHINE))
     config["arch"] |= {"halt_max_steps": steps}
+    for file in folder.glob("*.safetensors"):  # which safetensors lets nobody else read
+        file.chmod((folder / "config.json").stat().st_mode)
     (folder / CONFIG_FILE).write_text(to_yaml(config), encoding="utf-8")
     facts = {key: value for key, value in stored.meta.items() if key != "files"}
     facts["export"] = {"layout": layout, "networks": networks, "name": name, "arch": options}

@@ -97,10 +97,17 @@ def verify(expected: Expected, folder: Path, layout: str) -> dict[str, Any]:
 def _logits(model: ActModel, ids: Sequence[int], num_steps: int) -> Tensor:
     core, inputs = model.inner, torch.tensor([list(ids)])
     batch = {"inputs": inputs, "puzzle_identifiers": torch.zeros(1, dtype=torch.int32)}
-    batch["is_prompt"] = torch.zeros_like(inputs, dtype=torch.bool)
+    batch["is_prompt"] = _open_part(inputs).bool()
     *_, (_, answers) = core.unroll(batch, num_steps)
     logits: Tensor = core.lm_head(core.hidden(answers[-1])).float()[0]
     return logits
+
+
+def _open_part(inputs: Tensor) -> Tensor:
+    """Ones over the half that sees itself both ways, in models that were trained so."""
+    opened = torch.zeros_like(inputs)
+    opened[:, : inputs.shape[1] // 2] = 1
+    return opened
 
 
 def _transformers_logits(folder: Path, expected: Expected) -> Any:
@@ -110,7 +117,9 @@ def _transformers_logits(folder: Path, expected: Expected) -> Any:
 
     @torch.inference_mode()
     def logits(ids: Sequence[int]) -> Tensor:
-        found: Tensor = model(input_ids=torch.tensor([list(ids)])).logits[0]
+        inputs = torch.tensor([list(ids)])
+        opened = {"token_type_ids": _open_part(inputs)} if expected.model.config.prefix_mask else {}
+        found: Tensor = model(input_ids=inputs, **opened).logits[0]
         return found
 
     return logits

@@ -120,6 +120,11 @@ def test_an_export_replaces_nothing(runs, tmp_path):
         exported(run, tmp_path / "file")
 
 
+def test_whoever_may_read_one_file_may_read_all(runs, tmp_path):
+    exported(runs("text", "arch=trm_hf"), tmp_path / "out")
+    assert len({path.stat().st_mode for path in (tmp_path / "out").iterdir()}) == 1
+
+
 def test_nothing_of_this_machine_leaves(runs, tmp_path):
     exported(runs("text", "arch=trm_hf"), tmp_path / "out")
     config = yaml.safe_load((tmp_path / "out/config.yaml").read_text())

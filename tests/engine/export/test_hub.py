@@ -5,11 +5,15 @@ import io
 import pytest
 import torch
 
+from dataset.text.conversation import Turn
 from engine.build.export import export
+from engine.build.text_checkpoint import load_model
 from engine.checkpoints.load import load_checkpoint
 from engine.export.hub import RecursiveModel
 from engine.export.options import ExportOptions
-from engine.generate.options import OpenOptions
+from engine.generate.options import OpenOptions, ReplyOptions
+from engine.generate.reply import reply
+from tests.text_runs import text_flags, train_text, write_corpus
 from tests.tiny import ARCH, TRM, flags, pretrain, write_sudoku
 
 
@@ -110,3 +114,14 @@ def test_a_hub_that_refuses_leaves_the_folder(run, fake_hub, tmp_path):
 def test_a_name_without_an_owner_is_refused():
     with pytest.raises(ValueError, match="owner/name"):
         ExportOptions(output="x", push="sudoku")
+
+
+def test_a_text_model_answers_by_its_name(fake_hub, tmp_path):
+    ended = train_text(text_flags(write_corpus(tmp_path / "data"), tmp_path / "run", epochs=1))
+    assert ended.code == 0, ended.err
+    export(ExportOptions(OpenOptions(str(tmp_path / "run")), output=str(tmp_path / "out"), push="ann/text"))
+    said = []
+    for name in (str(tmp_path / "run"), "ann/text"):
+        loaded = load_model(OpenOptions(name, device="cpu"))
+        said.append(reply(loaded, [[Turn("user", "What is it?")]], ReplyOptions(max_tokens=8))[0].text)
+    assert said[0] == said[1]
