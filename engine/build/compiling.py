@@ -6,16 +6,17 @@ from typing import Literal
 import torch
 
 from engine.runtime.devices import Runtime
-from models.attention import attend, build_mask
 from models.compiled import CompiledCalls
-from models.core import RecursiveCore
+from models.core import RecursiveCore, plain_call
+from models.layers import Attention as SelfAttention
 from models.losses.chunked import CompiledScore
 from models.losses.puzzles import ACTLossHead
 from models.losses.text import TextLossHead
 
 Attention = Literal["auto", "sdpa", "flex"]
-TRIED = {"rows": 2, "positions": 200}  # not a whole number of blocks
-LARGEST_DIFFERENCE = 0.03  # of numbers near 1 in 16 bits
+LEAST_CAPABILITY = (8, 0)  # of a GPU that is tried: a fault of a kernel on an older one would end the run
+ROWS_TRIED = 2
+LARGEST_DIFFERENCE = 0.03  # of their size, in 16 bits
 
 
 def compile_networks(
@@ -45,23 +46,34 @@ def compile_networks(
     say(f"note: attention=sdpa, as FlexAttention does not serve here: {problem}")
 
 
+def check_attention(attention: Attention, runtime: Runtime) -> None:
+    """Refuse what only compiled code has in a run that does not compile."""
+    if attention == "flex" and not runtime.use_compile:
+        raise ValueError("attention=flex is of compiled code. Set compile=true, or attention=auto.")
+
+
 def why_not_in_blocks(core: RecursiveCore, device: torch.device) -> str:
-    """What is wrong with compiled FlexAttention on this device, in the model's sizes; nothing if it is like plain attention."""
-    config, (rows, length) = core.config, TRIED.values()
-    shape = (3, rows, length, config.num_heads, config.hidden_size // config.num_heads)
+    """What is wrong with compiled FlexAttention on this device, of this model and its masks; nothing if nothing is."""
+    if device.type == "cuda" and (has := torch.cuda.get_device_capability(device)) < LEAST_CAPABILITY:
+        return "compute capability {}.{} of this GPU is below {}.{}".format(*has, *LEAST_CAPABILITY)
+    config, kept = core.config, core.masks_in_blocks
+    attention = next(module for module in core.modules() if isinstance(module, SelfAttention))
+    marks = (3 * torch.arange(config.seq_len, device=device) // config.seq_len).expand(ROWS_TRIED, -1)
+    batch = {"inputs": marks, "documents": marks, "is_prompt": marks == 1}
+    shape = (ROWS_TRIED, config.total_len, config.hidden_size)
     states = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device, core.dtype)
-    documents = (torch.arange(length, device=device) // 70).expand(rows, -1)
     found = []
     try:
-        for in_blocks in (False, True):
-            mask = build_mask(causal=True, documents=documents, is_prompt=None, dtype=core.dtype, in_blocks=in_blocks)
-            q, k, v = (part.clone().requires_grad_() for part in states)
-            call = torch.compile(attend, dynamic=False) if in_blocks else attend
-            answer = call(q, k, v, mask)
-            gradients = torch.autograd.grad(answer.float().square().mean() * answer.numel(), (q, k, v))
-            found.append(torch.stack([answer.detach(), *gradients]).float().cpu())
+        for core.masks_in_blocks in (False, True):
+            call = torch.compile(plain_call, dynamic=False) if core.masks_in_blocks else plain_call
+            state = states.clone().requires_grad_()
+            answer = call(attention, state, core.context(batch))
+            (gradient,) = torch.autograd.grad(answer.float().square().sum(), state)
+            found.append(torch.stack([answer.detach(), gradient]).float().flatten(1).cpu())
     # What a compiler of kernels raises on a machine that it does not suit.
     except (RuntimeError, ImportError, AttributeError, TypeError, ValueError, AssertionError, OSError) as error:
         return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
-    apart = (found[0] - found[1]).abs() / found[0].abs().clamp_min(1)
-    return "" if apart.max() < LARGEST_DIFFERENCE else f"its numbers differ by {apart.max():.3g}"
+    finally:
+        core.masks_in_blocks = kept
+    apart = ((found[0] - found[1]).norm(dim=1) / found[0].norm(dim=1)).max()
+    return "" if apart < LARGEST_DIFFERENCE else f"its numbers differ by {apart:.2g} of their size"

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 
 from engine.build import puzzles as build
 from engine.build import text as build_text
-from engine.build.compiling import Attention, compile_networks
+from engine.build.compiling import Attention, check_attention, compile_networks
 from engine.build.held_out import check_split, check_validation_split
 from engine.build.puzzles import Source
 from engine.build.text import TextSource
@@ -199,8 +199,7 @@ class TextJob(HydraJob[TextConfigT]):
         return build_text.build_text_task(self.config, head, source, runtime)
 
     def compose(self, start: RunStart) -> RunParts:
-        if self.config.attention == "flex" and not start.runtime.use_compile:
-            raise ValueError("attention=flex is of compiled code. Set compile=true, or attention=auto.")
+        check_attention(self.config.attention, start.runtime)
         source = self.open_source(start.runtime)
         asked, fitting = self.config.global_batch_size, source.global_batch_size
         if fitting < asked:

@@ -106,7 +106,9 @@ class Kernels:
         if documents is None:
             return cls(None)
         begins = F.pad(documents[:, 1:] != documents[:, :-1], (1, 0), value=True).flatten()
-        return cls(F.pad(begins.nonzero().squeeze(-1), (0, 1), value=documents.numel()))
+        borders = F.pad(begins.nonzero().squeeze(-1), (0, 1), value=documents.numel())
+        torch._dynamo.maybe_mark_dynamic(borders, 0)  # or each number of documents would be another graph
+        return cls(borders)
 
     def retain(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         from fla.ops.retention import chunk_retention

@@ -111,6 +111,11 @@ class DistillConfig(TeacherOptions):
 
     device: str = Field("auto", description="auto, cuda, cuda:<number>, mps or cpu")
     compile: Literal["auto", True, False] = Field("auto", description="compile the student; auto: on CUDA")
+    attention: Literal["auto", "sdpa", "flex"] = Field(
+        "auto",
+        description="of a compiled student other than a RetNet; auto: on CUDA, FlexAttention skips what the mask hides, "
+        "if a try shows that it can; sdpa: never",
+    )
 
     student: str = Field("retnet", description="retnet, trm_text, or another architecture for text of config/arch")
     model_variant: str | None = Field("350M", description="size of student=retnet: 350M, 500M or tiny")

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from engine.checkpoints.load import load_checkpoint
+from src.distillation.run import job
 from src.distillation.task import DistillTask
 from tests.distillation.corpus_samples import preprocess_folder, write_jsonl, write_tokenizer
 from tests.distillation.fake_server import serving
@@ -276,6 +277,16 @@ def test_no_corpus_and_too_small_a_corpus_are_named(world, tmp_path):
 )
 def test_what_cannot_be_built_is_refused(world, changes, told):
     assert told in fails(train(world, "no", **changes))
+
+
+def test_attention_is_that_of_the_compiled_student(world, monkeypatch):
+    assert "attention=flex" in fails(train(world, "runs/plain", "--pretrain-ce-only", attention="flex"))
+    asked = []
+    monkeypatch.setattr(job, "compile_networks", lambda head, runtime, attention, say: asked.append(attention))
+    for attention in ("auto", "sdpa", "flex"):
+        run = train(world, f"runs/{attention}", "--pretrain-ce-only", attention=attention, compile="true", max_steps=1)
+        assert run.code == 0, run.err
+    assert asked == ["auto", "sdpa", "flex"]
 
 
 def test_two_runs_do_not_write_into_one_folder(world):

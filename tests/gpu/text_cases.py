@@ -7,6 +7,7 @@ import torch
 from engine.train.evaluate import evaluate
 from engine.train.loop import Run, train_step
 from models.attention import build_mask
+from tests.engine.text_samples import LENGTH
 from tests.gpu.place import (
     PRECISE,
     TINY_GRADIENTS,
@@ -56,7 +57,11 @@ for name, options in TRAINED.items():
 
 @case("text: one conversation a row")
 def trains_unpacked(at: Place) -> Any:
-    return train(at, text_run(at), text_items(packing=False)[:2])
+    """On the device by plain causal attention, beside a table of documents on the CPU."""
+    data = {"source": "sample", "seq_len": LENGTH, "packing": False}
+    run = text_run(at, run={"dataset": data})
+    assert run.task.module.model.inner.has_single_documents == (at.runtime.device.type == "cuda")
+    return train(at, run, text_items(packing=False)[:2])
 
 
 @case("text: masks in blocks")

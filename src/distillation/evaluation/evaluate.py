@@ -27,7 +27,7 @@ from src.distillation.task import DistillTask
 # What a checkpoint says of its student goes before what the config says.
 OF_STUDENT = ("student", "model_variant", "student_overrides", "use_bf16")
 # What is of the machine or of this call, and never of the run that is evaluated.
-OF_CALL = ("output_dir", "resume_from", "device", "compile", "num_workers", "verify_data")
+OF_CALL = ("output_dir", "resume_from", "device", "compile", "attention", "num_workers", "verify_data")
 Config = TypeVar("Config", bound=NeedleConfig)
 
 

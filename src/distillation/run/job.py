@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.build.compiling import compile_networks
+from engine.build.compiling import check_attention, compile_networks
 from engine.checkpoints.find import LATEST, META_FILE, TRAINER_FILE
 from engine.checkpoints.load import Checkpoint
 from engine.checkpoints.run_directory import RunDirectory, to_yaml
@@ -70,6 +70,7 @@ class DistillJob(Job):
 
     def compose(self, start: RunStart) -> RunParts:
         config, runtime, checkpoint, say = self.config, start.runtime, start.checkpoint, start.say
+        check_attention(config.attention, runtime)
         arch = student_arch(config)
         corpora = open_corpora(config)
         facts = {  # kept with every checkpoint
@@ -95,7 +96,7 @@ class DistillJob(Job):
             if "model_variant" in config.model_fields_set and config.student != "retnet":
                 say(f"note: model_variant={config.model_variant} is a size of student=retnet and has no effect here")
         if runtime.use_compile:
-            compile_networks(head, runtime, say=say)
+            compile_networks(head, runtime, config.attention, say)
         task = DistillTask(
             head,
             runtime,

@@ -9,8 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from models.compiled import CompiledCalls
 from models.retnet.retention import Kernels, chunkwise, log_decays, one_position, read_on
 from tests.models.retnet.forms import parallel, recurrent
+from tests.models.small_retnet import make_ids, make_model
 
 HEADS, KEY = 3, 4
 
@@ -166,9 +168,11 @@ def test_the_state_is_kept_in_float32_whatever_the_network_works_in():
     assert new[0, 0, 0, 0].item() == pytest.approx(expected.item(), abs=1e-2)
 
 
-def test_kernels_get_the_documents_of_all_rows_one_behind_another(monkeypatch):
-    """Against a stand-in that keeps to the signature and the shapes of the library."""
+@pytest.fixture
+def kernels(monkeypatch):
+    """A stand-in that keeps to the signature and the shapes of the library; not compiled, as there."""
 
+    @torch.compiler.disable
     def chunk_retention(q, k, v, scale=None, initial_state=None, output_final_state=False, cu_seqlens=None):
         assert scale == 1.0 and (cu_seqlens is None or q.shape[0] == 1)
         parts = range(1) if cu_seqlens is None else range(len(cu_seqlens) - 1)
@@ -179,9 +183,34 @@ def test_kernels_get_the_documents_of_all_rows_one_behind_another(monkeypatch):
     for name in ("fla", "fla.ops", "fla.ops.retention"):
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
     monkeypatch.setattr(sys.modules["fla.ops.retention"], "chunk_retention", chunk_retention, raising=False)
+
+
+def test_kernels_get_the_documents_of_all_rows_one_behind_another(kernels):
     documents = torch.tensor([[0] * 4 + [1] * 6 + [-1] * 2, [0] * 12])
     q, k, v = (torch.randn(2, 12, 3, 4, generator=torch.Generator().manual_seed(i)) for i in range(3))
     decay = torch.log(1 - 2.0 ** (-5.0 - torch.arange(3)))
     assert Kernels.of(documents).borders.tolist() == [0, 4, 10, 12, 24]
     for numbers in (documents, None):
         close(Kernels.of(numbers).retain(q, k, v), parallel(q, k, v, decay, numbers), 1e-5)
+
+
+def test_no_number_of_documents_makes_another_graph(kernels, monkeypatch):
+    made, torch_compile = [], torch.compile
+    monkeypatch.setattr("models.retnet.model.has_kernels", lambda *of_run: True)
+    monkeypatch.setattr(torch, "compile", lambda f, **more: torch_compile(f, backend=counted, **more))
+
+    def counted(graph, inputs):
+        made.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    core, after_batch = make_model().inner, []
+    core.network = CompiledCalls()
+    for number in (2, 3, 1, 4, 6):
+        documents = (torch.arange(24) * number // 24).expand(2, -1)
+        batch = {"inputs": make_ids(), "documents": documents, "positions": torch.arange(24).expand(2, -1)}
+        ((_, (answer,)),) = core.unroll(batch, 1)
+        answer.sum().backward()
+        after_batch.append(len(made))
+    torch._dynamo.reset()
+    assert after_batch[0] and set(after_batch) == {after_batch[0]}
