@@ -1,15 +1,16 @@
-"""The gradients of one optimizer step on this rank, in passes that fit into the device's memory."""
+"""Tries at the gradients of one optimizer step on this rank, until its passes fit into the device's memory."""
 
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from enum import IntEnum
+from types import TracebackType
 
 import torch
 
 from dataset.common import LoaderItem
 from engine.runtime.devices import Runtime
 from engine.runtime.signals import CutShortError
-from engine.tasks.protocol import Sums, Task
+from engine.tasks.protocol import Task
 
 
 class Outcome(IntEnum):
@@ -20,32 +21,43 @@ class Outcome(IntEnum):
     CUT_SHORT = 2
 
 
-def gradients_of(
+class Try(AbstractContextManager["Try"]):
+    """Within, the task takes its step; a signal to stop and a lack of memory end that, and are told after it."""
+
+    def __init__(self) -> None:
+        self.outcome = Outcome.DONE
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> bool:
+        if kind is None:
+            return False
+        if issubclass(kind, CutShortError):
+            self.outcome = Outcome.CUT_SHORT
+        elif issubclass(kind, torch.OutOfMemoryError):
+            self.outcome = Outcome.NO_MEMORY
+        else:
+            return False
+        return True  # nothing may hold on to the traceback, which holds on to the tensors of the pass
+
+
+def tries(
     task: Task,
     item: LoaderItem,
     step: int,
     runtime: Runtime,
     zero_grad: Callable[[], None],
     say: Callable[[str], None],
-) -> Sums:
-    """Forward and backward of the item, with its sums.
+) -> Iterator[Try]:
+    """Each is to hold the task's step on the item; after the last one the gradients are there.
 
     Where a pass does not fit into memory, all ranks take smaller ones from now on and repeat the step, whose draws
     depend on its number alone. Raises CutShortError, without gradients, if a signal asks one of the ranks to stop.
     """
     while True:
-        sums: Sums = {}
-        outcome = Outcome.CUT_SHORT
-        with suppress(CutShortError):
-            try:
-                sums = task.train_step(item, step)
-                outcome = Outcome.DONE
-            except torch.OutOfMemoryError:  # its traceback, gone below, holds on to the tensors of the pass
-                outcome = Outcome.NO_MEMORY
-        outcome = Outcome(runtime.largest(outcome))
+        attempt = Try()
+        yield attempt
+        outcome = Outcome(runtime.largest(attempt.outcome))
         if outcome == Outcome.DONE:
-            return sums
-        sums.clear()
+            return
         zero_grad()
         if outcome == Outcome.CUT_SHORT:
             raise CutShortError("the step")

@@ -14,7 +14,7 @@ from engine.checkpoints.save import CheckpointStore
 from engine.runtime.devices import Runtime
 from engine.runtime.signals import CutShortError, StopSignal
 from engine.runtime.transfer import to_host
-from engine.tasks.gradients import gradients_of
+from engine.tasks.gradients import tries
 from engine.tasks.protocol import Task, over_ranks
 from engine.train.evaluate import Evaluator, Report, evaluate, flat, stateful
 from engine.train.optimizers import OptimizerSet
@@ -142,7 +142,9 @@ def train_step(run: Run, item: LoaderItem, meanwhile: Callable[[], None] | None 
     Raises CutShortError, with everything as it was, if a signal asks one of the ranks to stop.
     """
     state, task, optimizers = run.state, run.task, run.optimizers
-    sums = gradients_of(task, item, state.step + 1, run.runtime, optimizers.zero_grad, run.tracker.print)
+    for attempt in tries(task, item, state.step + 1, run.runtime, optimizers.zero_grad, run.tracker.print):
+        with attempt:
+            sums = task.train_step(item, state.step + 1)
     state.step += 1
 
     dense = optimizers.dense_gradients()
