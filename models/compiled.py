@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from models.core import plain_call
+from models.calls import plain_call
 from models.layers import AttentionContext
 
 

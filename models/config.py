@@ -66,6 +66,9 @@ class ArchConfig(BaseModel):
         "call", description="where the embedded input enters: at every network call, or in the first answer alone"
     )
     norm: Literal["post", "pre"] = "post"
+    feed_forward: Literal["swiglu", "gated_norm"] = Field(
+        "swiglu", description="gated_norm: sigmoid(gate) * norm(gate * value), which suits optimizer=muon"
+    )
 
     supervise: Literal["step", "cycle", "last"] = Field(
         "step",
@@ -87,7 +90,9 @@ class ArchConfig(BaseModel):
     prefix_mask: bool = Field(False, description="the prompt sees itself both ways, the answer stays causal")
 
     # Positions and attention.
-    pos_encodings: Literal["rope", "learned", "none"] = "rope"
+    pos_encodings: Literal["rope", "rope2d", "learned", "none"] = Field(
+        "rope", description="rope2d: rotary by row and column of a square board"
+    )
     rope_theta: float = Field(10000.0, gt=0)
     causal: bool = False
     mlp_t: bool = Field(False, description="mix positions by an MLP over the sequence axis instead of attention")
@@ -95,6 +100,10 @@ class ArchConfig(BaseModel):
     # Puzzle embedding.
     puzzle_emb_ndim: int = Field(0, ge=0)
     puzzle_emb_len: int = Field(0, ge=0, description="positions of the puzzle prefix; 0 takes as many as ndim needs")
+
+    registers: int = Field(
+        0, ge=0, le=1024, description="fixed random positions before the tokens, at which attention keeps what it needs"
+    )
 
     # Halting.
     halt_max_steps: int = Field(ge=1)
@@ -117,11 +126,15 @@ class ArchConfig(BaseModel):
                 f"rotary positions need an even head size, found hidden_size {self.hidden_size} // num_heads "
                 f"{self.num_heads} = {self.hidden_size // self.num_heads}. Change num_heads or use pos_encodings=learned"
             )
+        if self.pos_encodings == "rope2d":
+            problems += self._problems_of_board()
+        if self.registers and self.causal:
+            problems.append(f"registers={self.registers}: they are for puzzles, not for causal models. Set registers=0")
         if self.puzzle_emb_len and not self.puzzle_emb_ndim:
             problems.append(f"puzzle_emb_len={self.puzzle_emb_len} needs puzzle_emb_ndim > 0. Set puzzle_emb_len=0")
-        if self.puzzle_emb_ndim > self.prefix_len * self.hidden_size:
+        if self.puzzle_emb_ndim > self.puzzle_len * self.hidden_size:
             problems.append(
-                f"puzzle_emb_ndim={self.puzzle_emb_ndim} does not fit {self.prefix_len} prefix positions of "
+                f"puzzle_emb_ndim={self.puzzle_emb_ndim} does not fit {self.puzzle_len} prefix positions of "
                 f"{self.hidden_size}. Raise puzzle_emb_len to {math.ceil(self.puzzle_emb_ndim / self.hidden_size)} or set it to 0"
             )
         if isinstance(self.grad_cycles, str) and not re.match(GRAD_CYCLES_PATTERN, self.grad_cycles):
@@ -145,6 +158,22 @@ class ArchConfig(BaseModel):
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    def _problems_of_board(self) -> list[str]:
+        problems = []
+        if self.causal or self.side**2 != self.seq_len:
+            found = "causal=true" if self.causal else f"{self.seq_len} cells"
+            problems.append(f"pos_encodings=rope2d needs a square board, found {found}. Use pos_encodings=rope")
+        if self.mlp_t:
+            problems.append(
+                "pos_encodings=rope2d and mlp_t=true exclude each other: an MLP knows its cells. Choose one"
+            )
+        elif (self.hidden_size // self.num_heads) % 4:
+            problems.append(
+                f"pos_encodings=rope2d needs a head size that 4 divides, found hidden_size {self.hidden_size} // num_heads "
+                f"{self.num_heads} = {self.hidden_size // self.num_heads}. Change num_heads"
+            )
+        return problems
 
     def own_problems(self) -> list[str]:
         """What an architecture cannot honour, in sentences; overridden by the architectures."""
@@ -172,9 +201,19 @@ class ArchConfig(BaseModel):
         return round(grown)
 
     @property
-    def prefix_len(self) -> int:
-        """Positions of the puzzle prefix."""
+    def puzzle_len(self) -> int:
+        """Positions of the puzzle embedding."""
         return self.puzzle_emb_len or math.ceil(self.puzzle_emb_ndim / self.hidden_size)
+
+    @property
+    def prefix_len(self) -> int:
+        """Positions before the tokens."""
+        return self.puzzle_len + self.registers
+
+    @property
+    def side(self) -> int:
+        """Cells across a square board."""
+        return math.isqrt(self.seq_len)
 
     @property
     def total_len(self) -> int:

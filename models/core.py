@@ -5,7 +5,7 @@ D hidden, V vocabulary.
 """
 
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Generator, Iterable
 from itertools import repeat
 from typing import Any, ClassVar
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from dataset.common import Batch
 from models.attention import AttentionMask, build_mask
+from models.calls import CountedCalls, Network, NetworkCalls, plain_call
 from models.config import ArchConfig
 from models.layers import (
     AttentionContext,
@@ -22,57 +23,13 @@ from models.layers import (
     CastedEmbedding,
     CastedLinear,
     Level,
-    RotaryEmbedding,
     trunc_normal,
     weights_cast_once,
 )
+from models.rotary import RotaryEmbedding
 from models.sparse_embedding import CastedSparseEmbedding
 
 Latents = Any  # each architecture's own NamedTuple of (B, L, D) tensors
-Network = Callable[[nn.Module, Tensor, AttentionContext], Tensor]  # how one network call is made
-
-
-def plain_call(level: nn.Module, state: Tensor, context: AttentionContext) -> Tensor:
-    answer: Tensor = level(state, context)
-    return answer
-
-
-class NetworkCalls:
-    """Makes the network calls of one supervision step; only the last `with_grad` of `total` carry gradient."""
-
-    def __init__(self, context: AttentionContext, total: int, with_grad: int, network: Network = plain_call) -> None:
-        self.context = context
-        self.network = network
-        self.first_with_grad = total - with_grad
-        self.made = 0
-        self.answers: list[
-            Tensor
-        ] = []  # the answer after each cycle that carries gradient; of a step without, the last
-
-    def __call__(self, level: nn.Module, state: Tensor) -> Tensor:
-        carries_gradient = torch.is_grad_enabled() and self.made >= self.first_with_grad
-        self.made += 1
-        with torch.set_grad_enabled(carries_gradient):
-            return self.network(level, state if carries_gradient else state.detach(), self.context)
-
-    def cycle_ended(self, answer: Tensor) -> None:
-        """The recursion has a new answer; it may be supervised."""
-        if self.made <= self.first_with_grad:
-            self.answers.clear()
-        self.answers.append(answer)
-
-
-class CountedCalls(NetworkCalls):
-    """Stands in for the calls of a supervision step: computes nothing and counts the passes of each network."""
-
-    def __init__(self, total: int, with_grad: int) -> None:
-        super().__init__(AttentionContext(None, AttentionMask()), total, with_grad)
-        self.passes: Counter[nn.Module] = Counter()
-
-    def __call__(self, level: nn.Module, state: Tensor) -> Tensor:
-        self.passes[level] += 3 if self.made >= self.first_with_grad else 1
-        self.made += 1
-        return state
 
 
 class RecursiveCore(nn.Module):
@@ -84,6 +41,7 @@ class RecursiveCore(nn.Module):
 
     H_level: Level
     L_level: Level
+    registers: Tensor
 
     def __init__(self, config: ArchConfig) -> None:
         super().__init__()
@@ -113,17 +71,30 @@ class RecursiveCore(nn.Module):
             self.embed_pos = CastedEmbedding(config.total_len, width, 1 / config.embed_scale, self.dtype)
         elif config.pos_encodings == "rope" and not config.mlp_t:
             self.rotary_emb = RotaryEmbedding(width // config.num_heads, config.total_len, config.rope_theta)
+        elif config.pos_encodings == "rope2d":
+            self.rotary_emb = RotaryEmbedding(
+                width // config.num_heads, config.total_len, config.rope_theta, config.side
+            )
 
         mix_len = config.total_len if config.mlp_t else None
         for name in self.levels:
             count = config.H_layers if name == "H_level" else config.L_layers
             blocks = (
-                Block(width, config.num_heads, config.expansion, norm=config.norm, mix_len=mix_len)
+                Block(
+                    width,
+                    config.num_heads,
+                    config.expansion,
+                    norm=config.norm,
+                    mix_len=mix_len,
+                    feed_forward=config.feed_forward,
+                )
                 for _ in range(count)
             )
             self.add_module(name, Level(list(blocks)))
         for name in self.Latents._fields:
             self.register_buffer(name.removeprefix("z_") + "_init", trunc_normal(width, std=1.0, dtype=self.dtype))
+        if config.registers:
+            self.register_buffer("registers", trunc_normal(config.registers, width, std=1.0, dtype=self.dtype))
 
     @property
     def has_mask(self) -> bool:
@@ -170,13 +141,15 @@ class RecursiveCore(nn.Module):
         return min(calls, max(0, counted - calls * (num_steps - 1 - step)))
 
     def embed(self, batch: Batch) -> Tensor:
-        """Tokens, puzzle prefix and learned positions, at unit variance: (B, L, D)."""
+        """Puzzle embedding, registers, tokens and learned positions, at unit variance: (B, L, D)."""
         c = self.config
         x = self.embed_tokens(batch["inputs"].int())
+        if c.registers:
+            x = torch.cat((self.registers.expand(x.shape[0], -1, -1) / c.embed_scale, x), dim=1)
         if self.puzzle_emb is not None:
             rows = self.puzzle_emb(batch["puzzle_identifiers"])
-            prefix = F.pad(rows, (0, c.prefix_len * c.hidden_size - c.puzzle_emb_ndim))
-            x = torch.cat((prefix.view(-1, c.prefix_len, c.hidden_size), x), dim=1)
+            prefix = F.pad(rows, (0, c.puzzle_len * c.hidden_size - c.puzzle_emb_ndim))
+            x = torch.cat((prefix.view(-1, c.puzzle_len, c.hidden_size), x), dim=1)
         if c.pos_encodings == "learned":
             positions = self._positions(batch)
             x = 0.707106781 * (
@@ -197,7 +170,7 @@ class RecursiveCore(nn.Module):
             prefix_len=c.prefix_len,
             in_blocks=self.masks_in_blocks,
         )
-        if c.pos_encodings != "rope":
+        if c.pos_encodings not in ("rope", "rope2d"):
             return AttentionContext(None, mask)
         length = c.prefix_len + batch["inputs"].shape[1]
         return AttentionContext(self.rotary_emb(self._positions(batch), length), mask)

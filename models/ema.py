@@ -11,11 +11,13 @@ from torch import Tensor, nn
 class WeightAverage:
     """Keeps one averaged copy of every parameter that requires gradient.
 
-    `is_warmed_up`: the rate grows with the number of updates, so that a short run does not average over its start.
+    Up to the update number `start` the average is the weights as they are. `is_warmed_up`: the rate grows with the
+    number of updates, so that a short run does not average over its start.
     """
 
-    def __init__(self, module: nn.Module, rate: float, is_warmed_up: bool = False) -> None:
+    def __init__(self, module: nn.Module, rate: float, is_warmed_up: bool = False, start: int = 0) -> None:
         self.rate = rate
+        self.start = start
         self.is_warmed_up = is_warmed_up
         self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self.shadow = {name: p.detach().clone() for name, p in self.parameters.items()}
@@ -26,6 +28,8 @@ class WeightAverage:
 
     def rate_of(self, number: int) -> float:
         """What the update of this number, counted from 1, keeps of the average."""
+        if number <= self.start:
+            return 0.0
         return min(self.rate, (1 + number) / (10 + number)) if self.is_warmed_up else self.rate
 
     @torch.no_grad()

@@ -112,3 +112,9 @@ def swiglu_gate(gate_up: Tensor) -> Tensor:
         return _gated(gate_up)
     gated: Tensor = _SwigluGate.apply(gate_up)
     return gated
+
+
+def gated_norm(gate_up: Tensor) -> Tensor:
+    """sigmoid(gate) * norm(gate * up): however large orthogonal steps make the weights, its size stays."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return torch.sigmoid(gate) * rms_norm(gate * up)

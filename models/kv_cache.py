@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from models.act import ActModel
 from models.attention import AttentionMask, bias_of, build_mask
-from models.core import Network, plain_call
+from models.calls import Network, plain_call
 from models.layers import Attention, AttentionContext, CastedLinear
 
 

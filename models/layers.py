@@ -13,9 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.attention import AttentionMask, attend
-from models.kernels import rms_norm, rotate, swiglu_gate
+from models.kernels import gated_norm, rms_norm, rotate, swiglu_gate
+from models.rotary import Rope
 
 Norm = Literal["post", "pre"]
+FeedForward = Literal["swiglu", "gated_norm"]
 
 
 def trunc_normal(*shape: int, std: float, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -138,32 +140,6 @@ class CastedEmbedding(nn.Module):
         return F.embedding(ids, self.embedding_weight).to(self.dtype)
 
 
-class Rope(NamedTuple):
-    """Cosines and sines of rotary positions, (L, H/2) or, where rows differ in their positions, (B, L, H/2)."""
-
-    cos: Tensor
-    sin: Tensor
-
-
-class RotaryEmbedding(nn.Module):
-    """Tables of rotary positions, computed once in float32."""
-
-    cos_table: Tensor
-    sin_table: Tensor
-
-    def __init__(self, head_dim: int, max_positions: int, base: float = 10000.0) -> None:
-        super().__init__()
-        frequencies = 1.0 / base ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
-        angles = torch.outer(torch.arange(max_positions, dtype=torch.float32), frequencies)
-        self.register_buffer("cos_table", angles.cos(), persistent=False)
-        self.register_buffer("sin_table", angles.sin(), persistent=False)
-
-    def forward(self, positions: Tensor | None, length: int) -> Rope:
-        if positions is None:
-            return Rope(self.cos_table[:length], self.sin_table[:length])
-        return Rope(self.cos_table[positions], self.sin_table[positions])
-
-
 class AttentionMemory(Protocol):
     """Keeps the keys and values of earlier positions; see `models.kv_cache`."""
 
@@ -216,8 +192,9 @@ def swiglu_width(hidden_size: int, expansion: float) -> int:
 class SwiGLU(nn.Module):
     """The gated feed-forward layer."""
 
-    def __init__(self, hidden_size: int, expansion: float) -> None:
+    def __init__(self, hidden_size: int, expansion: float, form: FeedForward = "swiglu") -> None:
         super().__init__()
+        self.gate = gated_norm if form == "gated_norm" else swiglu_gate
         inner = swiglu_width(hidden_size, expansion)
         self.gate_up_proj = CastedLinear(hidden_size, 2 * inner)
         self.down_proj = CastedLinear(inner, hidden_size)
@@ -228,7 +205,7 @@ class SwiGLU(nn.Module):
         return self.gate_up_proj.weight, [len(self.gate_up_proj.weight) // 2] * 2
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(swiglu_gate(self.gate_up_proj(x)))
+        return self.down_proj(self.gate(self.gate_up_proj(x)))
 
 
 class Block(nn.Module):
@@ -238,16 +215,23 @@ class Block(nn.Module):
     """
 
     def __init__(
-        self, hidden_size: int, num_heads: int, expansion: float, *, norm: Norm = "post", mix_len: int | None = None
+        self,
+        hidden_size: int,
+        num_heads: int,
+        expansion: float,
+        *,
+        norm: Norm = "post",
+        mix_len: int | None = None,
+        feed_forward: FeedForward = "swiglu",
     ) -> None:
         super().__init__()
         self.norm = norm
         if mix_len is None:
             self.self_attn = Attention(hidden_size, num_heads)
         else:
-            self.mlp_t = SwiGLU(mix_len, expansion)
+            self.mlp_t = SwiGLU(mix_len, expansion, feed_forward)
         self.mixes_by_mlp = mix_len is not None
-        self.mlp = SwiGLU(hidden_size, expansion)
+        self.mlp = SwiGLU(hidden_size, expansion, feed_forward)
 
     def forward(self, x: Tensor, context: AttentionContext) -> Tensor:  # (B, L, D)
         if self.mixes_by_mlp:

@@ -6,8 +6,9 @@ from typing import Literal
 import torch
 
 from engine.runtime.devices import Runtime
+from models.calls import plain_call
 from models.compiled import CompiledCalls
-from models.core import RecursiveCore, plain_call
+from models.core import RecursiveCore
 from models.layers import Attention as SelfAttention
 from models.losses.chunked import CompiledScore
 from models.losses.puzzles import ACTLossHead

@@ -63,6 +63,7 @@ class HydraJob(Job, Generic[Config]):
             resume_from="latest" if config.resume else None,
             start_from=config.load_checkpoint,
             ema_rate=config.ema_rate if config.ema else None,
+            ema_start=config.ema_start,
             keep_last=config.keep_last,
             trackers=config.tracker,
             eval_only=config.eval_only,

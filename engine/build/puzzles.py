@@ -23,7 +23,7 @@ from engine.train.loop import RunData
 from engine.train.muon import MuonOptions
 from engine.train.network_optimizer import network_optimizer
 from engine.train.optimizers import OptimizerSet
-from engine.train.schedule import CosineSchedule
+from engine.train.schedule import DecaySchedule
 from engine.train.update_rules import SparseSignSGD
 from models.act import ActModel
 from models.losses.puzzles import ACTLossHead
@@ -34,7 +34,7 @@ def build_model(arch: ArchChoice, metadata: PuzzleDatasetMetadata, rows: int, ru
     """The loss head around the model, on its device, with the same weights on every rank."""
     head_class: type[ACTLossHead] = load_model_class(arch.loss.name)
     model = build_recursive_model(arch, metadata, rows)
-    head = head_class(model, loss_type=arch.loss.loss_type).to(runtime.device)
+    head = head_class(model, **arch.loss.model_dump(exclude={"name"})).to(runtime.device)
     runtime.broadcast_([*head.parameters(), *head.buffers()])
     return head
 
@@ -63,7 +63,9 @@ def build_optimizers(
     config: RunConfig, head: ACTLossHead | TextLossHead, runtime: Runtime, total_steps: int
 ) -> OptimizerSet:
     """The puzzle table's optimizer and the network's; frozen weights have none."""
-    schedule = CosineSchedule(config.lr_warmup_steps, total_steps, config.lr_min_ratio)
+    schedule = DecaySchedule(
+        config.lr_warmup_steps, total_steps, config.lr_min_ratio, is_linear=config.lr_decay == "linear"
+    )
     table = head.model.puzzle_emb
     sparse = None
     if table is not None:

@@ -3,10 +3,12 @@
 import inspect
 from typing import Any, TypeVar
 
+from pydantic import BaseModel
+
 from engine.config.compose import UNKNOWN_CHOICES, choices
 from engine.config.parse import ConfigError, nearest, parse
 from engine.config.registry import load_model_class
-from engine.config.schema import RunConfig
+from engine.config.schema import LossConfig, RunConfig
 from engine.config.text import TextConfig
 from models.act import ActModel
 from models.config import ArchConfig
@@ -16,6 +18,7 @@ from models.losses.text import TextLossHead
 GIVEN_BY_DATA = {"batch_size": 1, "seq_len": 1, "vocab_size": 1, "num_puzzle_identifiers": 1}
 ONLY_TEXT = ["recursion", "halt_policy", "halt_mean_steps", "halt_delta"]
 ONLY_TEXT += ["detach_between_steps", "prefix_mask", "supervise", "injection"]
+ONLY_PUZZLES = ["label_smoothing", "halt_loss_weight"]
 Config = TypeVar("Config", bound=RunConfig)
 GIVEN_TO_EVALUATORS = {"data_path", "eval_metadata"}
 
@@ -70,9 +73,17 @@ def evaluator_problems(choice: Any) -> list[str]:
 
 def text_problems(arch: dict[str, Any]) -> list[str]:
     """Which options mean something to text only; puzzles would ignore them."""
-    usual = {key: ArchConfig.model_fields[key].default for key in ONLY_TEXT}
-    asked = {key: arch[key] for key in ONLY_TEXT if arch.get(key, usual[key]) != usual[key]}
-    return [f"arch.{key}={value!r} is for text; puzzles take {usual[key]!r}" for key, value in asked.items()]
+    return [
+        f"arch.{key}={value!r} is for text; puzzles take {usual!r}"
+        for key, value, usual in unusual(arch, ONLY_TEXT, ArchConfig)
+    ]
+
+
+def unusual(given: Any, keys: list[str], model: type[BaseModel]) -> list[tuple[str, Any, Any]]:
+    """Those of the keys that are given another value than usual, with both values."""
+    given = given if isinstance(given, dict) else {}
+    found = [(key, given.get(key), model.model_fields[key].default) for key in keys if key in given]
+    return [(key, value, usual) for key, value, usual in found if value != usual]
 
 
 def conversation_problems(arch: dict[str, Any]) -> list[str]:
@@ -87,6 +98,10 @@ def conversation_problems(arch: dict[str, Any]) -> list[str]:
             "arch.supervise=cycle: a loss after every H cycle with gradient, but with arch.grad_cycles=last_cycle only the "
             "last one has any. Set arch.grad_cycles=all (or a number of calls), or arch.supervise=step"
         )
+    problems += [
+        f"arch.loss.{key}={value!r} is for puzzles; text takes {usual!r}"
+        for key, value, usual in unusual(arch.get("loss"), ONLY_PUZZLES, LossConfig)
+    ]
     is_carry = arch.get("recursion", "carry") == "carry"
     if not is_carry and arch.get("halt_policy", "learned") == "learned":
         problems.append("arch.halt_policy=learned needs arch.recursion=carry. Set that, or sampled or fixed")

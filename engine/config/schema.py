@@ -42,6 +42,12 @@ class NamedWith(BaseModel):
 class LossConfig(Strict):
     name: str = "losses@ACTLossHead"
     loss_type: Literal["stablemax_cross_entropy", "softmax_cross_entropy"] = "stablemax_cross_entropy"
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="share of a label's weight that all tokens divide (puzzles)"
+    )
+    halt_loss_weight: float = Field(
+        0.5, ge=0, description="of the halting head's loss beside that of the cells (puzzles)"
+    )
 
 
 class ArchChoice(NamedWith):
@@ -72,6 +78,7 @@ class RunConfig(Strict):
         description="adam_atan2_cuda is the compiled package; muon: Muon for the matrices of the blocks, AdamW for the rest",
     )
     lr: float = Field(gt=0)
+    lr_decay: Literal["cosine", "linear"] = Field("cosine", description="the way from lr down to lr * lr_min_ratio")
     lr_min_ratio: float = Field(1.0, ge=0, le=1)
     lr_warmup_steps: int = Field(0, ge=0)
     beta1: float = Field(0.9, ge=0, lt=1)
@@ -88,6 +95,7 @@ class RunConfig(Strict):
     max_bad_steps: int = Field(10, ge=1, description="non-finite steps in a row that stop the run")
     ema: bool = False
     ema_rate: float = Field(0.999, ge=0, lt=1, description="on text it grows to this: (1 + step) / (10 + step) at most")
+    ema_start: int = Field(0, ge=0, description="the step after which averaging begins")
     freeze_weights: bool = Field(False, description="train the puzzle embedding only")
     puzzle_emb_lr: float = Field(1e-2, ge=0)
     puzzle_emb_weight_decay: float = Field(0.1, ge=0)
@@ -152,6 +160,8 @@ class RunConfig(Strict):
                 f"global_batch_size={self.global_batch_size} cannot be split into "
                 f"gradient_accumulation_steps={self.gradient_accumulation_steps} equal parts"
             )
+        if self.ema_start and not self.ema:
+            problems.append(f"ema_start={self.ema_start} changes nothing with ema=false. Set ema=true or leave it out")
         if self.eval_only and not self.load_checkpoint:
             problems.append("eval_only=true needs load_checkpoint=<folder or file>")
         if self.eval_only and self.resume:

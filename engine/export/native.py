@@ -29,6 +29,7 @@ def obstacles(config: ArchConfig, layout: NativeLayout, num_steps: int) -> list[
     """The options, as `arch.name=value`, that keep a model from being what the class computes."""
     wanted: dict[str, Any] = {
         "norm": "pre",
+        "feed_forward": "swiglu",
         "causal": True,
         "mlp_t": False,
         "pos_encodings": "rope",

@@ -15,7 +15,7 @@ from engine.generate.options import DecodeOptions
 from engine.runtime.devices import to_device
 from engine.runtime.transfer import to_host
 from models.act import ActModel
-from models.core import plain_call
+from models.calls import plain_call
 from models.kv_cache import check_can_decode
 from models.layers import weights_cast_once
 from models.losses.chunked import rows_of_chunk

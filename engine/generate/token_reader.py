@@ -17,7 +17,8 @@ from models.act import ActModel
 from models.attention import AttentionMask
 from models.core import RecursiveCore
 from models.kv_cache import KeyValueMemory, KeyValues, Places, check_can_decode
-from models.layers import AttentionContext, Rope
+from models.layers import AttentionContext
+from models.rotary import Rope
 
 FEWEST_POSITIONS = 64
 FREE_READERS = 4  # of a model, that wait for the next reply

@@ -28,6 +28,7 @@ class RunSettings:
     start_from: str | None = None  # a checkpoint whose weights a new run starts with
     ema_rate: float | None = None
     ema_is_warmed_up: bool = False
+    ema_start: int = 0
     keep_last: int | None = None
     trackers: Sequence[str] = ()
     eval_only: bool = False

@@ -46,7 +46,7 @@ def open_run(job: Job, stack: ExitStack) -> tuple[Run, Notices]:
         say(*start_from(module, load_checkpoint(settings.start_from, say=say)))
     optimizers = job.optimizers(parts, runtime)
     rate = settings.ema_rate
-    average = None if rate is None else WeightAverage(module, rate, settings.ema_is_warmed_up)
+    average = None if rate is None else WeightAverage(module, rate, settings.ema_is_warmed_up, settings.ema_start)
 
     trainer = None if checkpoint is None else parts.trainer or checkpoint.trainer
     saved = TrainState()
@@ -94,7 +94,7 @@ def start_from(module: nn.Module, checkpoint: Checkpoint) -> list[str]:
 
 # Options of an architecture that no weight's shape shows.
 SHAPELESS = [
-    *("H_cycles", "L_cycles", "halt_max_steps", "norm", "latent_init", "injection"),
+    *("H_cycles", "L_cycles", "halt_max_steps", "norm", "feed_forward", "latent_init", "injection"),
     *("causal", "prefix_mask", "pos_encodings", "rope_theta"),
 ]
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from engine.train.schedule import CosineSchedule, RestartSchedule
+from engine.train.schedule import DecaySchedule, RestartSchedule
 from engine.train.update_rules import SparseSignSGD
 
 LARGEST_STEP = 2**53
@@ -21,7 +21,7 @@ class OptimizerSet:
         network_lr: float,
         sparse: SparseSignSGD | None,
         sparse_lr: float,
-        schedule: CosineSchedule | RestartSchedule,
+        schedule: DecaySchedule | RestartSchedule,
     ) -> None:
         self.members: list[tuple[Any, float]] = []
         if sparse is not None:

@@ -1,4 +1,4 @@
-"""The learning rate of an optimizer step: after a warm-up either one cosine, or a plateau and cosines that restart.
+"""The learning rate of an optimizer step: after a warm-up either one decay, or a plateau and cosines that restart.
 
 Steps count from 1.
 """
@@ -9,19 +9,20 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class CosineSchedule:
-    """Linear warm-up, then a cosine (half of one by default) between the base rate and `min_ratio` of it."""
+class DecaySchedule:
+    """Linear warm-up, then a line or a cosine (half of one by default) from the base rate to `min_ratio` of it."""
 
     warmup_steps: int
     total_steps: int
     min_ratio: float
     num_cycles: float = 0.5
+    is_linear: bool = False
 
     def at(self, step: float, base: float) -> float:
         if step < self.warmup_steps:
             return base * step / max(1, self.warmup_steps)
         progress = (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)
-        wave = 0.5 * (1 + math.cos(2 * math.pi * self.num_cycles * progress))
+        wave = 1 - progress if self.is_linear else 0.5 * (1 + math.cos(2 * math.pi * self.num_cycles * progress))
         return base * (self.min_ratio + max(0.0, (1 - self.min_ratio) * wave))
 
 

@@ -72,13 +72,32 @@ def loss_function(name: str) -> LossFunction:
     return LOSSES[name]
 
 
+def smoothed(loss: Tensor, logits: Tensor, labels: Tensor, loss_type: str, smoothing: float) -> Tensor:
+    """The loss against labels that leave the share `smoothing` of their weight to all tokens alike."""
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    if loss_type == "stablemax_cross_entropy":  # is the softmax of these
+        sign = torch.where(wide < 0, -1.0, 1.0)
+        wide = sign * torch.log1p(sign * wide)
+    of_all = torch.where(labels != IGNORE_LABEL_ID, -wide.log_softmax(-1).mean(-1), 0)
+    return torch.lerp(loss, of_all, smoothing)
+
+
 class ACTLossHead(nn.Module):
     """Runs one supervision step and scores it; loss and metrics are sums, `count` among them."""
 
-    def __init__(self, model: ActModel, loss_type: str = "stablemax_cross_entropy") -> None:
+    def __init__(
+        self,
+        model: ActModel,
+        loss_type: str = "stablemax_cross_entropy",
+        label_smoothing: float = 0.0,
+        halt_loss_weight: float = 0.5,
+    ) -> None:
         super().__init__()
         self.model = model
+        self.loss_type = loss_type
         self.loss_fn = loss_function(loss_type)
+        self.label_smoothing = label_smoothing
+        self.halt_loss_weight = halt_loss_weight
 
     def initial_carry(self, batch: Batch) -> Carry:
         return self.model.initial_carry(batch)
@@ -113,13 +132,16 @@ class ACTLossHead(nn.Module):
                 "steps": torch.where(counted, carry.steps, 0).sum(),
             }
 
-        lm_loss = (self.loss_fn(outputs["logits"], labels) / divisor.unsqueeze(-1)).sum()
+        losses = self.loss_fn(outputs["logits"], labels)
+        if self.label_smoothing and self.training:
+            losses = smoothed(losses, outputs["logits"], labels, self.loss_type, self.label_smoothing)
+        lm_loss = (losses / divisor.unsqueeze(-1)).sum()
         q_halt_loss = _bce_sum(outputs["q_halt_logits"], row_solved.float())
-        total = lm_loss + 0.5 * q_halt_loss
+        total = lm_loss + self.halt_loss_weight * q_halt_loss
         metrics |= {"lm_loss": lm_loss.detach(), "q_halt_loss": q_halt_loss.detach()}
         if "target_q_continue" in outputs:
             q_continue_loss = _bce_sum(outputs["q_continue_logits"], outputs["target_q_continue"])
-            total = total + 0.5 * q_continue_loss
+            total = total + self.halt_loss_weight * q_continue_loss
             metrics["q_continue_loss"] = q_continue_loss.detach()
 
         known = carry.current_data | outputs

@@ -8,8 +8,9 @@ from typing import NamedTuple
 from torch import Tensor
 
 from models.act import ActModel
+from models.calls import NetworkCalls
 from models.config import ArchConfig
-from models.core import NetworkCalls, RecursiveCore
+from models.core import RecursiveCore
 
 
 class TwoLatents(NamedTuple):

@@ -8,7 +8,8 @@ from typing import NamedTuple
 from torch import Tensor
 
 from models.act import ActModel
-from models.core import NetworkCalls, RecursiveCore
+from models.calls import NetworkCalls
+from models.core import RecursiveCore
 
 
 class OneLatent(NamedTuple):

@@ -15,11 +15,13 @@ from torch.utils.checkpoint import checkpoint
 
 from dataset.common import Batch
 from models.act import ActModel
-from models.core import NetworkCalls, RecursiveCore
+from models.calls import NetworkCalls
+from models.core import RecursiveCore
 from models.kernels import rms_norm, rotate
-from models.layers import CastedLinear, Rope, SwiGLU
+from models.layers import CastedLinear, SwiGLU
 from models.retnet.config import FIRST_LOGIT_STD, RetNetConfig
 from models.retnet.retention import Decays, Kernels, has_kernels, log_decays, read_on
+from models.rotary import Rope
 
 Retain = Callable[[Tensor, Tensor, Tensor], Tensor]  # q, k (B, L, N, K), v (B, L, N, E) -> (B, L, N, E)
 
@@ -73,7 +75,7 @@ class RetNetBlock(nn.Module):
         self.retention_norm = Norm(config.hidden_size)
         self.retention = Retention(config)
         self.mlp_norm = Norm(config.hidden_size)
-        self.mlp = SwiGLU(config.hidden_size, config.expansion)
+        self.mlp = SwiGLU(config.hidden_size, config.expansion, config.feed_forward)
         with torch.no_grad():  # so that the sum of all that is added stays near the size of the embedding
             for layer in (self.retention.o_proj, self.mlp.down_proj):
                 layer.weight.mul_(1 / math.sqrt(2 * config.H_layers))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from engine.train.network_optimizer import network_optimizer
 from engine.train.optimizers import OptimizerSet
-from engine.train.schedule import CosineSchedule
+from engine.train.schedule import DecaySchedule
 from models.losses.distill import Divergence
 from models.losses.text import Supervision
 from models.retnet.model import RetNet
@@ -72,7 +72,7 @@ def teacher_model(steps: int, tied: bool = False) -> Any:
         )
     )
     optimizer = network_optimizer("adamw", model, lr=3e-3, betas=(0.9, 0.95), weight_decay=0.01)
-    optimizers = OptimizerSet(optimizer, 3e-3, None, 0.0, CosineSchedule(20, steps, 0.05))
+    optimizers = OptimizerSet(optimizer, 3e-3, None, 0.0, DecaySchedule(20, steps, 0.05))
     for step in range(1, steps + 1):
         ids = texts(32, seed=1000 + step)
         logits = model(input_ids=ids[:, :-1], use_cache=False).logits
@@ -123,7 +123,7 @@ def taught(
         init_from_teacher(student, teacher, parts)
     head = DistillHead(student, 0.0, Divergence(0.0, temperature, tail))  # type: ignore[arg-type]
     own = network_optimizer(optimizer, head, lr=lr, betas=(0.9, 0.95), weight_decay=0.01)
-    optimizers = OptimizerSet(own, lr, None, 0.0, CosineSchedule(10, max(steps, 11), 0.05))
+    optimizers = OptimizerSet(own, lr, None, 0.0, DecaySchedule(10, max(steps, 11), 0.05))
     ids = texts(TEXTS, seed=7)
     order = torch.Generator().manual_seed(seed)
     for step in range(1, steps + 1):

@@ -12,7 +12,7 @@ from dataset.common import LoaderItem
 from engine.train.evaluate import evaluate
 from engine.train.network_optimizer import network_optimizer
 from engine.train.optimizers import OptimizerSet
-from engine.train.schedule import CosineSchedule
+from engine.train.schedule import DecaySchedule
 from models.losses.distill import Divergence
 from models.retnet.model import RetNet
 from src.distillation.config import SaddleOptions
@@ -76,9 +76,7 @@ def distilled(
     head = DistillHead(model or student(at), 0.3, divergence).to(at.device)
     task = DistillTask(head, at.runtime, teacher, seed=0, total_steps=9, micro_batches=micro_batches, **settings)
     network = network_optimizer(optimizer, head, lr=1e-2, betas=(0.9, 0.95), weight_decay=0.01)
-    return opened(
-        at, task, OptimizerSet(network, 1e-2, None, 0.0, CosineSchedule(1, 9, 0.1)), log_interval=log_interval
-    )
+    return opened(at, task, OptimizerSet(network, 1e-2, None, 0.0, DecaySchedule(1, 9, 0.1)), log_interval=log_interval)
 
 
 DIRECT: dict[str, tuple[dict[str, Any], Divergence]] = {
@@ -163,7 +161,7 @@ def tuned(at: Place, *, adapter: bool) -> Any:
     teacher = TunedTeacher(model, adapter).to(at.device)
     task = TeacherTask(teacher, at.runtime, seed=0, micro_batches=2)
     network = network_optimizer("adamw", teacher, lr=1e-2, betas=(0.9, 0.95), weight_decay=0.01)
-    return opened(at, task, OptimizerSet(network, 1e-2, None, 0.0, CosineSchedule(1, 9, 0.1)), average=None)
+    return opened(at, task, OptimizerSet(network, 1e-2, None, 0.0, DecaySchedule(1, 9, 0.1)), average=None)
 
 
 TUNED: dict[str, Callable[[Place], Any]] = {

@@ -7,8 +7,9 @@ import torch
 from models.attention import CAUSAL, FULL, AttentionMask, attend
 from models.ema import WeightAverage
 from models.kernels import rms_norm, rotate, swiglu_gate
-from models.layers import Attention, AttentionContext, RotaryEmbedding, SwiGLU, swiglu_width, trunc_normal
+from models.layers import Attention, AttentionContext, SwiGLU, swiglu_width, trunc_normal
 from models.losses.puzzles import softmax_cross_entropy, stablemax_cross_entropy
+from models.rotary import RotaryEmbedding
 from models.sparse_embedding import CastedSparseEmbedding
 from tests.models.parity import CASES, arrays, batch_of, description, load_head, sample
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from models.act import ActModel
-from models.core import NetworkCalls
+from models.calls import NetworkCalls
 from models.losses.puzzles import ACTLossHead
 from tests.models.small import LENGTH, PREFIX, ROWS, VOCAB, WIDTH, every_arch, final_logits, make, make_batch
 

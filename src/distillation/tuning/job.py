@@ -21,7 +21,7 @@ from engine.train.network_optimizer import network_optimizer
 from engine.train.optimizers import OptimizerSet
 from engine.train.plan import Plan
 from engine.train.resume import saved_errors
-from engine.train.schedule import CosineSchedule
+from engine.train.schedule import DecaySchedule
 from engine.train.tracking.tracker import Notices
 from src.distillation.corpus.manifest import Split, load_manifest, tokenizer_facts
 from src.distillation.corpus.packed_rows import PackedRows
@@ -129,7 +129,7 @@ class TuneTeacherJob(Job):
             betas=(config.beta1, config.beta2),
             weight_decay=config.weight_decay,
         )
-        schedule = CosineSchedule(config.warmup_steps, parts.plan.total_steps, config.min_lr / config.learning_rate)
+        schedule = DecaySchedule(config.warmup_steps, parts.plan.total_steps, config.min_lr / config.learning_rate)
         return OptimizerSet(optimizer, config.learning_rate, None, 0.0, schedule)
 
     def finish(self, run: Run, report: Report | None, say: Notices) -> dict[str, Any] | None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from engine.train.schedule import CosineSchedule, RestartSchedule
+from engine.train.schedule import DecaySchedule, RestartSchedule
 from tests.models.parity import description
 
 RESTARTS = RestartSchedule(warmup_steps=40, plateau_steps=10, cosine_steps=50, cosine_growth=2, min_lr=1e-4)
@@ -11,7 +11,7 @@ RESTARTS = RestartSchedule(warmup_steps=40, plateau_steps=10, cosine_steps=50, c
 
 def test_learning_rates_equal_the_reference():
     for s in description("lr.json")["schedules"]:
-        schedule = CosineSchedule(s["num_warmup_steps"], s["num_training_steps"], s["min_ratio"], s["num_cycles"])
+        schedule = DecaySchedule(s["num_warmup_steps"], s["num_training_steps"], s["min_ratio"], s["num_cycles"])
         ours = [schedule.at(k, s["base_lr"]) for k in s["steps"]]
         np.testing.assert_allclose(ours, s["lr"], rtol=1e-12, atol=1e-18)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dataset.common import IGNORE_LABEL_ID
-from models.core import NetworkCalls
+from models.calls import NetworkCalls
 from models.losses.puzzles import softmax_cross_entropy
 from models.losses.text import HaltingTargets, Supervision, area_under_roc
 from tests.engine.text_samples import ARCHS, VOCAB, gradients, make_batch, make_head
