@@ -53,7 +53,7 @@ class LossConfig(Strict):
 class ArchChoice(NamedWith):
     """The architecture; its options are checked by the model's own config class."""
 
-    loss: LossConfig = LossConfig()
+    loss: LossConfig = Field(default_factory=lambda: LossConfig.model_validate({}))
 
 
 class RunConfig(Strict):

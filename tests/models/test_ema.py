@@ -33,6 +33,16 @@ def test_a_warmed_up_average_forgets_its_start_and_reaches_its_rate():
     assert plain.share_of_start(120) > 0.88 and warm.share_of_start(120) < 1e-9
 
 
+def test_an_average_that_begins_late_is_the_weights_until_then():
+    module = torch.nn.Linear(1, 1, bias=False).double()
+    average = WeightAverage(module, 0.5, start=2)
+    for number, value in enumerate((1.0, 2.0, 4.0), start=1):
+        torch.nn.init.constant_(module.weight, value)
+        average.update(number)
+    assert average.shadow["weight"].item() == 3.0  # half of 2, what the weights were when it began, and half of 4
+    assert average.share_of_start(3) == 0
+
+
 def test_a_module_without_trained_weights_has_no_start():
     module = torch.nn.Linear(1, 1).requires_grad_(False)
     assert WeightAverage(module, 0.999).share_of_start(3) == 0

@@ -57,3 +57,17 @@ def test_a_network_that_mixes_positions_is_the_same_with_sizes_filled_up(monkeyp
         _, outputs = model(model.initial_carry(batch), batch)
         said.append(outputs["logits"].float())
     torch.testing.assert_close(said[1], said[0], rtol=0, atol=5e-2)
+
+
+def test_what_a_normed_gate_lets_through_does_not_grow_with_its_weights():
+    torch.manual_seed(0)
+    layer, x = SwiGLU(16, 4, "gated_norm"), torch.randn(5, 16)
+    before = layer(x)
+    with torch.no_grad():
+        gate, up = layer.gate_up_proj.weight.chunk(2)
+        up.mul_(100)
+    torch.testing.assert_close(layer(x), before, rtol=1e-3, atol=1e-3)
+    hidden = layer.gate_up_proj(x).double()
+    gate, up = hidden.chunk(2, dim=-1)
+    normed = gate * up / (gate * up).square().mean(-1, keepdim=True).sqrt()
+    torch.testing.assert_close(before, layer.down_proj((gate.sigmoid() * normed).float()), rtol=1e-3, atol=1e-3)

@@ -5,6 +5,7 @@ import pytest
 from engine.config.check import check
 from engine.config.compose import composed
 from engine.config.parse import ConfigError
+from engine.config.schema import PretrainConfig
 from engine.config.text import InstructConfig
 
 
@@ -21,3 +22,14 @@ def test_a_model_that_reads_once_is_not_evaluated_deeper() -> None:
     with pytest.raises(ConfigError, match="eval.halt_max_steps=3"):
         check(InstructConfig, composed("cfg_pretrain_instruct", words))
     check(InstructConfig, composed("cfg_pretrain_instruct", ["arch=dense_text", "eval.halt_max_steps=3"]))
+
+
+def test_options_of_the_loss_of_puzzles_are_refused_for_text() -> None:
+    with pytest.raises(ConfigError, match=r"arch.loss.label_smoothing=0.1"):
+        check(InstructConfig, composed("cfg_pretrain_instruct", ["arch.loss.label_smoothing=0.1"]))
+    check(PretrainConfig, composed("cfg_pretrain", ["arch.loss.label_smoothing=0.1"]))
+
+
+def test_an_average_that_is_not_taken_does_not_begin_late() -> None:
+    with pytest.raises(ConfigError, match="ema_start=5"):
+        check(PretrainConfig, composed("cfg_pretrain", ["ema_start=5"]))

@@ -74,6 +74,7 @@ def test_the_class_computes_the_same_and_gives_the_weights_back(kind, tmp_path):
     [
         *itertools.product(["hrm_text", "llama"], ["norm"], ["post"]),
         *itertools.product(["hrm_text", "llama"], ["pos_encodings"], ["learned", "none"]),
+        *itertools.product(["hrm_text", "llama"], ["feed_forward"], ["gated_norm"]),
         ("hrm_text", "injection", "call"),
         ("hrm_text", "latent_init", "learned"),
         ("llama", "prefix_mask", True),

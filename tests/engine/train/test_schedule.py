@@ -16,6 +16,11 @@ def test_learning_rates_equal_the_reference():
         np.testing.assert_allclose(ours, s["lr"], rtol=1e-12, atol=1e-18)
 
 
+def test_a_line_falls_evenly_from_the_warm_up_to_its_end():
+    schedule = DecaySchedule(10, 110, 0.2, is_linear=True)
+    assert [schedule.at(step, 1.0) for step in (5, 10, 60, 110)] == pytest.approx([0.5, 1.0, 0.6, 0.2])
+
+
 def test_the_schedule_warms_up_stays_falls_and_starts_again():
     rates = [RESTARTS.at(step, 1e-3) for step in range(1, 401)]
     assert rates[:3] == pytest.approx([1e-3 / 40, 2e-3 / 40, 3e-3 / 40])
