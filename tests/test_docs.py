@@ -80,6 +80,16 @@ def small(command: str, run_name: str) -> list[str]:
         ]
         words += ["--overrides", "arch.hidden_size=32", "arch.num_heads=2", "dataset.composition.people=8"]
         words += ["dataset.composition.questions=60", "dataset.composition.held_out=10"]
+    if "lab.study puzzles" in command:
+        words = [*words[:4], "--seeds", "1", "--tflop", "1e-4", "--variants", "TRM", "--page", "page.md"]
+        words += [
+            "--data",
+            "data/sudoku-4x4",
+            "--overrides",
+            *TINY_ARCH,
+            "arch.halt_max_steps=2",
+            "global_batch_size=4",
+        ]
     if "generate_instruct.py" in command:
         words += ["--system-message", "", "--truncate", "--max-output-tokens", "3"]
         words[words.index("--message") + 1] = "Hi"

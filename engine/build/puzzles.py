@@ -55,7 +55,7 @@ def build_task(
 ) -> PuzzleTask:
     tries = config.eval
     disguise = Disguises(metadata, ", ".join(config.data_paths)).draw if tries.disguises else None
-    effort = Effort(tries.halt_max_steps, tries.rollouts, tries.noise, config.seed, disguise)
+    effort = Effort(tries.halt_max_steps, tries.rollouts, tries.noise, config.seed, disguise, tries.by_step)
     return PuzzleTask(head, runtime, config.seed, config.gradient_accumulation_steps, total_steps, effort)
 
 

@@ -183,11 +183,16 @@ class EvalConfig(EvalDepthConfig):
     disguises: bool = Field(
         False, description="all tries but the first see the puzzle in another disguise, such as with digits renamed"
     )
+    by_step: bool = Field(
+        False, description="also exact accuracy and loss after every supervision step, as depth_1/exact_accuracy"
+    )
     validation_split: float = Field(
         0.0, ge=0, lt=1, description="share of the training puzzles that is held out and decides what `best` points at"
     )
 
     def problems(self) -> list[str]:
+        if self.rollouts > 1 and self.by_step:
+            return [f"by_step=true follows one try at a puzzle, found rollouts={self.rollouts}. Leave one of them out"]
         if self.rollouts > 1 and not (self.noise or self.disguises):
             return [
                 f"rollouts={self.rollouts} would all be alike. Set eval.disguises=true or eval.noise, for example to 0.3, "

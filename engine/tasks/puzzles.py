@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dataset.common import Batch, LoaderItem, hash_seed
+from dataset.common import IGNORE_LABEL_ID, Batch, LoaderItem, hash_seed
 from engine.runtime.devices import Runtime
 from engine.runtime.transfer import Sent
 from engine.tasks.protocol import Sums, Task, add_sums, check_shapes, finite_rows, split_rows
-from engine.tasks.rollouts import ONE_TRY, Effort, surest_rollout
+from engine.tasks.rollouts import ONE_TRY, Effort, is_right, surest_rollout
 from models.act import Carry
 from models.core import Latents, zeroed
 from models.flops import training_flops
@@ -118,9 +118,15 @@ class PuzzleTask(Task):
         if self.effort.rollouts > 1:
             return surest_rollout(self.head, batch, return_keys, self.effort)
         carry = self.head.initial_carry(batch)
-        for _ in range(self.head.model.inner.depth.max_steps):  # all rows take them all together; the last one counts
-            carry, _, sums, outputs, _ = self.head(return_keys=return_keys, carry=carry, batch=batch)
-        return sums, outputs
+        is_counted = (batch["labels"] != IGNORE_LABEL_ID).any(-1)
+        by_step: Sums = {}
+        keys = {*return_keys, "logits"} if self.effort.by_step else return_keys
+        for step in range(1, self.head.model.inner.depth.max_steps + 1):  # of all rows together; the last one counts
+            carry, _, sums, outputs, _ = self.head(return_keys=keys, carry=carry, batch=batch)
+            if self.effort.by_step:
+                by_step[f"depth_{step}/exact_accuracy"] = (is_counted & is_right(outputs, batch)).sum()
+                by_step[f"depth_{step}/token_loss"] = sums["lm_loss"]
+        return sums | by_step, {name: outputs[name] for name in return_keys}
 
     def train_report(self, sums: dict[str, Any], global_batch_size: int) -> dict[str, float]:
         """Losses a row in flight, everything else a finished row."""
@@ -135,8 +141,11 @@ class PuzzleTask(Task):
         return {name: value / count for name, value in sorted(sums.items()) if name != "count"}
 
     def eval_metrics(self) -> Collection[str]:
-        of_rollouts = ["pass_any", "pass_plain"] if self.effort.rollouts > 1 else []
-        return ["accuracy", "exact_accuracy", "lm_loss", *of_rollouts, "q_halt_accuracy", "q_halt_loss", "steps"]
+        more = ["pass_any", "pass_plain"] if self.effort.rollouts > 1 else []
+        if self.effort.by_step:
+            steps = range(1, self.effort.depth_of(self.head.model.config).max_steps + 1)
+            more += [f"depth_{step}/{name}" for step in steps for name in ("exact_accuracy", "token_loss")]
+        return ["accuracy", "exact_accuracy", "lm_loss", *more, "q_halt_accuracy", "q_halt_loss", "steps"]
 
     def state_dict(self) -> dict[str, Any]:
         """The carry of all slots in global row order, so that a run may resume on another number of ranks."""

@@ -31,6 +31,7 @@ class Effort:
     noise: float = 0.0  # standard deviation; at the start of a row that of the latents is 1
     seed: int = 0
     disguise: DrawDisguise | None = None
+    by_step: bool = False  # also what is right after every supervision step
 
     def depth_of(self, config: ArchConfig) -> Depth:
         depth = config.depth_at(1.0)

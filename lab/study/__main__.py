@@ -1,7 +1,9 @@
-"""Carry out a study: train what its results do not hold yet, and write its section of docs/text_recursion.md.
+"""Carry out a study: train what its results do not hold yet, and write its section of docs/text_recursion.md or, of puzzles,
+of docs/puzzle_recursion.md.
 
 python -m lab.study depth
 python -m lab.study composition
+python -m lab.study puzzles
 python -m lab.study conversations --seeds 3 --tflop 20
 """
 

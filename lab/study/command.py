@@ -11,6 +11,7 @@ from dataset.files.flags import positive
 STUDIES = {
     "conversations": "variants of text recursion on the built-in conversations, with one learning rate for all",
     "composition": "questions of known depth: every family at its own best learning rate",
+    "puzzles": "6x6 Sudoku: TRM, a looped and plain networks, each at its own best learning rate",
     "depth": "the demonstration: one layer applied again, beside a plain network, on questions of known depth",
 }
 RESULTS = Path("checkpoints/study")
@@ -40,6 +41,10 @@ def add_flags(study: str, parser: argparse.ArgumentParser) -> None:
     if study == "composition":
         worlds, budgets = "worlds, beside the one in which settings are chosen", "of every run, and of the longer ones"
         results = "composition.jsonl"
+    if study == "puzzles":
+        worlds, budgets = "beside the one that chooses learning rates", "of each run that is reported"
+        tflop, results, page, data = 4.0, "puzzles.jsonl", Path("docs/puzzle_recursion.md"), RESULTS / "sudoku-6x6"
+        parser.add_argument("--data", type=Path, default=data, help="puzzles; made there if there are none")
     if study == "depth":
         worlds, tflop, results, page, jobs = "worlds", 0.0, "depth.jsonl", RESULTS / "depth_FORM.md", 1
         budgets = "of each run; default: 1 for symbols, 4.1 for sentences"
@@ -66,15 +71,16 @@ def run(study: str, jobs: int, results: Path, page: Path, **settings: Any) -> No
     from lab.study.composition import Composition
     from lab.study.conversations import Conversations
     from lab.study.depth import Depth
+    from lab.study.puzzles import Puzzles
     from lab.study.run import run_study
 
     if study == "depth":
         form = settings["form"]
         settings["tflop"] = settings["tflop"] or {"symbols": 1.0, "sentences": 4.1}[form]
         page = page.with_name(page.name.replace("FORM", form))
-    chosen = {"conversations": Conversations, "composition": Composition, "depth": Depth}[study]
+    studies = {"conversations": Conversations, "composition": Composition, "puzzles": Puzzles, "depth": Depth}
     with user_errors(INTERRUPTED):
-        run_study(chosen(**settings), jobs=jobs, results=results, page=page)
+        run_study(studies[study](**settings), jobs=jobs, results=results, page=page)
 
 
 def positive_number(text: str) -> float:

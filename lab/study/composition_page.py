@@ -1,7 +1,7 @@
 """The section of the page about questions of known depth: its tables and its pictures."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -113,7 +113,7 @@ def sweep_table(lines: Lines, results: Mapping[Trial, Row]) -> str:
     return "\n".join(written)
 
 
-def time_of(blocks: Blocks, results: Mapping[Trial, Row]) -> str:
+def time_of(blocks: Iterable[Lines], results: Mapping[Trial, Row]) -> str:
     trials = {trial for lines in blocks for trials in lines.values() for trial in trials}
     minutes = sum(results[trial]["cpu_seconds"] for trial in trials) / 60
     return (

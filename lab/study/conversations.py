@@ -55,9 +55,6 @@ class Conversations(Study):
     def trials(self, rows: Sequence[Row]) -> list[Trial]:
         return [Trial(name, seed, self.budget, self.settings) for seed in range(self.seeds) for name in self.chosen]
 
-    def seed_words(self, seed: int) -> list[str]:
-        return [f"seed={seed}"]
-
     def kept(self, report: Report) -> dict[str, Any]:
         return next(iter(report.values()), {})
 

@@ -1,14 +1,12 @@
 """The demonstration of depth: one layer applied again and again, beside a plain network of equal compute."""
 
-import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from engine.config.compose import composed
 from lab.drawing import draw_cells
 from lab.study.composition_page import accuracy, hops_of, mean_by_depth, spread
-from lab.study.trials import Row, Trial
+from lab.study.trials import Row, Trial, options_word
 from lab.study.worlds import WorldStudy
 
 LOOPED, DENSE = "one layer, applied again", "four layers"
@@ -25,8 +23,7 @@ class Depth(WorldStudy):
         recipe = RECIPES[form]
         self.variants = {LOOPED: [f"recipe={recipe}"], DENSE: [f"recipe={recipe}_dense"]}
         options = [composed("cfg_pretrain_instruct", words) for words in self.variants.values()]
-        digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:12]
-        self.settings = (f"run_name={digest}",)  # so that results of another recipe are not taken for these
+        self.settings = (options_word(options),)
         self.seeds, self.budget = range(seeds), tflop * 1e12
 
     def trials(self, rows: Sequence[Row]) -> list[Trial]:

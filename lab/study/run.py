@@ -23,6 +23,7 @@ def run_study(study: Study, *, jobs: int, results: Path, page: Path) -> None:
     folder = results.with_name(f"{results.stem}_runs")
     with exclusive_lock(folder):
         rows = read_results(results)
+        study.prepare()
         lost = train_missing(study, rows, jobs, results, folder)
         for left in folder.iterdir():
             shutil.rmtree(left)
@@ -50,7 +51,7 @@ def train_missing(study: Study, rows: list[Row], jobs: int, results: Path, folde
             for trial in missing[: workers.num_free]:
                 place = folder / str(next(names))
                 shutil.rmtree(place, ignore_errors=True)  # of a study that was killed
-                workers.start(trial, train_words, study.words(trial), trial.budget, str(place))
+                workers.start(trial, train_words, study.words(trial), trial.budget, str(place), study.config_name)
             if not workers.busy:
                 return lost
             for trial, call in workers.finished():
@@ -81,7 +82,7 @@ def progress(study: Study, row: Row, trials: Sequence[Trial], rows: Sequence[Row
 def write_section(study: Study, rows: Sequence[Row], page: Path) -> None:
     """Replace what stands between the study's marks of the page, at its end if it has none yet."""
     begin, end = (f"<!-- {study.mark}: {word} -->" for word in ("begin", "end"))
-    text = page.read_text(encoding="utf-8") if page.exists() else "# Recursion on text\n"
+    text = page.read_text(encoding="utf-8") if page.exists() else f"# {study.title}\n"
     if begin not in text or end not in text.partition(begin)[2]:
         text += f"\n{begin}\n{end}\n"
     before, _, rest = text.partition(begin)

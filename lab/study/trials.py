@@ -1,5 +1,7 @@
 """What a study consists of: variants, the training runs it wants of them, and what it writes about the results."""
 
+import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +35,8 @@ class Study(ABC):
     """Named variants, each a list of words of the config, that are trained with the same base."""
 
     mark: ClassVar[str]  # of its section of the page
+    title: ClassVar[str] = "Recursion on text"  # of a new page
+    config_name: ClassVar[str] = "cfg_pretrain_instruct"  # whose options its words are
     base: Sequence[str]
     variants: Mapping[str, Sequence[str]]
 
@@ -40,9 +44,13 @@ class Study(ABC):
     def trials(self, rows: Sequence[Row]) -> list[Trial]:
         """All runs of the study; some are known only from the results of others."""
 
-    @abstractmethod
+    def prepare(self) -> None:
+        """Make what all runs read, if it is not there yet."""
+        return
+
     def seed_words(self, seed: int) -> list[str]:
-        """What a seed decides."""
+        """What a seed decides: the weights and the order of the data, and more where a study says so."""
+        return [f"seed={seed}"]
 
     @abstractmethod
     def kept(self, report: Report) -> dict[str, Any]:
@@ -70,3 +78,9 @@ class Study(ABC):
         if unknown:
             raise ValueError(f"Unknown variants: {', '.join(unknown)}. Known are: {', '.join(self.variants)}.")
         return list(names or self.variants)
+
+
+def options_word(options: Sequence[dict[str, Any]]) -> str:
+    """A word for the settings of all trials that differs where the options do, so that results of another recipe are not
+    taken for these."""
+    return f"run_name={hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:12]}"

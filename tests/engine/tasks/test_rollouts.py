@@ -200,6 +200,28 @@ def test_deeper_evaluation_is_shown_and_leaves_training_as_it_was():
     assert len({float(sums["lm_loss"]) for sums in results.values()}) == 3
 
 
+def test_every_supervision_step_is_scored_as_an_evaluation_that_ends_there():
+    batch = make_batch()
+    batch["labels"][0] = IGNORE_LABEL_ID  # padding, which counts nowhere
+    head = make_head()
+    with torch.no_grad():
+        batch["labels"][1] = solved = ends_with(head, batch, 2)  # so that a row is right where it was not before
+        assert not torch.equal(solved, ends_with(head, batch, 1))
+        ends = [PuzzleTask(head, CPU, seed=0, effort=Effort(steps)).eval_batch(batch, ())[0] for steps in (1, 2, 3)]
+        sums, wanted = PuzzleTask(head, CPU, seed=0, effort=Effort(3, by_step=True)).eval_batch(batch, ("preds",))
+    assert set(wanted) == {"preds"}
+    assert [int(sums[f"depth_{step}/exact_accuracy"]) for step in (1, 2, 3)] == [int(e["exact_accuracy"]) for e in ends]
+    assert int(sums["depth_2/exact_accuracy"]) == 1 and int(sums["depth_1/exact_accuracy"]) == 0
+    assert [float(sums[f"depth_{step}/token_loss"]) for step in (1, 2, 3)] == [float(e["lm_loss"]) for e in ends]
+    assert {name: float(sums[name]) for name in ends[2]} == {name: float(value) for name, value in ends[2].items()}
+
+
+def ends_with(head, batch, steps):
+    """The answer to row 1 after so many steps."""
+    _, wanted = PuzzleTask(head, CPU, seed=0, effort=Effort(steps)).eval_batch(batch, ("preds",))
+    return wanted["preds"][1].to(batch["labels"].dtype)
+
+
 def test_evaluators_see_the_chosen_rollouts():
     class Judge:
         required_outputs = {"preds", "q_halt_logits"}
@@ -231,6 +253,7 @@ def test_evaluators_see_the_chosen_rollouts():
         ({"noise": -1.0, "rollouts": 2}, "eval.noise: input should be greater than or equal to 0, found -1.0"),
         ({"noise": float("inf"), "rollouts": 2}, "eval.noise: input should be a finite number"),
         ({"halt_max_steps": 0}, "eval.halt_max_steps: input should be greater than or equal to 1, found 0"),
+        ({"by_step": True, "rollouts": 3, "noise": 0.1}, "by_step=true"),
         ({"validation_split": 1}, "eval.validation_split: input should be less than 1, found 1"),
         ({"rolouts": 3}, "eval.rolouts: unknown key, did you mean rollouts?"),
     ],

@@ -39,17 +39,17 @@ class Squares(Study):
         return " ".join(" ".join(row["words"]) for row in sorted(rows, key=lambda row: row["seed"]))
 
 
-def trained(words, flops, folder):
+def trained(words, flops, folder, config_name):
     Path(folder).mkdir()
     return {"words": words, "seconds": 1.0, "metrics": {"test": {"value": flops}}}
 
 
-def dies_once(words, flops, folder):
+def dies_once(words, flops, folder, config_name):
     mark = Path(folder).parents[1] / "died"
     if words[2] == "seed=1" and not mark.exists():
         mark.touch()
         os._exit(9)
-    return trained(words, flops, folder)
+    return trained(words, flops, folder, config_name)
 
 
 def places(tmp_path):
@@ -87,10 +87,10 @@ def test_an_error_of_a_run_ends_the_study_and_keeps_what_was_done(tmp_path, monk
     assert len((tmp_path / "r.jsonl").read_text().splitlines()) == 1
 
 
-def fails_late(words, flops, folder):
+def fails_late(words, flops, folder, config_name):
     if words[2] == "seed=1":
         raise ValueError("a wrong option")
-    return trained(words, flops, folder)
+    return trained(words, flops, folder, config_name)
 
 
 def test_two_studies_do_not_share_results(tmp_path, monkeypatch):
