@@ -15,13 +15,13 @@ from lab.study.worlds import PassStudy
 
 SWEPT_SEED = 0  # of the runs that choose the learning rates; no reported number is of them
 SWEPT_SHARE = 0.4  # of the compute of a reported run, which is what each of them gets
-SWEEP = [(f"lr={lr:g}",) for lr in (0.005, 0.01, 0.02)]
+SWEEP = [(f"lr={lr:g}",) for lr in (0.002, 0.004, 0.008)]
 TEST_SET = "all"
 MADE = ("--generate", "6x6", "--count", "20000", "--test-count", "500", "--seed", "7")
 
 BASE = [
-    *("recipe=sudoku_6x6", "arch.expansion=3", "global_batch_size=32", "optimizer=muon", "disguises=true"),
-    *("lr_warmup_steps=20", "lr_min_ratio=0.05", "ema_rate=0.95"),
+    *("recipe=sudoku_6x6", "arch.expansion=3", "arch.feed_forward=gated_norm", "global_batch_size=32"),
+    *("disguises=true", "lr_warmup_steps=20", "lr_min_ratio=0.05", "ema_rate=0.95"),
     *("eval_interval=null", "eval.validation_split=0.0125", "eval.by_step=true"),
 ]
 TRM, LOOPED = "TRM", "looped, one latent"

@@ -38,7 +38,7 @@ def test_the_looped_network_has_equal_parameters_and_compute_and_each_plain_one_
         flops[name] = training_flops(head.model.inner, 8, 8 * 36)
         is_plain = name.startswith("plain")
         assert (config.eval.halt_max_steps, head.model.config.halt_max_steps == 1) == (1 if is_plain else 16, is_plain)
-        assert config.disguises and config.optimizer == "muon" and config.eval.validation_split, name
+        assert config.disguises and config.eval.validation_split, name
     few, many = "plain, 2 layers", "plain, 6 layers"
     assert sizes[TRM] == sizes[LOOPED] == sizes[few] < sizes[many]
     assert flops[TRM] == flops[LOOPED] == flops[many] > flops[few]
@@ -99,9 +99,9 @@ def test_the_table_has_every_network_by_supervision_step_and_the_picture_is_draw
     of_results, _, of_rates = text.partition("![")
     lines = {line.split(" | ")[0].strip("| "): line for line in of_results.splitlines() if line.startswith("| ")}
     assert "| step 1 | step 2 | step 4 | step 8 | step 12 | step 16 |" in lines["network"]
-    assert lines[TRM].startswith("| TRM | 1,000 | 0.005 | 10 | 24 | 0.56 (0.51 to 0.61) |")
+    assert lines[TRM].startswith("| TRM | 1,000 | 0.002 | 10 | 24 | 0.56 (0.51 to 0.61) |")
     assert lines[TRM].endswith("| 0.71 (0.66 to 0.76) |")
-    assert lines["plain, 6 layers"].endswith("| 0.02 | 10 | 24 | 0.56 (0.51 to 0.61) | - | - | - | - | - |")
+    assert lines["plain, 6 layers"].endswith("| 0.008 | 10 | 24 | 0.56 (0.51 to 0.61) | - | - | - | - | - |")
     assert "| TRM | **0.68** | 0.28 | 0.28 |" in of_rates
     assert page.with_suffix(".png").stat().st_size > 5000
 
@@ -131,7 +131,8 @@ def test_puzzles_are_made_once(tmp_path, monkeypatch):
     found = study(data=tmp_path / "made")
     found.prepare()
     written = (tmp_path / "made" / "train" / "dataset.json").stat().st_mtime_ns
-    found.prepare()
+    monkeypatch.setattr("lab.study.puzzles.MADE", ("--generate", "4x4", "--count", "30", "--num-workers", "1"))
+    found.prepare()  # what is there is taken, whatever it is
     assert (tmp_path / "made" / "train" / "dataset.json").stat().st_mtime_ns == written
 
 
