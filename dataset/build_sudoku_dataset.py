@@ -16,10 +16,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run by path, 
 from dataset.files.flags import not_negative, positive, user_errors
 from dataset.files.writer import dataset_folder
 from dataset.puzzles.boards import board_parser, boards_from_source, check_boards, generated_boards, parse_board_flags
-from dataset.puzzles.sudoku import SHAPES, check_digits, shape_of, sudoku_candidate, sudoku_problem, write_sudokus
+from dataset.puzzles.sudoku import (
+    SHAPES,
+    SYMBOLS,
+    check_digits,
+    shape_of,
+    sudoku_candidate,
+    sudoku_problem,
+    write_sudokus,
+)
 
 SOURCE_REPO = "sapientinc/sudoku-extreme"
-SYMBOLS = {".": 0, "0": 0} | {str(digit): digit for digit in range(1, 10)}
 DEFAULT_CLUES = {"4x4": (4, 9), "6x6": (10, 18), "9x9": (24, 36)}
 
 

@@ -5,9 +5,11 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 
@@ -37,6 +39,19 @@ def documented_commands(pages: list[Path] | None = None) -> list[str]:
                 if command and command not in found:
                     found.append(command)
     return found
+
+
+def assert_serves(words: list[str], workplace: Path, env: dict[str, str]) -> None:
+    """A server gives its address, and its page; it would never end by itself."""
+    server = subprocess.Popen(words, cwd=workplace, env=env, stdout=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout is not None
+        with urlopen(server.stdout.readline().strip(), timeout=60) as page:
+            assert page.status == 200, words
+    finally:
+        server.send_signal(signal.SIGINT)
+        server.communicate(timeout=60)
+    assert server.returncode == 130
 
 
 def small(command: str, run_name: str) -> list[str]:
@@ -147,6 +162,10 @@ def test_every_documented_command_works(workplace: Path) -> None:
         # The first instruction run is the one that later commands evaluate and resume.
         is_taken = (workplace / "checkpoints" / "SlimOrca-ACT" / "tiny").exists()
         words = small(variables[2], run_name=f"tiny-{ran}" if is_taken else "tiny")
+        if "serve.py" in words:
+            assert_serves([*words, "--port", "0", "--device", "cpu"], workplace, env | extra)
+            ran += 1
+            continue
         done = subprocess.run(
             words,
             cwd=workplace,

@@ -105,3 +105,13 @@ def crop(tokens: np.ndarray) -> list[np.ndarray]:
     for square, height, width in zip(squares, heights, widths[np.arange(len(squares)), heights - 1], strict=True):
         grids.append((square[: height if width else 0, :width] - FIRST_COLOUR).astype(np.uint8))
     return grids
+
+
+def at_corner(tokens: np.ndarray) -> np.ndarray:
+    """The 30x30 tokens of the same grid in the upper left corner, wherever it was placed."""
+    square = tokens.reshape(MAX_GRID_SIZE, MAX_GRID_SIZE)
+    rows, columns = np.nonzero(square >= FIRST_COLOUR)
+    if not len(rows) or rows.min() == columns.min() == 0:
+        return tokens
+    grid = square[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1] - FIRST_COLOUR
+    return to_tokens(grid.clip(0)).astype(tokens.dtype)

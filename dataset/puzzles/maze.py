@@ -91,28 +91,48 @@ def shortest_paths(maze: np.ndarray, size: int, start: int) -> tuple[list[int], 
 
 
 def maze_problem(pair: tuple[np.ndarray, np.ndarray]) -> str | None:
-    """What is wrong with a maze and its answer, if anything."""
+    """What is wrong with a maze and its answer, if anything; the maze must have no other shortest path."""
     maze, answer = pair
-    size = side_of(len(maze))
-    starts, goals = np.flatnonzero(maze == START), np.flatnonzero(maze == GOAL)
+    problem = question_problem(maze) or answer_problem(maze, answer)
+    if problem is None:
+        size = side_of(len(maze))
+        start, goal = _ends(maze)
+        num_paths = shortest_paths(maze, size, start[0])[1][goal[0]]
+        if num_paths > 1:
+            return f"{num_paths} shortest paths; expected only one"
+    return problem
+
+
+def question_problem(maze: np.ndarray) -> str | None:
+    """Why a maze has no answer, if it has none."""
+    starts, goals = _ends(maze)
     if len(starts) != 1 or len(goals) != 1:
         return f"{len(starts)} starts and {len(goals)} goals; expected one S and one G"
     if (maze == PATH).any():
         return "the path is marked in the question"
-    distance, num_paths = shortest_paths(maze, size, int(starts[0]))
-    length = distance[goals[0]]
-    if length == -1:
+    if shortest_paths(maze, side_of(len(maze)), starts[0])[0][goals[0]] == -1:
         return "no way leads from S to G"
+    return None
+
+
+def answer_problem(maze: np.ndarray, answer: np.ndarray) -> str | None:
+    """What keeps an answer from marking a shortest path of a maze that has one."""
     on_path = answer == PATH
     if not np.array_equal(np.where(on_path, OPEN, answer), maze):
         return "the answer is not the question with a path marked"
+    (start,), (goal,) = _ends(maze)
+    size = side_of(len(maze))
+    length = shortest_paths(maze, size, start)[0][goal]
     # As many marked cells as a shortest path needs, and G in reach over them alone: they are that path.
     allowed = np.where(on_path | (maze == START) | (maze == GOAL), OPEN, WALL)
-    if on_path.sum() != length - 1 or shortest_paths(allowed, size, int(starts[0]))[0][goals[0]] != length:
+    if on_path.sum() != length - 1 or shortest_paths(allowed, size, start)[0][goal] != length:
         return f"the marked path is not a shortest one, of {length} moves"
-    if num_paths[goals[0]] > 1:
-        return f"{num_paths[goals[0]]} shortest paths; expected only one"
     return None
+
+
+def _ends(maze: np.ndarray) -> tuple[list[int], list[int]]:
+    """Where S and G are."""
+    return np.flatnonzero(maze == START).tolist(), np.flatnonzero(maze == GOAL).tolist()
 
 
 def dihedral_key(maze: np.ndarray) -> bytes:

@@ -1,4 +1,4 @@
-"""Picks test puzzles of a data set to look at, and tells from the metadata what game they are."""
+"""Picks puzzles of a data set to look at, tells from the metadata what game they are, and whether an answer solves one."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,35 +39,87 @@ def game_of(metadata: PuzzleDatasetMetadata, where: str | Path) -> Game:
     side = round(metadata.seq_len**0.5)
     if found == (arc_grids.SEQ_LEN, arc_grids.VOCAB_SIZE):
         return Game("arc", side)
-    for shape in sudoku.SHAPES.values():
+    for shape in sudoku.ALL_SHAPES:
         if found == (shape.num_cells, shape.vocab_size):
             return Game("sudoku", side, (shape.box_rows, shape.box_columns))
     if side**2 == metadata.seq_len and metadata.vocab_size == maze.VOCAB_SIZE:
         return Game("maze", side)
     raise ValueError(
         f"{where} holds rows of {found[0]} cells with {found[1]} tokens, which is not a game that can be drawn: a Sudoku "
-        f"of 4x4, 6x6 or 9x9 cells, a square maze ({maze.VOCAB_SIZE} tokens), or ARC ({arc_grids.SEQ_LEN} cells, "
+        f"of 4x4, 6x6, 9x9 or 16x16 cells, a square maze ({maze.VOCAB_SIZE} tokens), or ARC ({arc_grids.SEQ_LEN} cells, "
         f"{arc_grids.VOCAB_SIZE} tokens)."
     )
+
+
+def question_problem(game: Game, inputs: np.ndarray) -> str | None:
+    """Why a puzzle has no answer, where its game shows that."""
+    if game.name == "maze":
+        return maze.question_problem(inputs)
+    if game.name == "sudoku" and sudoku.has_repeated_digit(
+        _digits(inputs).clip(0).tolist(), sudoku.shape_of(len(inputs))
+    ):
+        return "a row, column or box holds a digit twice"
+    return None
+
+
+def is_solution(game: Game, inputs: np.ndarray, answer: np.ndarray) -> bool | None:
+    """Whether an answer obeys the rules of the game, of several solutions any; None where only its author knows."""
+    if game.name == "arc":
+        return None
+    if question_problem(game, inputs) is not None:
+        return False
+    if game.name == "maze":
+        return maze.answer_problem(inputs, answer) is None
+    agrees = bool(((inputs <= EMPTY_DIGIT) | (answer == inputs)).all())
+    return agrees and sudoku.has_all_digits(_digits(answer), sudoku.shape_of(len(answer)))
+
+
+def _digits(tokens: np.ndarray) -> np.ndarray:
+    """Of a Sudoku; -1 where there is padding."""
+    return tokens.astype(np.int64) - EMPTY_DIGIT
+
+
+class Samples:
+    """The examples of a split, numbered over its sets."""
+
+    def __init__(self, folder: str | Path, split: str = "test") -> None:
+        self.split = open_split(folder, split)
+        self.sets = list(self.split.sets.values())
+        self.first_of_set = np.cumsum([0, *(puzzles.num_examples for puzzles in self.sets)])
+        if not len(self):
+            raise ValueError(f"The split '{split}' of {folder} holds no puzzles. Rebuild the data set.")
+
+    def __len__(self) -> int:
+        return int(self.first_of_set[-1])
+
+    def __getitem__(self, number: int) -> Sample:
+        place = int(np.searchsorted(self.first_of_set, number, side="right")) - 1
+        row = number - int(self.first_of_set[place])
+        return _sample(self.sets[place], row, number, self.split.metadata.ignore_label_id)
+
+    def identifiers(self) -> list[int]:
+        """Those that occur, in rising order."""
+        found: list[int] = np.unique(np.concatenate([puzzles.puzzle_identifiers for puzzles in self.sets])).tolist()
+        return found
+
+    def of(self, identifier: int) -> list[int]:
+        """The numbers of the examples that carry it."""
+        found: list[int] = []
+        for first, puzzles in zip(self.first_of_set.tolist(), self.sets, strict=False):
+            for puzzle in np.flatnonzero(puzzles.puzzle_identifiers == identifier).tolist():
+                found += range(
+                    first + int(puzzles.puzzle_indices[puzzle]), first + int(puzzles.puzzle_indices[puzzle + 1])
+                )
+        return found
 
 
 def pick_samples(
     folder: str | Path, count: int, seed: int, split: str = "test"
 ) -> tuple[PuzzleDatasetMetadata, list[Sample]]:
     """`count` puzzles drawn by `seed`, in the order of the data set; all of them if there are no more."""
-    opened = open_split(folder, split)
-    sizes = [puzzles.num_examples for puzzles in opened.sets.values()]
-    if not sum(sizes):
-        raise ValueError(f"The split '{split}' of {folder} holds no puzzles. Rebuild the data set.")
-    drawn = np.sort(np.random.default_rng(seed).permutation(sum(sizes))[:count])
-    first_of_set = np.cumsum([0, *sizes])
-    sets = list(opened.sets.values())
-    samples = []
-    for number in drawn.tolist():
-        place = int(np.searchsorted(first_of_set, number, side="right")) - 1
-        row = number - int(first_of_set[place])
-        samples.append(_sample(sets[place], row, number, opened.metadata.ignore_label_id))
-    return opened.metadata, samples
+    samples = Samples(folder, split)
+    drawn = np.sort(np.random.default_rng(seed).permutation(len(samples))[:count])
+    return samples.split.metadata, [samples[number] for number in drawn.tolist()]
 
 
 def _sample(puzzles: PuzzleSet, row: int, number: int, ignore_label_id: int | None) -> Sample:

@@ -1,4 +1,4 @@
-"""Sudoku boards of 4x4, 6x6 and 9x9 cells: solved, generated, augmented, written, equivalent ones told apart.
+"""Sudoku boards of 4x4, 6x6, 9x9 and 16x16 cells: solved, generated, augmented, written, equivalent ones told apart.
 
 A board is a flat array of digits, row by row, 0 where a cell is empty.
 """
@@ -43,14 +43,16 @@ class BoardShape:
         ]
 
 
-SHAPES = {"4x4": BoardShape(2, 2), "6x6": BoardShape(2, 3), "9x9": BoardShape(3, 3)}
+SHAPES = {"4x4": BoardShape(2, 2), "6x6": BoardShape(2, 3), "9x9": BoardShape(3, 3)}  # that can be made here
+ALL_SHAPES = (*SHAPES.values(), BoardShape(4, 4))
+SYMBOLS = {".": 0} | {symbol: digit for digit, symbol in enumerate("0123456789ABCDEFG")}
 
 
 def shape_of(num_cells: int) -> BoardShape:
-    for shape in SHAPES.values():
+    for shape in ALL_SHAPES:
         if shape.num_cells == num_cells:
             return shape
-    raise ValueError(f"A board of {num_cells} cells; expected 16, 36 or 81 (4x4, 6x6 or 9x9).")
+    raise ValueError(f"A board of {num_cells} cells; expected 16, 36, 81 or 256 (4x4, 6x6, 9x9 or 16x16).")
 
 
 def tokens_of(boards: np.ndarray) -> np.ndarray:
@@ -210,6 +212,25 @@ def sudoku_problem(shape: BoardShape, pair: tuple[np.ndarray, np.ndarray]) -> st
     if found[0] != answer.tolist():
         return "the answer does not solve the puzzle"
     return None
+
+
+def has_all_digits(board: np.ndarray, shape: BoardShape) -> bool:
+    """Whether every row, column and box holds every digit."""
+    grid, (down, across) = board.reshape(shape.size, shape.size), (shape.box_rows, shape.box_columns)
+    boxes = grid.reshape(shape.size // down, down, -1, across).swapaxes(1, 2).reshape(shape.size, shape.size)
+    lines = np.sort(np.concatenate([grid, grid.T, boxes]))
+    return bool((lines == np.arange(1, shape.size + 1)).all())
+
+
+def has_repeated_digit(board: Sequence[int], shape: BoardShape) -> bool:
+    """Whether a row, column or box holds a digit twice, so that there is no solution."""
+    seen = [
+        (kind, place, digit)
+        for digit, cell in zip(board, shape.cells, strict=True)
+        if digit
+        for kind, place in enumerate(cell)
+    ]
+    return len(set(seen)) < len(seen)
 
 
 def sudoku_candidate(size: str, clues: tuple[int, int], seed: int, number: int) -> Puzzle | None:

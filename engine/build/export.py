@@ -15,14 +15,14 @@ from torch import Tensor
 
 from dataset.chat.reader import open_chat_data
 from dataset.chat.template import ChatEncoder
-from dataset.common import PuzzleDatasetMetadata, text_metadata
+from dataset.common import text_metadata
 from dataset.files.disk import disk_errors
-from dataset.puzzles.format import read_metadata
 from dataset.text.conversation import Turn
 from dataset.text.template import ConversationEncoder
 from dataset.text.token_store import Documents
 from dataset.tokenization.for_transformers import tokenizer_config, tokenizer_json
 from dataset.tokenization.protocol import Tokenizer
+from engine.build.puzzle_checkpoint import is_of_puzzles, puzzle_metadata
 from engine.build.puzzles import build_recursive_model, puzzle_config
 from engine.build.text import load_text
 from engine.build.text_checkpoint import conversation_template, open_text_checkpoint
@@ -79,8 +79,7 @@ class Leaving:
 def open_leaving(options: ExportOptions) -> Leaving:
     """The checkpoint and its model in float32."""
     stored = load_checkpoint(options.opening.path, newest=options.opening.newest)
-    own = stored.config() or {}
-    is_text = "dataset" in own or own.get("dataset_type") == "chat" or not own
+    is_text = not is_of_puzzles(stored)
     tokenizer = template = None
     stop_ids: frozenset[int] = frozenset()
     config: RunConfig
@@ -91,7 +90,7 @@ def open_leaving(options: ExportOptions) -> Leaving:
         metadata = text_metadata(text.config.row_length, tokenizer.vocab_size, tokenizer.pad_id)
     else:
         config = puzzle_config(stored)
-        metadata = _puzzle_metadata(stored, config.data_paths)
+        metadata = puzzle_metadata(stored, config.data_paths)
     weights = stored.weights | (stored.ema or {})
     arch = config.arch.model_validate(config.arch.model_dump() | {"forward_dtype": "float32"})
     model = build_recursive_model(arch, metadata, config.global_batch_size).eval()
@@ -100,24 +99,6 @@ def open_leaving(options: ExportOptions) -> Leaving:
     if model.config.reads_once and num_steps != 1:
         raise ValueError(f"--depth {num_steps}: {arch.name} takes 1 supervision step. Leave --depth out.")
     return Leaving(stored, config, model, weights, num_steps, tokenizer, template, stop_ids)
-
-
-def _puzzle_metadata(stored: Checkpoint, data_paths: list[str]) -> PuzzleDatasetMetadata:
-    """The sizes that the data decides: as recorded in training, else of the data that the config names."""
-    known = stored.meta.get("data")
-    if known is None and not (Path(data_paths[0]) / "train").is_dir():
-        raise ValueError(
-            f"{stored.path} does not say how long its rows are, and its data set {data_paths[0]} is not here. Put the "
-            "data set there."
-        )
-    metadata = (
-        read_metadata(Path(data_paths[0]), "train")
-        if known is None
-        else text_metadata(known["seq_len"], known["vocab_size"], 0)
-    )
-    table = stored.weights.get("model.inner.puzzle_emb.weights")
-    identifiers = metadata.num_puzzle_identifiers if table is None else len(table)
-    return metadata.model_copy(update={"num_puzzle_identifiers": identifiers})
 
 
 def export(options: ExportOptions) -> dict[str, Any]:

@@ -59,9 +59,12 @@ class TextCheckpoint:
         return build_text_task(self.config, self.head(source.metadata, runtime), source, runtime)
 
 
-def open_text_checkpoint(options: OpenOptions, changes: Sequence[str] = ()) -> TextCheckpoint:
-    """Load it; `changes` are `key=value` words of the caller, which the overrides of the options win over."""
-    stored = load_checkpoint(options.path, newest=options.newest)
+def open_text_checkpoint(
+    options: OpenOptions, changes: Sequence[str] = (), stored: Checkpoint | None = None
+) -> TextCheckpoint:
+    """Load it unless it was `stored`; `changes` are `key=value` words of the caller, which the overrides of the options win
+    over."""
+    stored = stored or load_checkpoint(options.path, newest=options.newest)
     if options.newest and len(glob.glob(options.path)) > 1:
         print(f"{options.path} matches several checkpoints; taking the newest, {stored.path}", file=sys.stderr)
     tokenizer_path = options.tokenizer_path or (str(stored.files[0]) if stored.files else None)
@@ -137,12 +140,12 @@ class LoadedModel:
         return named.get(text)
 
 
-def load_model(options: OpenOptions) -> LoadedModel:
-    """The model of an instruction, chat or distilled checkpoint with its own config and tokenizer.
+def load_model(options: OpenOptions, stored: Checkpoint | None = None) -> LoadedModel:
+    """The model of an instruction, chat or distilled checkpoint, loaded here unless it was, with its own config and tokenizer.
 
     A flag or an override wins over what the checkpoint carries; averaged weights are taken where there are any.
     """
-    opened = open_text_checkpoint(options)
+    opened = open_text_checkpoint(options, stored=stored)
     config, path = opened.config, opened.path
     if config.arch.options.get("causal") is not True:
         raise ValueError(

@@ -11,8 +11,8 @@ from engine.build.text_checkpoint import LoadedModel
 from engine.generate.batch import Token
 from engine.generate.options import DecodeOptions
 from engine.generate.reply import Answering, Reply
-from engine.serve.api import RequestError, encoded
-from engine.serve.metrics import Metrics
+from engine.serve.gate import RequestError, encoded
+from engine.serve.metrics import TextMetrics
 from engine.serve.scheduler import Event, Job, Scheduler, Unanswered
 
 EVENTS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
@@ -41,7 +41,7 @@ class Answers:
     """Answers all texts of one request. What cannot be answered is refused as long as nothing was sent."""
 
     def __init__(
-        self, scheduler: Scheduler, metrics: Metrics, form: Format, *, streams: bool, with_usage: bool
+        self, scheduler: Scheduler, metrics: TextMetrics, form: Format, *, streams: bool, with_usage: bool
     ) -> None:
         self.scheduler, self.metrics, self.form = scheduler, metrics, form
         self.streams, self.with_usage = streams, with_usage

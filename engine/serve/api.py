@@ -1,6 +1,5 @@
 """The OpenAI-compatible format of the server: what a request may ask, and how conversations are answered."""
 
-import json
 import math
 import time
 import uuid
@@ -8,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from starlette.responses import Response
+from pydantic import BaseModel, Field
 
 from dataset.text.conversation import Turn
 from dataset.tokenization.protocol import Tokenizer
@@ -18,26 +16,11 @@ from engine.generate.batch import Token
 from engine.generate.exits import calibrated_options
 from engine.generate.options import ExitRule, ReplyOptions, SamplingOptions
 from engine.generate.reply import Reply
+from engine.serve.gate import RequestError, Strict, validated
 
 MOST_ALTERNATIVES = 20
 LEAST_CHANCE = 1e-45  # of a token; JSON has no infinity for the logarithm of 0
 FINISH = {"eos": "stop", "stop": "stop", "length": "length", "interrupted": "stop"}
-
-
-class RequestError(ValueError):
-    """A request that cannot be answered, with the status that says why."""
-
-    def __init__(self, message: str, status: int = 400, param: str | None = None) -> None:
-        super().__init__(message)
-        self.status, self.param = status, param
-
-    def body(self) -> dict[str, Any]:
-        kind = "server_error" if self.status >= 500 else "invalid_request_error"
-        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": None}}
-
-
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
 
 
 class TextPart(Strict):
@@ -141,7 +124,7 @@ class ChatRequest(TextRequest):
         return self.reply_options(usual, loaded, asked, (self.top_logprobs or 0) if self.logprobs else 0)
 
 
-AnyRequest = TypeVar("AnyRequest", bound=TextRequest)
+AnyTextRequest = TypeVar("AnyTextRequest", bound=TextRequest)
 
 
 def most_steps(usual: ReplyOptions, loaded: LoadedModel) -> int:
@@ -151,15 +134,9 @@ def most_steps(usual: ReplyOptions, loaded: LoadedModel) -> int:
     return max(loaded.model.config.halt_max_steps, depth or 1)
 
 
-def parsed(kind: type[AnyRequest], content: bytes, model_name: str) -> AnyRequest:
+def parsed(kind: type[AnyTextRequest], content: bytes, model_name: str) -> AnyTextRequest:
     """The request, or a RequestError that names what is wrong with it."""
-    try:
-        request = kind.model_validate_json(content)
-    except ValidationError as error:
-        problems = error.errors(include_url=False)
-        where = [".".join(map(str, problem["loc"])) or "body" for problem in problems]
-        found = "; ".join(f"{place}: {problem['msg']}" for place, problem in zip(where[:5], problems, strict=False))
-        raise RequestError(found, param=where[0]) from None
+    request = validated(kind, content)
     if request.model not in (None, "", model_name):
         raise RequestError(f"There is no model {request.model[:100]!r} here, only {model_name!r}.", 404, "model")
     return request
@@ -216,11 +193,3 @@ class ChatFormat:
 def usage(answers: Sequence[Reply]) -> dict[str, int]:
     prompt, generated = sum(one.prompt_tokens for one in answers), sum(len(one.tokens) for one in answers)
     return {"prompt_tokens": prompt, "completion_tokens": generated, "total_tokens": prompt + generated}
-
-
-def encoded(content: dict[str, Any]) -> bytes:
-    return json.dumps(content, ensure_ascii=False).encode()
-
-
-def json_response(content: dict[str, Any], status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(encoded(content), status, headers, "application/json")

@@ -1,48 +1,34 @@
-"""A server for one model: OpenAI-compatible answers to many at once, and a page to chat in."""
+"""Serves a model of text: OpenAI-compatible answers to many at once, and a page to chat in."""
 
 import asyncio
-import os
-import socket
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
-import uvicorn
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, PlainTextResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp
 
 from engine.build.text_checkpoint import LoadedModel, load_model
+from engine.checkpoints.load import Checkpoint
 from engine.config.text import ChatConfig
-from engine.entry import INTERRUPTED
 from engine.generate.depth import options_for
 from engine.generate.options import CHAT_REPLY, ReplyOptions, ServeOptions
 from engine.generate.reply import Answering
 from engine.generate.score import ScoredToken, score
 from engine.generate.terminal import usual_system
 from engine.serve.answers import Answers, Format
-from engine.serve.api import ChatFormat, ChatRequest, RequestError, TextRequest, json_response, most_steps, parsed
+from engine.serve.api import ChatFormat, ChatRequest, TextRequest, most_steps, parsed
 from engine.serve.completions import CompletionFormat, CompletionRequest
-from engine.serve.connections import Bounds, Connection
-from engine.serve.gate import LOOPBACK, MAX_HEAD_BYTES, Gate, json_body, not_offered, refused
-from engine.serve.metrics import Metrics
-from engine.serve.scheduler import STOP_SECONDS, Scheduler, Unanswered, Work
+from engine.serve.connections import Bounds
+from engine.serve.gate import LOOPBACK, RequestError, json_body, json_response
+from engine.serve.metrics import TextMetrics
+from engine.serve.scheduler import Scheduler, Unanswered, Work
+from engine.serve.server import application, name_of
 
 PAGE = Path(__file__).parent / "page.html"
-# The page loads nothing from anywhere, and no other page may frame it.
-PAGE_POLICY = (
-    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; "
-    "frame-ancestors 'none'"
-)
-API_KEY_VARIABLE = "TRM_API_KEY"
 
 
 class Service:
@@ -60,27 +46,25 @@ class Service:
         max_waiting: int = 256,
     ) -> None:
         self.loaded, self.options, self.bounds = loaded, options, bounds or Bounds()
-        self.model_name = loaded.path.parent.name if loaded.path.name.startswith("step_") else loaded.path.name
-        self.started, self.metrics = int(time.time()), Metrics()
+        self.model_name = name_of(loaded.path)
+        self.started, self.metrics = int(time.time()), TextMetrics()
         self.scheduler = Scheduler(loaded, options.decode, most_steps(options, loaded), answers_at_once, max_waiting)
         routes = [
-            *(Route(path, self.page) for path in ("/", "/index.html")),
             Route("/v1/chat/completions", self.chat, methods=["POST"]),
             Route("/v1/completions", self.complete, methods=["POST"]),
             Route("/v1/models", self.models),
-            Route("/health", self.health),
-            Route("/metrics", self.measured),
         ]
-        paths = {route.path for route in routes}
-        self.app = Starlette(
-            routes=routes,
-            middleware=[Middleware(Gate, paths=paths, names=names, api_key=api_key, metrics=self.metrics)],
-            exception_handlers={RequestError: refused, HTTPException: not_offered},
-        )
-        self.app.router.redirect_slashes = False
+        self.app = application(PAGE, routes, self._gauges, self.metrics, names=names, api_key=api_key)
 
-    async def page(self, request: Request) -> Response:
-        return HTMLResponse(PAGE.read_bytes(), headers={"Content-Security-Policy": PAGE_POLICY})
+    def stop(self) -> None:
+        self.scheduler.stop()
+
+    def _gauges(self) -> dict[str, float]:
+        return {
+            "trm_requests_waiting": self.scheduler.num_waiting,
+            "trm_answers_running": len(self.scheduler.jobs),
+            "trm_answers_at_once": self.scheduler.answers_at_once,
+        }
 
     async def models(self, request: Request) -> Response:
         """With what is ours beyond OpenAI's: what the model knows of earlier turns, and what is so unless asked otherwise."""
@@ -97,17 +81,6 @@ class Service:
             },
         }
         return json_response({"object": "list", "data": [model]})
-
-    async def health(self, request: Request) -> Response:
-        return json_response({"status": "ok"})
-
-    async def measured(self, request: Request) -> Response:
-        gauges = {
-            "trm_requests_waiting": self.scheduler.num_waiting,
-            "trm_answers_running": len(self.scheduler.jobs),
-            "trm_answers_at_once": self.scheduler.answers_at_once,
-        }
-        return PlainTextResponse(self.metrics.text(gauges), media_type="text/plain; version=0.0.4")
 
     async def chat(self, request: Request) -> Answers:
         asked = parsed(ChatRequest, await json_body(request, self.bounds.body_bytes), self.model_name)
@@ -171,76 +144,21 @@ def refusals() -> Iterator[None]:
         raise RequestError(str(error)) from None
 
 
-class Server(uvicorn.Server):
-    """Listens; on a signal it ends the answers that are being given, each with a word to its client."""
-
-    def __init__(self, app: ASGIApp, bounds: Bounds, listening: socket.socket, stop: Callable[[], None]) -> None:
-        self.listening, self.stop = listening, stop
-        super().__init__(
-            uvicorn.Config(
-                app,
-                http=partial(Connection, bounds, {}),  # type: ignore[arg-type]
-                loop="asyncio",
-                lifespan="off",
-                ws="none",
-                log_config=None,
-                log_level="error",
-                access_log=False,
-                server_header=False,
-                date_header=False,
-                h11_max_incomplete_event_size=MAX_HEAD_BYTES,
-                timeout_keep_alive=int(bounds.client_seconds) + 1,
-                timeout_graceful_shutdown=int(STOP_SECONDS),
-            )
-        )
-
-    def serve_forever(self) -> None:
-        self.run(sockets=[self.listening])
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self.stop()
-        await super().shutdown(sockets)
-
-
-def listening_at(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family, backlog=512)
-    except (OSError, OverflowError, TypeError, UnicodeError) as error:  # names and numbers that sockets do not take
-        raise ValueError(
-            f"Cannot listen at --host {host!r} --port {port} ({error}). Choose another address of this "
-            "machine, or a port from 0 (a free one) to 65535."
-        ) from None
-
-
-def serve_checkpoint(options: ServeOptions) -> None:
-    """Serve until Ctrl-C; the address goes to standard output once requests are taken."""
-    loaded = load_model(options.opening)
+def text_service(
+    stored: Checkpoint, options: ServeOptions, names: tuple[str, ...] = LOOPBACK, api_key: str | None = None
+) -> Service:
+    """The service of a checkpoint of text, with what is usual for it."""
+    loaded = load_model(options.opening, stored)
     usual = options_for(loaded, options.reply)
     temperature = options.usual_temperature
     if temperature is None:
         temperature = CHAT_REPLY.decode.sampling.temperature if knows_turns(loaded) else 0.0
     decode = replace(usual.decode, sampling=replace(usual.decode.sampling, temperature=temperature))
-    api_key = options.api_key or os.environ.get(API_KEY_VARIABLE) or None
-    listening = listening_at(options.host, options.port)
-    service = Service(
+    return Service(
         loaded,
         replace(usual, decode=decode),
-        names=LOOPBACK if options.host in LOOPBACK else (),
+        names=names,
         api_key=api_key,
         answers_at_once=options.answers_at_once,
         max_waiting=options.max_waiting,
     )
-    host, port = listening.getsockname()[:2]
-    print(f"http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
-    if options.host not in LOOPBACK:
-        secret = "with an API key" if api_key else "without a password (--api-key asks for one)"
-        print(f"open to other machines ({options.host}), {secret}; Ctrl-C ends", file=sys.stderr)
-    try:
-        Server(service.app, service.bounds, listening, service.scheduler.stop).serve_forever()
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        # The model's thread may still be inside torch, and Python's shutdown under it would abort the process.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(INTERRUPTED)

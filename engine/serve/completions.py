@@ -14,7 +14,8 @@ from engine.generate.batch import Token
 from engine.generate.options import ReplyOptions
 from engine.generate.reply import Reply, room_for
 from engine.generate.score import ScoredToken
-from engine.serve.api import FINISH, LEAST_CHANCE, MOST_ALTERNATIVES, RequestError, TextRequest, usage
+from engine.serve.api import FINISH, LEAST_CHANCE, MOST_ALTERNATIVES, TextRequest, usage
+from engine.serve.gate import RequestError
 
 MOST_PROMPTS = 128
 USUAL_TOKENS = 16  # as OpenAI has it

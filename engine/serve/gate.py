@@ -1,22 +1,42 @@
-"""Who may ask the server, by which of its names, and how a request is refused."""
+"""Who may ask the server, by which of its names, how a request is read, and how it is refused."""
 
 import hmac
+import json
 import re
 import sys
 from collections.abc import Collection, Sequence
+from typing import Any, TypeVar
 
+from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from engine.serve.api import RequestError, json_response
 from engine.serve.metrics import Metrics
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\[\]:/@\s]+))(?::[0-9]{1,5})?")
 MAX_HEAD_BYTES = 32_768  # of all headers
 OPEN_PATHS = ("/", "/index.html", "/health")  # which need no API key
+
+AnyRequest = TypeVar("AnyRequest", bound=BaseModel)
+
+
+class RequestError(ValueError):
+    """A request that cannot be answered, with the status that says why."""
+
+    def __init__(self, message: str, status: int = 400, param: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.param = status, param
+
+    def body(self) -> dict[str, Any]:
+        kind = "server_error" if self.status >= 500 else "invalid_request_error"
+        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": None}}
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
 
 
 class Gate:
@@ -84,6 +104,25 @@ async def json_body(request: Request, most_bytes: int) -> bytes:
         body += part
         check(len(body))
     return bytes(body)
+
+
+def validated(kind: type[AnyRequest], content: bytes) -> AnyRequest:
+    """The request, or a RequestError that names what is wrong with it."""
+    try:
+        return kind.model_validate_json(content)
+    except ValidationError as error:
+        problems = error.errors(include_url=False)
+        where = [".".join(map(str, problem["loc"])) or "body" for problem in problems]
+        found = "; ".join(f"{place}: {problem['msg']}" for place, problem in zip(where[:5], problems, strict=False))
+        raise RequestError(found, param=where[0]) from None
+
+
+def encoded(content: dict[str, Any]) -> bytes:
+    return json.dumps(content, ensure_ascii=False).encode()
+
+
+def json_response(content: dict[str, Any], status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(encoded(content), status, headers, "application/json")
 
 
 def refused(request: Request, error: Exception) -> Response:

@@ -27,24 +27,38 @@ class Histogram:
 
 
 class Metrics:
-    """Counted since the start."""
+    """Counted since the start, by every server."""
 
     def __init__(self) -> None:
         self.requests: Counter[tuple[str, str]] = Counter()  # by path and outcome
-        self.prompt_tokens = self.generated_tokens = 0
-        self.first_token, self.token = Histogram(FIRST_TOKEN_SECONDS), Histogram(TOKEN_SECONDS)
 
     def text(self, gauges: Mapping[str, float]) -> str:
         """All of it, with what is so at the moment."""
+        return "\n".join(self._lines(gauges)) + "\n"
+
+    def _lines(self, gauges: Mapping[str, float]) -> list[str]:
         found = ["# TYPE trm_requests_total counter"]
         for (path, outcome), count in sorted(self.requests.items()):
             found.append(f'trm_requests_total{{path="{path}",outcome="{outcome}"}} {count}')
+        for name, gauge in gauges.items():
+            found += [f"# TYPE {name} gauge", f"{name} {gauge:g}"]
+        return found
+
+
+class TextMetrics(Metrics):
+    """Of a server of text, which also counts tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.prompt_tokens = self.generated_tokens = 0
+        self.first_token, self.token = Histogram(FIRST_TOKEN_SECONDS), Histogram(TOKEN_SECONDS)
+
+    def _lines(self, gauges: Mapping[str, float]) -> list[str]:
+        found = super()._lines(gauges)
         counts = {"trm_prompt_tokens_total": self.prompt_tokens, "trm_generated_tokens_total": self.generated_tokens}
         for name, value in counts.items():
             found += [f"# TYPE {name} counter", f"{name} {value}"]
-        for name, gauge in gauges.items():
-            found += [f"# TYPE {name} gauge", f"{name} {gauge:g}"]
         histograms = {"trm_first_token_seconds": self.first_token, "trm_token_seconds": self.token}
         for name, histogram in histograms.items():
             found += [f"# TYPE {name} histogram", *histogram.lines(name)]
-        return "\n".join(found) + "\n"
+        return found

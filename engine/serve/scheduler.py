@@ -15,11 +15,11 @@ from engine.generate.batch import Batch, Row, Token
 from engine.generate.decode import memory_of
 from engine.generate.options import DecodeOptions
 from engine.generate.reply import Answering
+from engine.serve.server import STOP_SECONDS
 from models.kv_cache import KeyValueMemory
 
 CHUNK = 128  # positions of prompts that are read between two tokens of the others
 STOPPING = "The server is stopping."
-STOP_SECONDS = 5.0  # for the token that is being computed
 NUMBERS = count()
 
 

@@ -6,8 +6,8 @@ import numpy as np
 
 from dataset.puzzles.arc_grids import crop
 from dataset.puzzles.samples import EMPTY_DIGIT, MAZE_TOKENS, Game
+from engine.tasks.traces import Board
 from lab.drawing import FAINT, INK, MUTED, PAPER, RED
-from lab.puzzle_pictures.traces import Board
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

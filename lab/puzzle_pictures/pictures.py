@@ -10,9 +10,9 @@ import numpy as np
 
 from dataset.files.disk import disk_errors
 from dataset.puzzles.samples import Game
+from engine.tasks.traces import Board, Trace
 from lab.drawing import INK, MUTED
 from lab.puzzle_pictures.boards import LEGENDS, START, WRONG, draw_board
-from lab.puzzle_pictures.traces import Board, Trace
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -7,9 +7,9 @@ from dataset.puzzles.samples import game_of, pick_samples
 from engine.build import puzzles as build
 from engine.checkpoints.load import load_averaged, load_checkpoint
 from engine.runtime.devices import start_runtime
+from engine.tasks.traces import trace_samples
 from lab.drawing import require_matplotlib
 from lab.puzzle_pictures.pictures import FORMATS, save_picture
-from lab.puzzle_pictures.traces import trace_samples
 
 MAX_COUNT = 32  # puzzles of one picture; more would be too small to read
 

@@ -272,3 +272,18 @@ def test_hub_files_are_used(source: Path, tmp_path: Path, monkeypatch: pytest.Mo
     main(["--source-repo", "someone/sudokus", "--output-dir", str(tmp_path / "d")])
     assert asked == [("someone/sudokus", f"{split}.csv", "dataset") for split in ("train", "test")]
     assert_equals_parity(tmp_path / "d", "sudoku/plain")
+
+
+def test_boards_of_16x16_are_written_with_letters_for_what_has_two_digits(tmp_path: Path) -> None:
+    lines = [[(row % 4 * 4 + row // 4 + column) % 16 + 1 for column in range(16)] for row in range(16)]
+    answer = "".join("123456789ABCDEFG"[digit - 1] for line in lines for digit in line)
+    question = answer[:200] + "." * 3 + answer[203:]
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.csv").write_text(f"question,answer\n{question},{answer}\n")
+    main(["--source", str(tmp_path), "--output-dir", str(tmp_path / "out"), "--check", "--num-aug", "1"])
+    assert boards(tmp_path / "out", "test", "labels").tolist() == [[digit for line in lines for digit in line]]
+    found = open_split(tmp_path / "out", "train").metadata
+    assert (found.seq_len, found.vocab_size) == (256, 18)
+    edit(tmp_path / "train.csv", "G", "H")
+    with pytest.raises(SystemExit, match="H"):
+        main(["--source", str(tmp_path), "--output-dir", str(tmp_path / "out"), "--overwrite"])

@@ -12,6 +12,7 @@ from dataset.puzzles.arc_grids import (
     MAX_GRID_SIZE,
     PAD,
     Augmentation,
+    at_corner,
     crop,
     draw_augmentation,
     grid_hash,
@@ -108,3 +109,11 @@ def test_crop_prefers_area_and_may_be_empty() -> None:
 def test_what_is_no_grid_is_refused(rows: object) -> None:
     with pytest.raises(ValueError, match="puzzle 'x' .*1 to 30 rows"):
         to_grid(rows, "puzzle 'x'")
+
+
+@given(GRIDS, st.data())
+def test_a_grid_anywhere_in_the_field_is_moved_to_the_corner(grid, data):
+    top, left = (data.draw(st.integers(0, 30 - length)) for length in grid.shape)
+    assert np.array_equal(at_corner(to_tokens(grid, top, left)), to_tokens(grid))
+    nothing = np.zeros(900, dtype=np.int32)
+    assert np.array_equal(at_corner(nothing), nothing)

@@ -8,10 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataset.puzzles.sudoku import (
+    ALL_SHAPES,
     SHAPES,
     BoardShape,
     augmentation,
     generate_puzzle,
+    has_all_digits,
+    has_repeated_digit,
     renaming_key,
     shape_of,
     solutions,
@@ -113,8 +116,22 @@ def test_symmetry_key_tells_4x4_puzzles_apart_as_all_128_forms_do() -> None:
 
 def test_shape_is_known_by_the_number_of_cells() -> None:
     assert shape_of(36) == SHAPES["6x6"]
-    with pytest.raises(ValueError, match="A board of 25 cells; expected 16, 36 or 81"):
+    with pytest.raises(ValueError, match="A board of 25 cells; expected 16, 36, 81 or 256"):
         shape_of(25)
+
+
+@pytest.mark.parametrize("shape", ALL_SHAPES, ids=lambda shape: f"{shape.size}")
+def test_a_full_board_has_every_digit_in_every_line_and_box(shape) -> None:
+    band = np.arange(shape.size) // shape.box_rows * 0 + np.arange(shape.size)
+    starts = band % shape.box_rows * shape.box_columns + band // shape.box_rows
+    board = (starts[:, None] + np.arange(shape.size)) % shape.size + 1
+    assert has_all_digits(board.ravel(), shape) and not has_repeated_digit(board.ravel().tolist(), shape)
+    assert not has_all_digits(np.roll(board, 1, axis=0).ravel(), shape), "lines without boxes"
+    assert not has_all_digits(np.where(board == 1, 0, board).ravel(), shape)
+    for other in ((0, 1), (1, 0), (shape.box_rows - 1, shape.box_columns - 1)):
+        clash = np.zeros_like(board)
+        clash[0, 0] = clash[other] = 1
+        assert has_repeated_digit(clash.ravel().tolist(), shape)
 
 
 def test_problems_are_named() -> None:

@@ -14,11 +14,13 @@ from contextlib import suppress
 import pytest
 
 from dataset.text.conversation import Turn
+from engine.checkpoints.load import load_checkpoint
 from engine.generate.batch import Batch
-from engine.generate.options import DecodeOptions, ReplyOptions, SamplingOptions, ServeOptions
+from engine.generate.options import DecodeOptions, OpenOptions, ReplyOptions, SamplingOptions, ServeOptions
 from engine.generate.reply import reply
-from engine.serve import app as room
-from engine.serve.app import Server, Service, listening_at
+from engine.serve.app import Service, text_service
+from engine.serve.server import Server, listening_at
+from engine.serve.start import serve_checkpoint
 from tests.tiny import ROOT
 
 QUESTION = [{"role": "user", "content": "My name is Ada and I have 3 cats."}]
@@ -293,24 +295,18 @@ def test_ctrl_c_during_an_answer_ends_the_server_and_says_so(loaded):
 @pytest.mark.parametrize(
     "address", [("127.0.0.1", -1), ("127.0.0.1", 10**9), ("999.1.1.1", 0), ("a\0b", 0), ("\ud800", 0)]
 )
-def test_an_address_that_cannot_be_had_is_told(loaded, monkeypatch, address):
-    monkeypatch.setattr(room, "load_model", lambda _: loaded)
+def test_an_address_that_cannot_be_had_is_told(loaded, address):
+    opening = OpenOptions(str(loaded.path), device="cpu")
     with pytest.raises(ValueError, match="--host.*--port"):
-        room.serve_checkpoint(ServeOptions(host=address[0], port=address[1]))
+        serve_checkpoint(ServeOptions(opening=opening, host=address[0], port=address[1]))
 
 
 @pytest.mark.parametrize(("kind", "given", "usual"), [("chat", None, 0.7), ("single", None, 0.0), ("single", 0.3, 0.3)])
-def test_the_usual_temperature_is_that_of_the_kind_of_model(loaded, instructed, monkeypatch, kind, given, usual):
-    class Made(Exception):
-        pass
-
-    def make(model, options, **others):
-        raise Made(options.decode.sampling.temperature)
-
-    monkeypatch.setattr(room, "load_model", lambda _: loaded if kind == "chat" else instructed)
-    monkeypatch.setattr(room, "Service", make)
-    with pytest.raises(Made, match=str(usual)):
-        room.serve_checkpoint(ServeOptions(port=0, usual_temperature=given))
+def test_the_usual_temperature_is_that_of_the_kind_of_model(loaded, instructed, kind, given, usual):
+    opening = OpenOptions(str((loaded if kind == "chat" else instructed).path), device="cpu")
+    service = text_service(load_checkpoint(opening.path), ServeOptions(opening=opening, usual_temperature=given))
+    service.stop()
+    assert service.options.decode.sampling.temperature == usual
 
 
 def test_the_page_is_served_and_may_load_nothing_from_elsewhere(started):

@@ -12,11 +12,10 @@ from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Route
 
-from engine.serve.api import RequestError
-from engine.serve.app import Server, listening_at
 from engine.serve.connections import LINGER_SECONDS, Bounds
-from engine.serve.gate import HOST, Gate, json_body, refused
+from engine.serve.gate import HOST, Gate, RequestError, json_body, refused
 from engine.serve.metrics import Metrics
+from engine.serve.server import Server, listening_at
 
 MAY_END = threading.Event()  # for what is asked at /slow
 BEING_ANSWERED = threading.Semaphore(0)  # released by every request for /slow

@@ -1,41 +1,8 @@
 """The page in a real browser: depth and alternatives of each token, and settings that show what is in force."""
 
 import json
-import shutil
-
-import pytest
 
 QUESTION = "My name is Ada and I have <b>3</b> cats."
-
-
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api")
-    path = shutil.which("chromium") or shutil.which("google-chrome")
-    if path is None:
-        pytest.skip("no Chromium here")
-    with sync_api.sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield found
-        found.close()
-
-
-@pytest.fixture
-def opened(browser):
-    """Opens tabs; at the end no page has had a fault."""
-    faults, tabs = [], []
-
-    def open_tab(port, width=1000):
-        page = browser.new_page(viewport={"width": width, "height": 800})
-        page.on("pageerror", lambda error: faults.append(str(error)))
-        page.goto(f"http://127.0.0.1:{port}/")
-        tabs.append(page)
-        return page
-
-    yield open_tab
-    for page in tabs:
-        page.close()
-    assert faults == []
 
 
 def sent(page):

@@ -15,8 +15,9 @@ from engine.build.export import export
 from engine.build.text_checkpoint import load_model
 from engine.export.options import ExportOptions
 from engine.generate.options import OpenOptions, ReplyOptions
-from engine.serve.app import Server, Service, listening_at
+from engine.serve.app import Service
 from engine.serve.connections import Bounds
+from engine.serve.server import Server, listening_at
 from lab.harness.model import checkpoint_lm
 from tests.chat_runs import chat_flags, write_chat_data
 from tests.lab.harness.tasks import CHOICE, QUESTIONS, ROLLING, TEXTS, task_folder, write_task  # noqa: F401

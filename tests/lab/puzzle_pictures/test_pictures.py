@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from dataset.puzzles.arc_grids import to_tokens
 from dataset.puzzles.samples import Game, Sample
+from engine.tasks.traces import Trace
 from lab.puzzle_pictures import boards
 from lab.puzzle_pictures.pictures import MAX_COLUMNS, draw_frame, draw_steps, save_picture, shown_steps
-from lab.puzzle_pictures.traces import Trace
 
 matplotlib = pytest.importorskip("matplotlib")
 

@@ -1,5 +1,6 @@
 """Follows a model through its supervision steps: the answer to a few puzzles after each of them."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -9,6 +10,7 @@ import torch
 from dataset.common import IGNORE_LABEL_ID, Batch
 from dataset.puzzles.samples import Sample
 from engine.runtime.devices import Runtime
+from engine.tasks.rollouts import ONE_TRY, Effort
 from models.losses.puzzles import ACTLossHead
 
 
@@ -72,20 +74,24 @@ class Trace:
 
 def trace_samples(head: ACTLossHead, samples: list[Sample], runtime: Runtime) -> list[Trace]:
     """Run all supervision steps, as an evaluation does, and keep the answer of each."""
-    head.eval()
-    head.model.inner.depth = head.model.config.depth_at(1.0)
-    batch = runtime.to_device(batch_of(samples))
-    answers, halting = [], []
-    all_halted = False
-    with torch.no_grad():
-        carry = head.initial_carry(batch)
-        while not all_halted:
-            carry, _, _, outputs, finished = head(return_keys=("preds", "q_halt_logits"), carry=carry, batch=batch)
-            answers.append(outputs["preds"].cpu().numpy())
-            halting.append(outputs["q_halt_logits"].float().sigmoid().cpu().numpy())
-            all_halted = bool(finished)
+    answers, halting = zip(*follow(head, samples, runtime), strict=True)
     by_row = zip(samples, np.stack(answers, axis=1), np.stack(halting, axis=1), strict=True)
     return [Trace(sample, answer, probability) for sample, answer, probability in by_row]
+
+
+@torch.no_grad()
+def follow(
+    head: ACTLossHead, samples: list[Sample], runtime: Runtime, effort: Effort = ONE_TRY
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The answers (rows, seq_len) and the halting probabilities (rows,) after each supervision step of an evaluation."""
+    head.eval()
+    head.model.inner.depth = effort.depth_of(head.model.config)
+    batch = runtime.to_device(batch_of(samples))
+    carry, has_ended = head.initial_carry(batch), False
+    while not has_ended:
+        carry, _, _, outputs, finished = head(return_keys=("preds", "q_halt_logits"), carry=carry, batch=batch)
+        yield outputs["preds"].cpu().numpy(), outputs["q_halt_logits"].float().sigmoid().cpu().numpy()
+        has_ended = bool(finished)
 
 
 def batch_of(samples: list[Sample]) -> Batch:

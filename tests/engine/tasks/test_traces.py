@@ -3,7 +3,7 @@
 import numpy as np
 
 from dataset.puzzles.samples import Sample
-from lab.puzzle_pictures.traces import Trace
+from engine.tasks.traces import Trace
 
 
 def trace(answers: list[list[int]], labels: list[int]) -> Trace:
