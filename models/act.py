@@ -3,6 +3,7 @@
 B batch, S tokens, L positions (puzzle prefix included), D hidden, V vocabulary.
 """
 
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -37,6 +38,9 @@ class ActModel(nn.Module):
         self.config = config if isinstance(config, ArchConfig) else self.config_class.model_validate(config)
         self.inner = self.core_class(self.config)
         self.explored: Tensor | None = None  # (B,) what `explored_steps` drew for the next call; None: it draws
+        self.loss_fn: Callable[[Tensor, Tensor], Tensor] | None = (
+            None  # of logits and labels, where a loss head trains it
+        )
 
     @property
     def puzzle_emb(self) -> CastedSparseEmbedding | None:
@@ -65,22 +69,32 @@ class ActModel(nn.Module):
 
     def forward(self, carry: Carry, batch: Batch) -> tuple[Carry, dict[str, Tensor]]:
         carry = self._taken_in(carry, batch)
+        is_last = carry.steps + 1 >= self.inner.depth.max_steps
+        z, outputs = self.supervised_step(carry, is_last)
+        carry.inner_carry, carry.steps = detached(z), carry.steps + 1
+        q_halt, q_continue = outputs["q_halt_logits"].detach(), outputs["q_continue_logits"].detach()
+        carry.halted = self._halted(is_last, carry.steps, q_halt, q_continue)
+        return carry, outputs
+
+    def supervised_step(self, carry: Carry, is_last: Tensor) -> tuple[Latents, dict[str, Tensor]]:
+        """Latents after one more step of every row, and what is read off them; `is_last` (B,): there is no further one."""
         core = self.inner
         with closing(core.unroll(carry.current_data, 2, carried=(carry.inner_carry, carry.halted))) as steps:
             z, answers = next(steps)
-            logits = core.lm_head(core.hidden(answers[-1]))  # (B, S, V)
-            q_halt, q_continue = core.q_logits(z)
-            outputs = {"logits": logits, "q_halt_logits": q_halt, "q_continue_logits": q_continue}
-
-            carry.inner_carry, carry.steps = detached(z), carry.steps + 1
-            is_last = carry.steps >= core.depth.max_steps
-            carry.halted = self._halted(is_last, carry.steps, q_halt.detach(), q_continue.detach())
+            outputs = self.read(z, answers)
             if self.training and core.depth.max_steps > 1 and self.trains_q_continue:
                 with torch.no_grad():  # the value of a further step, bootstrapped from one step ahead
                     next_halt, next_continue = core.q_logits(next(steps)[0])
                     value = torch.where(is_last, next_halt, torch.maximum(next_halt, next_continue))
                     outputs["target_q_continue"] = torch.sigmoid(value)
-        return carry, outputs
+        return z, outputs
+
+    def read(self, z: Latents, answers: list[Tensor]) -> dict[str, Tensor]:
+        """What the heads make of the latents and answers of a step."""
+        core = self.inner
+        logits = core.lm_head(core.hidden(answers[-1]))  # (B, S, V)
+        q_halt, q_continue = core.q_logits(z)
+        return {"logits": logits, "q_halt_logits": q_halt, "q_continue_logits": q_continue}
 
     def _taken_in(self, carry: Carry, batch: Batch) -> Carry:
         """Finished rows take the new data and count from zero."""

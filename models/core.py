@@ -215,7 +215,7 @@ class RecursiveCore(nn.Module):
                 x = embedded.detach().requires_grad_()  # collects the gradients of all steps
             z = self.initial_latents(x)
             if carried is not None:
-                z = _where(carried[1], z, carried[0])
+                z = replaced_rows(carried[1], z, carried[0])
             contexts = repeat(self.context(batch)) if contexts is None else contexts
             injected = torch.zeros_like(x) if self.config.injection == "start" else x
             for number, context in zip(range(num_steps), contexts, strict=False):
@@ -255,14 +255,14 @@ def in_rows(flags: Tensor, like: Tensor) -> Tensor:
     return flags.view(-1, *([1] * (like.ndim - 1)))
 
 
-def _where(flags: Tensor, new: Latents, old: Latents) -> Latents:
+def replaced_rows(flags: Tensor, new: Latents, old: Latents) -> Latents:
     """The new latents in the rows that are flagged (B,), the old ones in the others."""
     return type(new)(*(torch.where(in_rows(flags, n), n, o) for n, o in zip(new, old, strict=True)))
 
 
 def zeroed(flags: Tensor, z: Latents) -> Latents:
     """The latents with zeros in the rows that are flagged (B,)."""
-    return _where(flags, type(z)(*(torch.zeros_like(state) for state in z)), z)
+    return replaced_rows(flags, type(z)(*(torch.zeros_like(state) for state in z)), z)
 
 
 def detached(z: Latents) -> Latents:

@@ -93,6 +93,8 @@ def conversation_problems(arch: dict[str, Any]) -> list[str]:
         problems.append("arch.causal=false: the model would read the answers. Set arch.causal=true")
     if arch.get("puzzle_emb_ndim"):
         problems.append("arch.puzzle_emb_ndim: conversations are not puzzles with identifiers. Set it to 0")
+    if arch.get("chains", 1) != 1:
+        problems.append(f"arch.chains={arch['chains']!r}: several chains are for puzzles alone. Set it to 1")
     if is_supervise_idle(arch):
         problems.append(
             "arch.supervise=cycle: a loss after every H cycle with gradient, but with arch.grad_cycles=last_cycle only the "

@@ -105,8 +105,11 @@ def with_noise(latents: Latents, effort: Effort, signs: Tensor, number: int, ste
     rng = np.random.default_rng([effort.seed, number, step])
     noisy = []
     for state in latents:
-        noise = torch.from_numpy(rng.standard_normal(state.shape[1:], dtype=np.float32)).to(state.device)  # (L, D)
-        noisy.append((state + effort.noise * noise * signs.unsqueeze(1)).to(state.dtype))
+        noise = torch.from_numpy(rng.standard_normal(state.shape[1:], dtype=np.float32)).to(
+            state.device
+        )  # (L, D), of each chain
+        own = signs.view(len(signs), *[1] * (state.ndim - 2), -1)
+        noisy.append((state + effort.noise * noise * own).to(state.dtype))
     return type(latents)(*noisy)
 
 

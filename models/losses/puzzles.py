@@ -96,6 +96,7 @@ class ACTLossHead(nn.Module):
         self.model = model
         self.loss_type = loss_type
         self.loss_fn = loss_function(loss_type)
+        model.loss_fn = self.loss_fn
         self.label_smoothing = label_smoothing
         self.halt_loss_weight = halt_loss_weight
 

@@ -7,9 +7,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from models.act import ActModel
 from models.calls import NetworkCalls
-from models.core import RecursiveCore
+from models.recursive_reasoning.chains import ChainsCore, ChainsModel
 
 
 class TwoLatents(NamedTuple):
@@ -19,7 +18,7 @@ class TwoLatents(NamedTuple):
     z_L: Tensor
 
 
-class TinyRecursiveCore(RecursiveCore):
+class TinyRecursiveCore(ChainsCore):
     """H_cycles times: think L_cycles times about question and answer, then improve the answer."""
 
     Latents = TwoLatents
@@ -34,7 +33,7 @@ class TinyRecursiveCore(RecursiveCore):
         return TwoLatents(z_H, z_L)
 
 
-class TinyRecursiveModel(ActModel):
+class TinyRecursiveModel(ChainsModel):
     """TRM under adaptive computation time."""
 
     core_class = TinyRecursiveCore

@@ -71,6 +71,22 @@ def test_two_ranks_equal_one_process_and_can_be_continued_by_one(whole):
     assert_equal_but_for_rounding(whole, "ranks")
 
 
+@pytest.mark.slow
+def test_several_chains_are_split_like_one(tmp_path):
+    data = write_sudoku(tmp_path / "data", identifiers=6)
+    options = OPTIONS | {"arch": ARCH | {"chains": 3}}
+    for name, parts in (("whole", 1), ("parts", 2)):
+        assert pretrain(flags(data, tmp_path / name, gradient_accumulation_steps=parts, **options)).code == 0
+    words = flags(data, tmp_path / "ranks", **options)
+    ended = end(start(words, tmp_path, *TORCHRUN))
+    assert ended.code == 0, ended.err
+    for name in ("parts", "ranks"):
+        assert_equal_but_for_rounding(tmp_path, name)
+    shutil.rmtree(tmp_path / "ranks" / "step_5")
+    assert pretrain([*words, "resume=true"]).code == 0
+    assert_equal_but_for_rounding(tmp_path, "ranks")
+
+
 def evaluate_words(folder):
     words = [word for word in command(folder, "unused") if not word.startswith("load_checkpoint=")]
     return [*words, "eval_only=true", f"load_checkpoint={folder / 'whole'}"]

@@ -31,6 +31,7 @@ TRAINED: dict[str, dict[str, Any]] = {
     "mlp_t with prefix": {"mlp_t": True, "prefix": True},
     "micro-batches": {"prefix": True, "run": {"gradient_accumulation_steps": 2}},
     "halting by comparison": {"no_ACT_continue": False},
+    "several chains": {"chains": 3},
     "only the puzzle table": {"prefix": True, "run": {"freeze_weights": True}},
     "Muon": {"run": {"optimizer": "muon", "lr": 1e-3}},
     "depth curriculum": {"depth_curriculum": [{"until": 0.2, "H_cycles": 1}], "grad_cycles": "2->all"},

@@ -86,6 +86,8 @@ def test_a_step_of_the_twins_of_recipe_instructions_costs_as_much(twin):
         ("trm", {"puzzle_emb_ndim": 64, "puzzle_emb_len": 16}),
         ("trm", {"mlp_t": True}),
         ("trm", {"H_cycles": 2, "L_cycles": 3, "grad_cycles": 5}),
+        ("trm", {"chains": 4}),
+        ("trm", {"chains": 3, "H_cycles": 3, "L_cycles": 3, "grad_cycles": 5}),
         ("trm_singlez", {}),
         ("trm_hier6", {}),
         ("hrm", {"H_layers": 1, "L_layers": 3, "halt_max_steps": 1}),

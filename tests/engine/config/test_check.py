@@ -33,3 +33,18 @@ def test_options_of_the_loss_of_puzzles_are_refused_for_text() -> None:
 def test_an_average_that_is_not_taken_does_not_begin_late() -> None:
     with pytest.raises(ConfigError, match="ema_start=5"):
         check(PretrainConfig, composed("cfg_pretrain", ["ema_start=5"]))
+
+
+@pytest.mark.parametrize(
+    ("config_class", "name", "words"),
+    [
+        (InstructConfig, "cfg_pretrain_instruct", ["arch=trm_text", "arch.chains=4"]),
+        (PretrainConfig, "cfg_pretrain", ["arch=hrm", "arch.chains=4"]),
+        (PretrainConfig, "cfg_pretrain", ["arch.chains=4", "arch.no_ACT_continue=false"]),
+        (PretrainConfig, "cfg_pretrain", ["arch.chains=0"]),
+    ],
+)
+def test_several_chains_are_of_trm_on_puzzles(config_class, name, words) -> None:
+    with pytest.raises(ConfigError, match="chains"):
+        check(config_class, composed(name, words))
+    check(PretrainConfig, composed("cfg_pretrain", ["arch.chains=4"]))

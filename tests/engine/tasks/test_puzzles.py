@@ -53,9 +53,10 @@ def train(task, steps: int, rows: slice = slice(None), first: int = 1):
     return merge_carries(task.carries)
 
 
+@pytest.mark.parametrize("chains", [1, 3])
 @pytest.mark.parametrize(("ranks", "parts"), [(1, 2), (2, 1), (2, 2), (4, 1), (1, 8)])
-def test_exploration_depends_on_the_slot_and_not_on_the_split(ranks, parts):
-    options = {"halt_exploration_prob": 0.5, "halt_max_steps": 4}
+def test_exploration_depends_on_the_slot_and_not_on_the_split(ranks, parts, chains):
+    options = {"halt_exploration_prob": 0.5, "halt_max_steps": 4, "chains": chains}
     whole = train(make_task(**options), 5)
     assert len(set(whole.steps.tolist())) > 1, "some rows must explore and others not"
     own = ROWS // ranks
@@ -64,8 +65,9 @@ def test_exploration_depends_on_the_slot_and_not_on_the_split(ranks, parts):
     assert torch.equal(torch.cat([carry.halted for carry in held]), whole.halted)
     for name, value in whole.current_data.items():
         assert torch.equal(torch.cat([carry.current_data[name] for carry in held]), value)
-    z_H = torch.cat([carry.inner_carry.z_H for carry in held])
-    torch.testing.assert_close(z_H, whole.inner_carry.z_H, rtol=0, atol=1e-5)
+    for name, value in whole.inner_carry._asdict().items():
+        split = torch.cat([getattr(carry.inner_carry, name) for carry in held])
+        torch.testing.assert_close(split, value, rtol=0, atol=1e-5)
 
 
 def test_exploration_depends_on_step_and_seed():
@@ -87,9 +89,10 @@ def test_torch_randomness_is_left_alone():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("parts", [1, 2])
-def test_a_discarded_step_frees_the_poisoned_row_and_leaves_the_others_as_they_are(parts):
-    tasks = [make_task(micro_batches=parts, halt_max_steps=9, halt_exploration_prob=0.5) for _ in range(2)]
+@pytest.mark.parametrize(("parts", "chains"), [(1, 1), (2, 1), (2, 3)])
+def test_a_discarded_step_frees_the_poisoned_row_and_leaves_the_others_as_they_are(parts, chains):
+    options = {"halt_max_steps": 9, "halt_exploration_prob": 0.5, "chains": chains}
+    tasks = [make_task(micro_batches=parts, **options) for _ in range(2)]
     for task in tasks:
         assert not train(task, 2).halted.all()
     poisoned, freed = tasks
@@ -112,9 +115,10 @@ def test_a_discarded_step_frees_the_poisoned_row_and_leaves_the_others_as_they_a
         assert parameter.grad.isfinite().all() and torch.equal(parameter.grad, of_freed[name].grad), name
 
 
-def test_the_gradient_is_that_of_the_mean_over_the_global_batch():
-    whole, rank_one = make_task(), make_task(rank(1, 2))
-    task = make_task(rank(0, 2))
+@pytest.mark.parametrize("chains", [1, 3])
+def test_the_gradient_is_that_of_the_mean_over_the_global_batch(chains):
+    whole, rank_one = make_task(chains=chains), make_task(rank(1, 2), chains=chains)
+    task = make_task(rank(0, 2), chains=chains)
     for each, rows in ((whole, slice(None)), (task, slice(0, 4)), (rank_one, slice(4, 8))):
         each.train_step(make_item(1, rows), 1)
     for name, parameter in whole.module.named_parameters():
@@ -122,9 +126,10 @@ def test_the_gradient_is_that_of_the_mean_over_the_global_batch():
         torch.testing.assert_close(halves[0] + halves[1], parameter.grad, rtol=1e-4, atol=1e-7, msg=name)
 
 
+@pytest.mark.parametrize("chains", [1, 3])
 @pytest.mark.parametrize(("ranks", "parts"), [(1, 1), (1, 4), (2, 2)])
-def test_the_carry_survives_a_save_also_on_another_split(ranks, parts):
-    options = {"halt_exploration_prob": 0.5, "halt_max_steps": 4}
+def test_the_carry_survives_a_save_also_on_another_split(ranks, parts, chains):
+    options = {"halt_exploration_prob": 0.5, "halt_max_steps": 4, "chains": chains}
     source = make_task(**options)
     train(source, 3)
     state = source.state_dict()

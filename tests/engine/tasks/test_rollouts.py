@@ -19,6 +19,7 @@ ROWS, LENGTH, VOCAB = 8, 6, 7
 EFFORT = Effort(rollouts=4, noise=1.0, seed=9)
 ARCHS = {
     "trm": {},
+    "several chains": {"chains": 3},
     "trm_singlez": {},
     "trm_hier6": {},
     "hrm": {"H_layers": 1},
@@ -26,6 +27,7 @@ ARCHS = {
 }
 CLASSES = {
     "trm": TRM,
+    "several chains": TRM,
     "trm_singlez": "recursive_reasoning.trm_singlez@TinyRecursiveReasoningModel_ACTV1",
     "trm_hier6": "recursive_reasoning.trm_hier6@TinyRecursiveReasoningModel_ACTV1",
     "hrm": "recursive_reasoning.hrm@HierarchicalReasoningModel_ACTV1",
@@ -123,17 +125,19 @@ def test_the_numbers_of_an_evaluation_are_known_before_it(effort):
     assert found.keys() == set(task.eval_metrics())
 
 
-def test_the_first_rollout_is_the_usual_evaluation_bit_for_bit():
+@pytest.mark.parametrize("arch", ["trm", "several chains"])
+def test_the_first_rollout_is_the_usual_evaluation_bit_for_bit(arch):
     batch = make_batch()
-    usual = PuzzleTask(make_head(), CPU, seed=0)
+    usual = PuzzleTask(make_head(arch), CPU, seed=0)
     with torch.no_grad():
         _, outputs = usual.eval_batch(batch, {"logits", "q_halt_logits"})
-    first = tries(make_head(), batch)[0]
+    first = tries(make_head(arch), batch)[0]
     assert all(torch.equal(outputs[name], first[name]) for name in outputs)
 
 
-def test_a_rollout_depends_on_seed_and_number_but_not_on_the_rows_around_it():
-    head, batch = make_head(), make_batch()
+@pytest.mark.parametrize("chains", [1, ROWS])
+def test_a_rollout_depends_on_seed_and_number_but_not_on_the_rows_around_it(chains):
+    head, batch = make_head(chains=chains), make_batch()
     state = torch.get_rng_state(), np.random.get_state()[1].tolist()
     whole, again, other = chosen(head, batch), chosen(head, batch), chosen(head, batch, Effort(None, 4, 1.0, seed=6))
     assert torch.equal(whole[1]["logits"], again[1]["logits"])

@@ -99,6 +99,8 @@ def test_masks_in_blocks_make_no_more_graphs(options, text, tmp_path, graphs, mo
     ("arch", "options"),
     [
         ("trm", {"mlp_t": True}),
+        ("trm", {"chains": 3}),
+        ("trm", {"chains": 2, "grad_cycles": "all", "H_cycles": 2}),
         ("trm_singlez", {"mlp_t": True, "norm": "pre"}),
         ("trm_hier6", {"grad_cycles": "half"}),
         ("hrm", {"no_ACT_continue": False, "forward_dtype": "bfloat16"}),
