@@ -134,7 +134,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     corpus.mkdir(parents=True)
     lines = [json.dumps(record) for split in ("train", "test") for record in records[split]]
     (corpus / "SlimOrca.jsonl").write_text("\n".join(lines) + "\n")
-    shutil.copytree(corpus, place / "data" / "slimorca")
+    for name in ("slimorca", "openorca", "my_records"):
+        shutil.copytree(corpus, place / "data" / name)
     tokenizer = place / "tokenizers" / "llama-32k" / "tokenizer.model"
     tokenizer.parent.mkdir(parents=True)
     shutil.copy(sample_tokenizer(records["train"], place / "data" / "sample"), tokenizer)

@@ -7,7 +7,7 @@ from typing import Any
 
 from dataset.chat.records import Conversation, Record, bounded, conversation_of
 from dataset.chat.trees import read_tree_rows, read_trees
-from dataset.text.conversation import Turn, make_turn, parse_message, parse_messages
+from dataset.text.conversation import Turn, make_turn, parse_instruction, parse_message, parse_messages
 
 LOOKED_AT = 20  # records from which a format is recognised
 
@@ -115,13 +115,6 @@ def _message_list(value: Any) -> list[Turn]:
     return [beside, *parse_messages(value.get("conversations", value.get("messages")))]
 
 
-def _instruction(value: Mapping[str, Any]) -> list[Turn]:
-    parts = [make_turn("user", value.get(name)) for name in ("instruction", "input")]
-    text = "\n\n".join(part.text for part in parts if part.text)
-    question = Turn("user", text, is_null=all(part.is_null for part in parts))
-    return [make_turn("system", value.get("system")), question, make_turn("assistant", value["output"])]
-
-
 def _single_messages(records: Iterable[Record]) -> Iterator[Conversation]:
     """Records that are messages, with nothing to tell conversations apart: all of a file are one."""
     rows = bounded(records)
@@ -134,7 +127,7 @@ PARSERS: dict[str, Callable[[Iterable[Record]], Iterator[Conversation]]] = {
     "sharegpt list": partial(_each, _message_list),
     "messages": partial(_each, _message_list),
     "message list": partial(_each, _message_list),
-    "instruction": partial(_each, _instruction),
+    "instruction": partial(_each, parse_instruction),
     "message": _single_messages,
     "tree": read_trees,
     "tree row": read_tree_rows,

@@ -13,7 +13,7 @@ from dataset.common import mix_bits
 
 BLOCK_BYTES = 1 << 20
 SPLITS = ("train", "test")
-UNUSED = 255  # the split number of a line that is read past
+UNUSED = 255  # the split number of a record that is read past
 
 
 def read_blocks(path: Path, on_bytes: Callable[[int], Any] = lambda count: None) -> Iterator[bytes]:
@@ -36,24 +36,26 @@ def numbered_lines(blocks: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
 
 
 def assign_splits(
-    blocks: Iterable[bytes],
+    wanted: Iterable[NDArray[np.bool_]],
     seed: int,
     test_ratio: float,
     sizes: Sequence[int | None],
     on_found: Callable[[int], Any] = lambda count: None,
 ) -> NDArray[np.uint8]:
-    """The split of each line (index into SPLITS, or UNUSED), as far as has to be read to have all that is wanted.
+    """The split of each record (index into SPLITS, or UNUSED), as far as has to be read to have all that is wanted.
 
-    A hash of (seed, line number) decides, whatever else is read; of each split at most the first `sizes` lines are used,
-    all where it is None. `on_found` is told how many used lines were added.
+    `wanted` says of one record after another whether it is used at all. A hash of (seed, number of the record) decides on
+    its split, whatever else is read; of each split at most the first `sizes` of those wanted are used, all where it is
+    None. `on_found` is told how many used ones were added.
     """
     rooms = dict(enumerate(sizes[: 2 if test_ratio > 0 else 1]))
     assigned = [np.zeros(0, dtype=np.uint8)]
-    num_lines = 0
-    for new_lines in _line_counts(blocks):
-        numbers = np.arange(num_lines, num_lines + new_lines)
+    num_records = 0
+    for is_wanted in wanted:
+        numbers = np.arange(num_records, num_records + len(is_wanted))
         splits = (hash_fraction(seed, numbers) < test_ratio).astype(np.uint8)
-        num_lines += new_lines
+        splits[~is_wanted] = UNUSED
+        num_records += len(is_wanted)
         for split, room in rooms.items():
             if room is not None:
                 members = np.flatnonzero(splits == split)
@@ -74,7 +76,7 @@ def hash_fraction(seed: int, numbers: NDArray[np.int64]) -> NDArray[np.float64]:
     return (mix_bits(mixed) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def _line_counts(blocks: Iterable[bytes]) -> Iterator[int]:
+def line_counts(blocks: Iterable[bytes]) -> Iterator[int]:
     """How many lines end in each block, of which none is empty; a last line without an end counts too."""
     is_open = False
     for block in blocks:

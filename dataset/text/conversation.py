@@ -1,5 +1,6 @@
 """Conversations: a turn, and from the messages of a record to turns; the templates make token ids of them."""
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -48,7 +49,20 @@ def parse_record(record: Any) -> list[Turn]:
         raise ValueError(f"expected a JSON object, found {type(record).__name__}")
     if "conversations" in record or "messages" in record:
         return without_empty_system(parse_messages(record.get("conversations", record.get("messages"))))
+    if "instruction" in record and "output" in record:
+        return without_empty_system(parse_instruction(record))
     return without_empty_system(_parse_pair(record))
+
+
+def conversation_key(turns: Iterable[Turn]) -> str:
+    """What tells a conversation from others: who says what."""
+    return "\x1e".join(f"{turn.role}\x1f{turn.text}" for turn in turns)
+
+
+def is_in_share(text: str, share: float) -> bool:
+    """By a hash of the text alone: under any tokenizer, and copies of a text go the same way."""
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") < share * 2.0**64
 
 
 def without_empty_system(turns: Iterable[Turn]) -> list[Turn]:
@@ -115,9 +129,18 @@ def _parse_pair(record: Mapping[str, Any]) -> list[Turn]:
         elif role != "system":
             raise ValueError(
                 f"found the fields {', '.join(map(str, record)) or 'none'}, expected 'conversations' "
-                "(from, value), 'messages' (role, content), or 'prompt' and 'response'"
+                "(from, value), 'messages' (role, content), 'system_prompt', 'question' and 'response' (or 'prompt' and "
+                "'answer'), or 'instruction', 'input' and 'output'"
             )
     return turns
+
+
+def parse_instruction(record: Mapping[str, Any]) -> list[Turn]:
+    """The fields of Alpaca: instruction, input, output."""
+    parts = [make_turn("user", record.get(name)) for name in ("instruction", "input")]
+    text = "\n\n".join(part.text for part in parts if part.text)
+    question = Turn("user", text, is_null=all(part.is_null for part in parts))
+    return [make_turn("system", record.get("system")), question, make_turn("assistant", record["output"])]
 
 
 def make_turn(role: Role, text: Any, is_trained: bool = True) -> Turn:

@@ -1,4 +1,4 @@
-"""SlimOrca and files of its kind: finds or downloads the corpus, splits it, and tokenizes it in memory."""
+"""SlimOrca and corpora of its kind: splits the records of their files, and tokenizes them in memory."""
 
 import hashlib
 import json
@@ -9,17 +9,18 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from dataset.files.download import HubFile, find_hub_file
 from dataset.files.json_stream import parse_line
-from dataset.files.jsonl import SPLITS, UNUSED, assign_splits, numbered_lines, read_blocks
+from dataset.files.jsonl import SPLITS, UNUSED, assign_splits
+from dataset.files.records import Content, DataFile, numbered_records, path_of, text_blocks
 from dataset.text.composition import CompositionOptions, make_composition_records, whole_pieces
 from dataset.text.conversation import Turn, parse_record, what_is_missing
+from dataset.text.corpus_files import SLIMORCA, CorpusPlace, wanted_records
 from dataset.text.encoded import ChunkBuilder, EncodedChunk, LoadReport, SplitReport
 from dataset.text.encoder_pool import EncoderPool, chunked
 from dataset.text.sample_corpus import Record, make_sample_records, sample_tokenizer
@@ -28,24 +29,24 @@ from dataset.text.token_store import DocumentStore, DocumentStoreBuilder
 from dataset.tokenization.lookup import find_tokenizer, load_tokenizer
 from dataset.tokenization.protocol import Tokenizer
 
-HUB_REPO = "Open-Orca/SlimOrca"
-HUB_NAME = "oo-labeled_correct.gpt4.sharegpt.jsonl"  # what a copy of the repository calls the file
-LOCAL_NAMES = ("SlimOrca.jsonl", "SlimOrca.jsonl.zst", HUB_NAME)
 CHUNK_LINES = 1024
 DIGEST_BYTES = 1 << 20  # less than the first step of a download
 BUILT_IN = {"sample": "built-in sample corpus", "composition": "made-up facts"}
 POOL_PAYS_LINES = 20_000  # starting processes costs seconds where they are spawned, not forked
 MAX_PROCESSES = 8  # more would wait for the one that reads
 
-Line = tuple[int, str, bytes]  # line number, train or the name of a held-out set, text
+Line = tuple[str, int, str, Content]  # file, line or row number, train or the name of a held-out set, record
 
 
 @dataclass(frozen=True)
 class SlimOrcaConfig:
     """Which records are read and how they are encoded; whoever takes them from a user has checked them."""
 
-    data_dir: str | Path = "data/slimorca"
+    repo: str = SLIMORCA  # of the Hub; or a folder or file of this machine
+    files: str | None = None  # only those of it like this pattern
+    data_dir: str | Path | None = None  # where its files go to; None: data/<its name>
     source: Literal["auto", "local", "hub", "sample", "composition"] = "auto"  # what lies in data_dir, else the Hub
+    sample: float = 1.0  # share of the records that is used, by a hash of what they say
     subset_size: int | None = 1000  # at most so many records for training; None: all
     test_size: int | None | Literal["auto"] = "auto"  # and for test; auto: a tenth of subset_size
     seq_len: int = 512
@@ -57,6 +58,15 @@ class SlimOrcaConfig:
     sample_tasks: list[str] | None = None  # its kinds of questions; None: all
     composition: CompositionOptions = CompositionOptions()
     template: Literal["markers", "plain"] = "markers"
+
+    @property
+    def folder(self) -> Path:
+        return Path("data") / Path(self.repo).name.lower() if self.data_dir is None else Path(self.data_dir)
+
+    @property
+    def place(self) -> CorpusPlace:
+        assert self.source not in ("sample", "composition"), "what is made has no files"
+        return CorpusPlace(self.repo, self.files, self.folder, self.source)
 
     @property
     def sizes(self) -> tuple[int | None, int | None]:
@@ -106,7 +116,7 @@ def load_corpus(
     builders = {split: DocumentStoreBuilder(tokenizer.vocab_size) for split in SPLITS}
     report = LoadReport(used.source, {name: SplitReport() for name in used.sets})
     num_processes = min(_num_cores(), MAX_PROCESSES) if used.count >= POOL_PAYS_LINES else 1
-    make_encoder = partial(LineEncoder, config, used.tokenizer_path, used.source)
+    make_encoder = partial(LineEncoder, config, used.tokenizer_path)
     with (
         tqdm(total=used.count, desc="tokenizing", unit=" records", disable=not progress) as bar,
         EncoderPool(make_encoder, num_processes) as pool,
@@ -136,7 +146,7 @@ def read_texts(
     """The messages of one record of these splits after the other, as they stand in the corpus."""
     used = _used_lines(config, tokenizer_path, progress=False)
     for line in used.lines:
-        if split_of(line[1]) in splits and (turns := parse_turns(line, used.source, config.on_error)):
+        if split_of(line[2]) in splits and (turns := parse_turns(line, config.on_error)):
             yield [turn.text for turn in turns]
 
 
@@ -147,7 +157,7 @@ def corpus_digest(config: SlimOrcaConfig) -> str:
     if config.source in BUILT_IN:
         return " ".join([BUILT_IN[config.source], *options])
     head = b""
-    for block in _blocks(_corpus_file(config, progress=False)):
+    for block in text_blocks(next(iter(config.place.data_files(needs_all=False, progress=False)))):
         head += block
         if len(head) >= DIGEST_BYTES:
             break
@@ -159,17 +169,16 @@ def _used_lines(config: SlimOrcaConfig, tokenizer_path: str | Path | None, progr
         records = _made_records(config)
         trained, form = records["train"], config.composition.form
         whole = whole_pieces(trained, form) if config.source == "composition" else []
-        tokenizer_path = Path(tokenizer_path or sample_tokenizer(trained, Path(config.data_dir), whole))
-        return UsedLines(*_numbered(records), tokenizer_path, BUILT_IN[config.source], sets=list(records))
+        tokenizer_path = Path(tokenizer_path or sample_tokenizer(trained, config.folder, whole))
+        return UsedLines(*_numbered(records, config), tokenizer_path, BUILT_IN[config.source], sets=list(records))
     tokenizer_path = find_tokenizer(tokenizer_path)  # first: it fails faster than the corpus
-    file = _corpus_file(config, progress)
-    splits = _split_lines(file, config, progress)
-    read, count, sets = _read_lines(file, splits), int((splits != UNUSED).sum()), [*SPLITS]
+    files, splits = _split_records(config, progress)
+    read, count, sets = _read_lines(files, splits), int((splits != UNUSED).sum()), [*SPLITS]
     if config.composition.mix:
-        added, num_added = _numbered(made := make_composition_records(config.composition, config.seed))
+        added, num_added = _numbered(made := make_composition_records(config.composition, config.seed), config)
         read, count = chain(read, added), count + num_added
         sets += [name for name in made if name != "train"]
-    return UsedLines(read, count, tokenizer_path, str(_path(file)), sets)
+    return UsedLines(read, count, tokenizer_path, str(path_of(files[0])) if len(files) == 1 else config.repo, sets)
 
 
 def _made_records(config: SlimOrcaConfig) -> dict[str, list[Record]]:
@@ -184,71 +193,56 @@ def _made_records(config: SlimOrcaConfig) -> dict[str, list[Record]]:
     return records | {name: records.get(name, []) + found for name, found in added.items()}
 
 
-def _numbered(records: Mapping[str, Sequence[Record]]) -> tuple[Iterator[Line], int]:
+def _numbered(records: Mapping[str, Sequence[Record]], config: SlimOrcaConfig) -> tuple[Iterator[Line], int]:
     """Made records as lines of a corpus, and how many they are."""
+    source = BUILT_IN.get(config.source, BUILT_IN["composition"])
     lines = ((name, json.dumps(record).encode()) for name, found in records.items() for record in found)
     count = sum(len(found) for found in records.values())
-    return ((number, name, text) for number, (name, text) in enumerate(lines, start=1)), count
+    return ((source, number, name, text) for number, (name, text) in enumerate(lines, start=1)), count
 
 
-def _corpus_file(config: SlimOrcaConfig, progress: bool) -> Path | HubFile:
-    here = (path for name in LOCAL_NAMES if (path := Path(config.data_dir) / name).exists())
-    return (next(here, None) if config.source != "hub" else None) or _on_hub(config, progress)
+def _split_records(config: SlimOrcaConfig, progress: bool) -> tuple[list[DataFile], NDArray[np.uint8]]:
+    """The files that are needed, and the split of every record in them; a first pass, so that the next bar has a true
+    total."""
+    files: list[DataFile] = []
+    needs_all = config.lines_wanted is None
+    with tqdm(desc=f"reading {Path(config.repo).name}", unit_scale=True, disable=not progress) as bar:
+        bar.unit, bar.total = ("B", 0) if needs_all else (" records", config.lines_wanted)
 
+        def wanted() -> Iterator[NDArray[np.bool_]]:
+            for file in config.place.data_files(needs_all, progress):
+                files.append(file)
+                bar.total += path_of(file).stat().st_size if needs_all else 0
+                yield from wanted_records(file, config.sample, bar.update if needs_all else ignored)
 
-def _on_hub(config: SlimOrcaConfig, progress: bool) -> Path | HubFile:
-    """The whole file, downloaded; or, for a part of the corpus, one that is downloaded as far as it is read."""
-    if config.source == "local":
-        raise ValueError(
-            f"No corpus in {config.data_dir}: expected one of {', '.join(LOCAL_NAMES)}. Put the file there, or set "
-            f"dataset.source=hub to download {HUB_REPO}, or dataset.source=sample for the built-in corpus."
-        )
-    target = Path(config.data_dir) / LOCAL_NAMES[0]
-    if target.exists():
-        return target
-    file = find_hub_file(HUB_REPO, _choose_jsonl, target)
-    return file if config.lines_wanted is not None else file.fetch(progress)
-
-
-def _choose_jsonl(names: list[str]) -> str:
-    return HUB_NAME if HUB_NAME in names else min((name for name in names if name.endswith(".jsonl")), default=HUB_NAME)
-
-
-def _path(file: Path | HubFile) -> Path:
-    return file if isinstance(file, Path) else file.target
-
-
-def _blocks(file: Path | HubFile) -> Iterator[bytes]:
-    return read_blocks(file) if isinstance(file, Path) else file.blocks()
-
-
-def _split_lines(file: Path | HubFile, config: SlimOrcaConfig, progress: bool) -> NDArray[np.uint8]:
-    """The split of every line that is needed; a first pass over the text, so that the next bar has a true total."""
-    rule = (config.seed, config.test_ratio, config.sizes)
-    with tqdm(desc=f"reading {_path(file).name}", unit_scale=True, disable=not progress) as bar:
-        if isinstance(file, Path) and config.lines_wanted is None:
-            bar.unit, bar.total = "B", file.stat().st_size
-            splits = assign_splits(read_blocks(file, bar.update), *rule)
-        else:
-            bar.unit, bar.total = " records", config.lines_wanted
-            splits = assign_splits(_blocks(file), *rule, bar.update)
-            bar.total = bar.n  # the file may hold fewer than were asked for
+        rule = (config.seed, config.test_ratio, config.sizes)
+        splits = assign_splits(wanted(), *rule, ignored if needs_all else bar.update)
+        bar.total = bar.n  # there may be fewer than were asked for
     if not len(splits):
-        raise ValueError(f"{_path(file)} is empty, expected one JSON object a line. Delete it to download it again.")
-    return splits
+        share = f" (dataset.sample={config.sample} may take none of a few)" if config.sample < 1 else ""
+        raise ValueError(
+            f"{', '.join(str(path_of(file)) for file in files)} is empty, expected one JSON object a line, or rows{share}. "
+            "Delete it to download it again."
+        )
+    return files, splits
 
 
-def _read_lines(file: Path | HubFile, splits: NDArray[np.uint8]) -> Iterator[Line]:
-    for (number, text), split in zip(numbered_lines(_blocks(file)), splits.tolist(), strict=False):
+def ignored(count: int) -> None:
+    """What needs no progress bar."""
+
+
+def _read_lines(files: Sequence[DataFile], splits: NDArray[np.uint8]) -> Iterator[Line]:
+    contents = ((str(path_of(file)), *found) for file in files for found in numbered_records(file))
+    for split, (file, number, content) in zip(splits.tobytes(), contents, strict=False):
         if split != UNUSED:
-            yield number, SPLITS[split], text
+            yield file, number, SPLITS[split], content
 
 
 class LineEncoder:
     """Encodes a chunk of lines."""
 
-    def __init__(self, config: SlimOrcaConfig, tokenizer_path: Path, source: str) -> None:
-        self._source, self._on_error = source, config.on_error
+    def __init__(self, config: SlimOrcaConfig, tokenizer_path: Path) -> None:
+        self._on_error = config.on_error
         # A row of seq_len positions takes one token more: the last one is only ever a label.
         self._encoder = ConversationEncoder(
             load_tokenizer(tokenizer_path), config.seq_len + 1, config.truncate, config.template
@@ -258,13 +252,13 @@ class LineEncoder:
         chunk = ChunkBuilder()
         parsed = []
         for line in lines:
-            turns = parse_turns(line, self._source, self._on_error)
+            set_name, turns = line[2], parse_turns(line, self._on_error)
             if turns is None:
-                chunk.drop(line[1], "broken lines")
+                chunk.drop(set_name, "broken lines")
             elif turns and (reason := what_is_missing(turns)):
-                chunk.drop(line[1], reason)
+                chunk.drop(set_name, reason)
             elif turns:
-                parsed.append((line[1], turns))
+                parsed.append((set_name, turns))
         encoded = self._encoder.encode_batch([turns for _, turns in parsed])
         for (split, _), conversation in zip(parsed, encoded, strict=True):
             if conversation is None:
@@ -274,18 +268,25 @@ class LineEncoder:
         return chunk.build()
 
 
-def parse_turns(line: Line, source: str, on_error: Literal["raise", "skip"]) -> list[Turn] | None:
-    """The turns of a line, none if it is blank; None for a broken one that may be skipped."""
-    number, _, text = line
-    if not text.strip():
-        return []
+def parse_turns(line: Line, on_error: Literal["raise", "skip"]) -> list[Turn] | None:
+    """The turns of a record, none of a blank line; None for a broken one that may be skipped."""
+    file, number, _, content = line
+    remedy = "Set dataset.on_error=skip to leave out such lines."
     try:
-        remedy = "Set dataset.on_error=skip to leave out such lines."
-        return parse_line(source, number, text, parse_record, remedy)
+        if isinstance(content, bytes):
+            return parse_line(file, number, content, parse_record, remedy) if content.strip() else []
+        return parse_row(file, number, content, remedy)
     except ValueError:
         if on_error == "raise":
             raise
         return None
+
+
+def parse_row(file: str, number: int, record: dict[str, Any], remedy: str) -> list[Turn]:
+    try:
+        return parse_record(record)
+    except ValueError as error:
+        raise ValueError(f"{file}, row {number}: {error}. {remedy}") from error
 
 
 def _num_cores() -> int:

@@ -3,7 +3,6 @@
 import hashlib
 import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from dataset.text.slimorca import BUILT_IN, SlimOrcaConfig, corpus_digest, read_texts
@@ -31,7 +30,7 @@ def check_split(stored: Checkpoint, config: InstructConfig, split: str = "test",
     if not is_same_corpus and asked.source in BUILT_IN and trained.source in BUILT_IN:
         differences.append(f"{corpus_digest(asked)} instead of {corpus_digest(trained)}")
     elif not is_same_corpus:
-        differences.append(f"the corpus of dataset.data_dir={asked.data_dir} instead of that of {trained.data_dir}")
+        differences.append(f"the corpus of dataset.data_dir={asked.folder} instead of that of {trained.folder}")
     if not differences:
         return
     if not allow_other:
@@ -85,7 +84,7 @@ def _trained_corpus(data: dict[str, Any]) -> SlimOrcaConfig:
 def _known_digest(trained: SlimOrcaConfig, asked: SlimOrcaConfig) -> str | None:
     """For a checkpoint that recorded none: that of the corpus at the place where it was trained, if it is there."""
     is_built_in = trained.source in BUILT_IN
-    if not is_built_in and Path(trained.data_dir).absolute() == Path(asked.data_dir).absolute():
+    if not is_built_in and trained.folder.absolute() == asked.folder.absolute():
         return corpus_digest(asked)
     try:
         return corpus_digest(replace(trained, source=trained.source if is_built_in else "local"))

@@ -1,5 +1,6 @@
 """The options of runs on text: where conversations come from and how they become rows."""
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -42,7 +43,14 @@ class TextDataConfig(RowsConfig):
         description="auto: what lies in data_dir, else the Hub; sample: the built-in conversations; composition: questions "
         "that chain made-up facts",
     )
-    data_dir: str = "data/slimorca"
+    repo: str = Field(
+        "Open-Orca/SlimOrca",
+        min_length=1,
+        description="repository of the Hub, such as Open-Orca/OpenOrca, or a folder or file of Parquet or JSON Lines",
+    )
+    files: str | None = Field(None, description="only its files like this, such as 1M-GPT4*; null: all of one kind")
+    data_dir: str | None = Field(None, description="where its files go to; null: data/slimorca, or as repo is called")
+    sample: float = Field(1.0, gt=0, le=1, description="share of its records that is used, by a hash of what they say")
     tokenizer_path: str | None = Field(None, description="null: LLAMA_TOKENIZER, tokenizers/llama-32k, the Hub")
     subset_size: int | None = Field(1000, ge=1, description="at most so many records for training; null: all")
     test_size: Annotated[int, Field(ge=1)] | Literal["auto"] | None = Field(
@@ -67,7 +75,32 @@ class TextDataConfig(RowsConfig):
         """Whether the corpus is made here rather than read."""
         return self.source in ("sample", "composition")
 
+    @property
+    def is_of_orca(self) -> bool:
+        """Whether its records have the system prompts of the Orca corpora."""
+        return not self.is_built_in and self.repo.startswith("Open-Orca/")
+
     def problems(self) -> list[str]:
+        return self.repo_problems() + self.composition_problems()
+
+    def repo_problems(self) -> list[str]:
+        """Which options of a corpus on disk or of the Hub mean nothing here."""
+        if self.is_built_in:
+            given = self.model_dump(include={"repo", "files", "sample"}, exclude_defaults=True)
+            return [
+                f"{name}={value} changes nothing with source={self.source}. Leave one out"
+                for name, value in given.items()
+            ]
+        if not Path(self.repo).exists():
+            return []
+        given = {"source": self.source if self.source == "hub" else None, "data_dir": self.data_dir}
+        return [
+            f"{name}={value} changes nothing with repo={self.repo}, which is on this machine. Leave one out"
+            for name, value in given.items()
+            if value is not None
+        ]
+
+    def composition_problems(self) -> list[str]:
         if self.composition.mix and self.source == "composition":
             return ["composition.mix=true adds to another source, but source=composition. Leave one out"]
         given = self.composition.model_dump(exclude_defaults=True)

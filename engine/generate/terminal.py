@@ -85,10 +85,10 @@ def answer_messages(options: InstructOptions) -> None:
 
 
 def usual_system(loaded: LoadedModel) -> str:
-    """A system message of the kind that the model was trained with; the built-in corpora and chats know no such."""
+    """A system message of the kind that the model was trained with; other corpora and chats know no such."""
     config = loaded.config
-    is_of_slimorca = isinstance(config, InstructConfig) and not config.dataset.is_built_in
-    return SLIMORCA_SYSTEM_PROMPT if is_of_slimorca else ""
+    is_of_orca = isinstance(config, InstructConfig) and config.dataset.is_of_orca
+    return SLIMORCA_SYSTEM_PROMPT if is_of_orca else ""
 
 
 def read_messages(message: str | None, file: str | None) -> list[str]:

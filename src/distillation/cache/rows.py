@@ -14,9 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dataset.files.parquet import import_parquet
 from models.losses.distill import NO_MASS, UNUSED
 from src.distillation.cache.format import CacheFacts
-from src.distillation.corpus.parquet import import_parquet, write_parquet
+from src.distillation.corpus.parquet import write_parquet
 from src.distillation.targets.signal import TeacherSignal
 
 ROW_GROUP_BYTES = 1 << 20  # what is read at a time to get one row

@@ -1,6 +1,5 @@
 """From files of JSON lines to tokenized documents, in several processes where that pays, always in the same order."""
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -12,7 +11,8 @@ from numpy.typing import NDArray
 
 from dataset.files.json_stream import parse_line
 from dataset.files.jsonl import numbered_lines, read_blocks
-from dataset.text.conversation import Turn, parse_record
+from dataset.files.records import visible_files
+from dataset.text.conversation import Turn, conversation_key, is_in_share, parse_record
 from dataset.text.encoder_pool import chunked
 from dataset.text.template import ConversationEncoder
 from dataset.tokenization.lookup import open_tokenizer
@@ -41,11 +41,10 @@ class CorpusDocuments:
 
 
 def find_jsonl(root: Path, recursive: bool) -> list[Path]:
-    """The files of JSON lines in a folder, sorted; those in hidden folders are half-finished downloads."""
+    """The files of JSON lines in a folder, sorted, but not half-finished downloads."""
     if root.is_file():
         return [root]
-    found = [path for path in root.rglob("*") if path.is_file() and path.name.endswith(SUFFIXES)]
-    visible = sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(root).parts))
+    visible = visible_files(root, SUFFIXES)
     chosen = [path for path in visible if recursive or path.parent == root]
     if not chosen:
         hint = f"{len(visible)} lie in its subfolders: add --recursive." if visible else "Check --input."
@@ -87,10 +86,10 @@ class DocumentEncoder:
                     continue
                 key = content
             else:
-                key = "\x1e".join(f"{turn.role}\x1f{turn.text}" for turn in content)
+                key = conversation_key(content)
             numbers.append(number)
             contents.append(content)
-            is_val.append(is_held_out(key, self._val_fraction))
+            is_val.append(is_in_share(key, self._val_fraction))
         documents = self._encode_all(contents)
         kept = [index for index, document in enumerate(documents) if document is not None]
         skipped["without an answer"] += len(documents) - len(kept)
@@ -128,9 +127,3 @@ def parse_content(record: Any) -> str | list[Turn]:
     if not is_unicode(text):
         raise ValueError("the text is not valid Unicode (half of a surrogate pair)")
     return text
-
-
-def is_held_out(text: str, fraction: float) -> bool:
-    """By a hash of the text alone: under any tokenizer, and copies of a document go the same way."""
-    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") < fraction * 2.0**64

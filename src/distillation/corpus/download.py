@@ -13,21 +13,17 @@ from typing import Any
 from tqdm import tqdm
 
 from dataset.files.disk import disk_errors, new_file, write_file
-from dataset.files.download import HubUnreachable, find_hub_file, hub_files
-from dataset.files.json_file import read_json
+from dataset.files.download import HubUnreachable, find_hub_file
 from dataset.files.json_stream import read_values
-from dataset.files.jsonl import read_blocks
+from dataset.files.parquet import parquet_records
+from dataset.files.records import repository_names, text_blocks
 from dataset.text.conversation import has_answer, parse_record
 from dataset.tokenization.protocol import is_unicode
 from engine.entry import INTERRUPTED
 from src.distillation.corpus.manifest import SourceNote, note_path, read_note
-from src.distillation.corpus.parquet import import_parquet
 from src.distillation.corpus.plans import BASELINE, CATEGORIES, CURRICULUM, HubSource, Row
 
 RAW_FOLDER = ".downloads"  # hidden, so that no half-finished file is taken for data
-
-NAMES_FILE = "names.json"
-ROWS_AT_A_TIME = 1000
 
 
 def main_baseline(data_dir: Path, argv: list[str] | None = None) -> None:
@@ -196,39 +192,24 @@ def read_records(repo: str, pattern: str, folder: Path, by_hand: Path) -> Iterat
         target = folder / f"{number:04d}-{Path(name).name}"
         file = target if target.is_file() else find_hub_file(repo, name, target)
         if name.endswith(".parquet"):
-            yield from _parquet_records(file if isinstance(file, Path) else file.fetch())
+            yield from parquet_records(file if isinstance(file, Path) else file.fetch())
         else:
-            blocks = read_blocks(file) if isinstance(file, Path) else file.blocks()
-            for _, record in read_values(blocks, f"{repo}/{name}"):
+            for _, record in read_values(text_blocks(file), f"{repo}/{name}"):
                 yield record
 
 
 def _names(repo: str, pattern: str, folder: Path, by_hand: Path) -> list[str]:
-    """The files that match, as they were when the download began: `folder` remembers them."""
-    known = folder / NAMES_FILE
-    if known.is_file():
-        return read_json(known, list, "Remove it and run again.")
-    _, files = hub_files(repo, by_hand)
-    names = sorted(fnmatch.filter(files, pattern))
-    if not names:
+    """The files that match, as they were when the download began."""
+
+    def matching(names: Sequence[str]) -> list[str]:
+        if found := sorted(fnmatch.filter(names, pattern)):
+            return found
         raise ValueError(
-            f"The repository {repo} holds no file like {pattern}, only {', '.join(sorted(files)[:10])}. Its files were "
+            f"The repository {repo} holds no file like {pattern}, only {', '.join(sorted(names)[:10])}. Its files were "
             f"renamed: look at its page and put the rows into {by_hand} by hand."
         )
-    write_file(known, json.dumps(names))
-    return names
 
-
-def _parquet_records(path: Path) -> Iterator[Any]:
-    parquet = import_parquet()
-    import pyarrow as pa
-
-    try:
-        with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(ROWS_AT_A_TIME):
-                yield from batch.to_pylist()
-    except pa.ArrowException as error:
-        raise ValueError(f"{path} is not a parquet file or is damaged: {error}. Remove it and run again.") from error
+    return repository_names(repo, matching, folder, by_hand)
 
 
 def _raw_folder(source: HubSource, data_dir: Path) -> Path:

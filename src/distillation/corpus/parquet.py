@@ -1,4 +1,4 @@
-"""Parquet shards: pyarrow or how to get it, a table written to disk, and rows read from the files that a list names."""
+"""Parquet shards: a table written to disk, and rows read from the files that a list names."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -9,19 +9,12 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from dataset.files.disk import disk_errors, file_sha256
+from dataset.files.parquet import import_parquet
 
 KEPT_GROUPS = 64  # row groups that stay unpacked in memory, of some megabytes each
 KEPT_FILES = 128
 
 Row = TypeVar("Row")
-
-
-def import_parquet() -> Any:
-    try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ValueError('Parquet files need the package pyarrow. Install it: pip install -e ".[distill]"') from error
-    return pyarrow.parquet
 
 
 def write_parquet(path: Path, content: Any, **options: Any) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from dataset.files.disk import disk_errors, exclusive_lock, file_sha256
+from dataset.files.parquet import import_parquet
 from dataset.text.encoder_pool import EncoderPool
 from dataset.tokenization.lookup import open_tokenizer
 from src.distillation.corpus.documents import (
@@ -32,7 +33,6 @@ from src.distillation.corpus.manifest import (
     tokenizer_facts,
 )
 from src.distillation.corpus.options import PreprocessOptions
-from src.distillation.corpus.parquet import import_parquet
 from src.distillation.corpus.shards import ShardWriter, cut_into_pieces, remove_unnamed_shards, rows_per_shard
 
 USUAL_COMPRESSION = 5  # of text by gzip and zstd

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from dataset.common import IGNORE_LABEL_ID
 from dataset.files.disk import disk_errors, file_sha256
+from dataset.files.parquet import import_parquet
 from dataset.text.packing import RowPlanner
 from src.distillation.corpus.documents import CorpusDocuments
 from src.distillation.corpus.manifest import MANIFEST_FILE, Shard, Split, load_manifest
-from src.distillation.corpus.parquet import import_parquet, write_parquet
+from src.distillation.corpus.parquet import write_parquet
 
 BYTES_PER_TOKEN = 4.3  # of a shard, measured with a vocabulary of 32000: half are ids, half are labels
 ROW_GROUP_TOKENS = 1 << 15  # what is read at a time to get one row

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import dataset.files.disk
 import dataset.files.download
 import dataset.text.slimorca
-from dataset.files.jsonl import UNUSED, assign_splits, numbered_lines
+from dataset.files.jsonl import UNUSED, assign_splits, line_counts, numbered_lines
 from dataset.text.slimorca import InstructCorpus, SlimOrcaConfig, corpus_digest, load_corpus
 from dataset.text.token_store import DocumentStore
 from tests.dataset.instruct_samples import FakeHub, make_lines, make_record
@@ -119,16 +119,17 @@ def test_lines_are_assigned_as_they_are_numbered(
     lines = list(numbered_lines(texts))
     assert b"".join(texts).split(b"\n")[: len(lines)] == [line for _, line in lines]
     assert [number for number, _ in lines] == list(range(1, len(lines) + 1))
-    every = assign_splits(texts, seed, test_ratio, (None, None))
+    whole = [np.ones(count, dtype=np.bool_) for count in line_counts(texts)]
+    every = assign_splits(whole, seed, test_ratio, (None, None))
     assert len(every) == len(lines)
-    some = assign_splits(texts, seed, test_ratio, sizes)
+    some = assign_splits(whole, seed, test_ratio, sizes)
     for split in (0, 1):
         np.testing.assert_array_equal(np.flatnonzero(some == split), np.flatnonzero(every == split)[: sizes[split]])
     assert len(some) == 0 or some[-1] != UNUSED
 
 
 def test_the_share_of_test_lines_is_the_ratio() -> None:
-    splits = assign_splits([b"\n" * 100_000], seed=3, test_ratio=0.05, sizes=(None, None))
+    splits = assign_splits([np.ones(100_000, dtype=np.bool_)], seed=3, test_ratio=0.05, sizes=(None, None))
     assert 0.047 < (splits == 1).mean() < 0.053
 
 

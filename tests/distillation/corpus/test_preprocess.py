@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import src.distillation.corpus.preprocess
-from src.distillation.corpus.documents import CorpusDocuments, is_held_out
+from dataset.text.conversation import is_in_share
+from src.distillation.corpus.documents import CorpusDocuments
 from src.distillation.corpus.options import PreprocessOptions
 from src.distillation.corpus.shards import cut_into_pieces, pack
 from tests.distillation.corpus_samples import (
@@ -165,7 +166,7 @@ def test_documents_are_held_out_by_their_text_alone(tmp_path: Path) -> None:
     assert all(len(splits) == 1 for splits in split_of.values())
     held_out = [text for text, splits in split_of.items() if splits == {"val"}]
     assert 20 <= len(held_out) <= 60
-    assert sorted(held_out) == sorted(record["text"] for record in same if is_held_out(record["text"], 0.2))
+    assert sorted(held_out) == sorted(record["text"] for record in same if is_in_share(record["text"], 0.2))
 
 
 def test_the_result_does_not_depend_on_the_number_of_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,7 @@
 """What the border refuses that no single option can."""
 
+from pathlib import Path
+
 import pytest
 
 from engine.config.check import check
@@ -15,6 +17,28 @@ def test_options_of_questions_that_are_not_asked_are_refused() -> None:
         check(InstructConfig, composed("cfg_pretrain_instruct", words))
     for asked in ("dataset.composition.mix=true", "dataset.source=composition"):
         check(InstructConfig, composed("cfg_pretrain_instruct", [*words, asked]))
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["dataset.repo=Open-Orca/OpenOrca", "dataset.source=sample"], "repo=Open-Orca/OpenOrca"),
+        (["dataset.sample=0.5", "dataset.source=composition"], "sample=0.5"),
+        (["dataset.repo=HERE", "dataset.source=hub"], "source=hub"),
+        (["dataset.repo=HERE", "dataset.data_dir=x"], "data_dir=x"),
+    ],
+)
+def test_options_of_a_corpus_that_is_not_read_are_refused(words: list[str], told: str, tmp_path: Path) -> None:
+    words = [word.replace("HERE", str(tmp_path)) for word in words]
+    with pytest.raises(ConfigError, match=told):
+        check(InstructConfig, composed("cfg_pretrain_instruct", words))
+    check(InstructConfig, composed("cfg_pretrain_instruct", words[:1]))
+
+
+@pytest.mark.parametrize(("repo", "is_of_orca"), [("Open-Orca/SlimOrca", True), ("someone/else", False)])
+def test_only_orca_corpora_have_their_system_prompts(repo: str, is_of_orca: bool) -> None:
+    config = check(InstructConfig, composed("cfg_pretrain_instruct", [f"dataset.repo={repo}"]))
+    assert config.dataset.is_of_orca == is_of_orca
 
 
 def test_a_model_that_reads_once_is_not_evaluated_deeper() -> None:
