@@ -3,12 +3,13 @@
 import resource
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine.build.compiling import Attention, compile_networks
@@ -93,13 +94,16 @@ def product_rate(products: Counter[Product], runtime: Runtime) -> float:
     """FLOP/s of bare matrix products in the very shapes, layouts and proportions of a step."""
     flops = seconds = 0.0
     for product, count in products.items():
-        left, right = (
-            torch.empty_strided(shape, stride, dtype=product.dtype, device=runtime.device).normal_()
-            for shape, stride in (product.left, product.right)
-        )
+        left, right = (filled(shape, stride, product.dtype, runtime) for shape, stride in (product.left, product.right))
         seconds += count * product_seconds(left, right, runtime)
         flops += count * product.flops
     return flops / seconds
+
+
+def filled(shape: Sequence[int], stride: Sequence[int], dtype: torch.dtype, runtime: Runtime) -> Tensor:
+    """Random numbers laid out so; an expanded operand has a stride of 0, so the storage is filled, not the view."""
+    size = 1 + sum((length - 1) * step for length, step in zip(shape, stride, strict=True))
+    return torch.randn(size, dtype=dtype, device=runtime.device).as_strided(shape, stride)
 
 
 def peak_memory(runtime: Runtime) -> int:

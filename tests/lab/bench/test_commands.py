@@ -17,6 +17,19 @@ def test_bench_train_counts_operations_and_compares_with_bare_products():
     assert found["steps_per_s"] > 0 and json.dumps(found)
 
 
+def test_a_network_that_mixes_cells_by_an_mlp_is_timed_too():
+    """Its products have expanded operands, whose rows share their memory."""
+    args = Namespace(positions=9, vocab_size=7, rows=4, steps=1, depth=1, compare=False, profile=None)
+    words = [
+        "arch=trm",
+        "arch.puzzle_emb_ndim=0",
+        "arch.puzzle_emb_len=0",
+        "arch.mlp_t=true",
+        "arch.pos_encodings=none",
+    ]
+    assert commands.train(args, words + TINY)["ratio"] > 0
+
+
 def test_bench_of_text_compares_with_the_plain_way():
     args = Namespace(positions=256, vocab_size=300, rows=2, steps=1, depth=1, compare=True, profile=None)
     found = commands.train(args, ["arch=trm_text", *TINY])
