@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
@@ -115,20 +115,43 @@ class RowSource(Protocol):
         ...
 
 
-class RowDataset(ResumableDataset):
-    """Rows of text: every one exactly once an epoch in training, in order in testing; the last batch may be short."""
+class Stage(NamedTuple):
+    """Rows that take the place of those before from an epoch on."""
 
-    def __init__(self, rows: RowSource, config: CursorConfig, set_name: str) -> None:
+    first_epoch: int
+    rows: RowSource
+
+
+class RowDataset(ResumableDataset):
+    """Rows of text: every one exactly once an epoch in training, in order in testing; the last batch may be short.
+
+    In training `later` rows may follow, stage after stage.
+    """
+
+    def __init__(self, rows: RowSource, config: CursorConfig, set_name: str, later: Sequence[Stage] = ()) -> None:
         super().__init__(config.is_test)
-        rows.check_enough(config.global_batch_size, config.is_test)
+        self.stages = [Stage(0, rows), *later]
+        for stage in self.stages:
+            stage.rows.check_enough(config.global_batch_size, config.is_test)
         self.rows, self.config, self.set_name = rows, config, set_name
 
-    @property
-    def batches_per_epoch(self) -> int:
-        return -(-len(self.rows) // self.config.global_batch_size)
+    def stage_of(self, epoch: int) -> int:
+        """The number of the stage that an epoch belongs to, from 0."""
+        return sum(stage.first_epoch <= epoch for stage in self.stages[1:])
+
+    def batches_of(self, epoch: int) -> int:
+        return -(-len(self.stages[self.stage_of(epoch)].rows) // self.config.global_batch_size)
 
     def num_batches(self, iteration: int = 1) -> int:
-        return self.batches_per_epoch * (1 if self.config.is_test else len(self.config.epochs_of(iteration)))
+        return sum(map(self.batches_of, [0] if self.config.is_test else self.config.epochs_of(iteration)))
+
+    def stage_at(self, iteration: int, batch: int) -> int:
+        """The number of the stage that a batch of an iteration belongs to."""
+        for epoch in self.config.epochs_of(iteration):
+            batch -= self.batches_of(epoch)
+            if batch < 0:
+                break
+        return self.stage_of(epoch)
 
     def start_from(self, iteration: int, batches_done: int) -> None:
         if batches_done > self.num_batches(iteration):
@@ -139,18 +162,20 @@ class RowDataset(ResumableDataset):
         super().start_from(iteration, batches_done)
 
     def _test_items(self) -> Iterator[LoaderItem]:
-        return self._items(self.rows.in_order(), range(self.batches_per_epoch), 0)
+        return self._items(self.rows, self.rows.in_order(), range(self.num_batches()), 0)
 
     def _train_items(self, iteration: int, skip: int) -> Iterator[LoaderItem]:
-        per_epoch, position = self.batches_per_epoch, 0
-        for index, epoch in enumerate(self.config.epochs_of(iteration)):
-            left_out = min(max(skip - index * per_epoch, 0), per_epoch)
-            if left_out < per_epoch:
-                order = self.rows.shuffled(self.config.seed, epoch)
-                yield from self._items(order, range(left_out, per_epoch), position)
-                position += per_epoch - left_out
+        position = 0
+        for epoch in self.config.epochs_of(iteration):
+            left_out = min(skip, self.batches_of(epoch))
+            skip -= left_out
+            left = range(left_out, self.batches_of(epoch))
+            if left:
+                rows = self.stages[self.stage_of(epoch)].rows
+                yield from self._items(rows, rows.shuffled(self.config.seed, epoch), left, position)
+                position += len(left)
 
-    def _items(self, order: Any, batches: range, position: int) -> Iterator[LoaderItem]:
+    def _items(self, rows: RowSource, order: Any, batches: range, position: int) -> Iterator[LoaderItem]:
         """`position` counts batches since `iter()`."""
         size = self.config.global_batch_size
         local = size // self.config.world_size
@@ -159,4 +184,4 @@ class RowDataset(ResumableDataset):
                 start, stop = number * size, min((number + 1) * size, len(order))
                 first = start + self.config.rank * local
                 mine = [order[index] for index in range(first, min(first + local, stop))]
-                yield self.set_name, self.rows.batch(mine, local), stop - start
+                yield self.set_name, rows.batch(mine, local), stop - start

@@ -232,7 +232,7 @@ def shuffled_answers(config: InstructConfig, runtime: Runtime, corpus: Any, trai
     metadata = text_metadata(config.dataset.seq_len, corpus.tokenizer.vocab_size, corpus.tokenizer.pad_id)
     stores = [with_shuffled_answers(corpus.train, seed) for seed in (1, 2)]
     reader, held_out = (
-        build_text.text_reader(config, metadata, store, runtime, split, is_test=split == "test")
+        build_text.text_reader(config, metadata, [store], runtime, split, is_test=split == "test")
         for store, split in zip(stores, ("train", "test"), strict=True)
     )
     head = build_text.build_text_head(config, metadata, runtime)

@@ -59,6 +59,11 @@ def conversation_key(turns: Iterable[Turn]) -> str:
     return "\x1e".join(f"{turn.role}\x1f{turn.text}" for turn in turns)
 
 
+def question_key(turns: Iterable[Turn]) -> str:
+    """What is asked in a conversation, whoever answers it and how."""
+    return "\x1e".join(turn.text for turn in turns if turn.role == "user")
+
+
 def is_in_share(text: str, share: float) -> bool:
     """By a hash of the text alone: under any tokenizer, and copies of a text go the same way."""
     digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()

@@ -8,6 +8,11 @@ from dataset.text.conversation import EncodedConversation
 from dataset.text.token_store import EncodedDocuments, join_documents
 
 
+def split_of(name: str) -> str:
+    """The split that a set belongs to: the training sets of later stages are `train 2`, `train 3`, …"""
+    return "train" if name.partition(" ")[0] == "train" else "test"
+
+
 @dataclass
 class SplitReport:
     """What became of the conversations of a split."""
@@ -82,9 +87,14 @@ class LoadReport:
         return self._sum(self.splits)
 
     @property
+    def trained(self) -> SplitReport:
+        """Of all stages."""
+        return self._sum(name for name in self.splits if split_of(name) == "train")
+
+    @property
     def held_out(self) -> SplitReport:
         """Of all sets that are not trained on."""
-        return self._sum(name for name in self.splits if name != "train")
+        return self._sum(name for name in self.splits if split_of(name) == "test")
 
     def _sum(self, names: Iterable[str]) -> SplitReport:
         total = SplitReport()
@@ -100,7 +110,7 @@ class LoadReport:
         total = self.total
         return (
             f"{self.source}: {self.records} records read in {self.seconds:.1f} s\n"
-            f"  kept: {self.splits['train'].conversations} train, {self.held_out.conversations} test "
+            f"  kept: {self.trained.conversations} train, {self.held_out.conversations} test "
             f"({total.truncated} of them truncated)\n"
             f"  skipped: {described(total.dropped)}\n"
             f"  tokens: {total.tokens}, of which {total.trained_tokens} are trained"

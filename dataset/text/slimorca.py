@@ -5,26 +5,25 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from dataset.files.json_stream import parse_line
 from dataset.files.jsonl import SPLITS, UNUSED, assign_splits
-from dataset.files.records import Content, DataFile, numbered_records, path_of, text_blocks
+from dataset.files.records import DataFile, numbered_records, path_of, text_blocks
 from dataset.text.composition import CompositionOptions, make_composition_records, whole_pieces
-from dataset.text.conversation import Turn, parse_record, what_is_missing
+from dataset.text.conversation import question_key
 from dataset.text.corpus_files import SLIMORCA, CorpusPlace, wanted_records
-from dataset.text.encoded import ChunkBuilder, EncodedChunk, LoadReport, SplitReport
+from dataset.text.encoded import LoadReport, SplitReport, split_of
 from dataset.text.encoder_pool import EncoderPool, chunked
+from dataset.text.line_encoder import Line, LineEncoder, parse_turns
 from dataset.text.sample_corpus import Record, make_sample_records, sample_tokenizer
-from dataset.text.template import ConversationEncoder
 from dataset.text.token_store import DocumentStore, DocumentStoreBuilder
 from dataset.tokenization.lookup import find_tokenizer, load_tokenizer
 from dataset.tokenization.protocol import Tokenizer
@@ -34,8 +33,6 @@ DIGEST_BYTES = 1 << 20  # less than the first step of a download
 BUILT_IN = {"sample": "built-in sample corpus", "composition": "made-up facts"}
 POOL_PAYS_LINES = 20_000  # starting processes costs seconds where they are spawned, not forked
 MAX_PROCESSES = 8  # more would wait for the one that reads
-
-Line = tuple[str, int, str, Content]  # file, line or row number, train or the name of a held-out set, record
 
 
 @dataclass(frozen=True)
@@ -58,6 +55,7 @@ class SlimOrcaConfig:
     sample_tasks: list[str] | None = None  # its kinds of questions; None: all
     composition: CompositionOptions = CompositionOptions()
     template: Literal["markers", "plain"] = "markers"
+    later: tuple["SlimOrcaConfig", ...] = ()  # corpora that follow, of which all is for training
 
     @property
     def folder(self) -> Path:
@@ -85,11 +83,12 @@ class SlimOrcaConfig:
 
 @dataclass(frozen=True)
 class InstructCorpus:
-    """A tokenized corpus in memory."""
+    """A tokenized corpus in memory, with those that follow it."""
 
     tokenizer: Tokenizer
     train: DocumentStore
     test: DocumentStore
+    stages: list[range]  # which documents of `train` each stage has
     test_sets: dict[str, range]  # which documents of `test` each held-out set has; the first set decides what is best
     report: LoadReport
 
@@ -116,7 +115,9 @@ def load_corpus(
     builders = {split: DocumentStoreBuilder(tokenizer.vocab_size) for split in SPLITS}
     report = LoadReport(used.source, {name: SplitReport() for name in used.sets})
     num_processes = min(_num_cores(), MAX_PROCESSES) if used.count >= POOL_PAYS_LINES else 1
-    make_encoder = partial(LineEncoder, config, used.tokenizer_path)
+    # A row of seq_len positions takes one token more: the last one is only ever a label.
+    how = (config.seq_len + 1, config.truncate, config.template, config.on_error)
+    make_encoder = partial(LineEncoder, used.tokenizer_path, *how, held_out_questions(config, used.tokenizer_path))
     with (
         tqdm(total=used.count, desc="tokenizing", unit=" records", disable=not progress) as bar,
         EncoderPool(make_encoder, num_processes) as pool,
@@ -128,23 +129,32 @@ def load_corpus(
                 report.splits[name].add(found)
             bar.update(report.records - bar.n)
     report.seconds = time.monotonic() - start
-    test_sets, start = {}, 0
-    for name in used.sets[1:]:
-        stop = start + report.splits[name].conversations
-        test_sets[name], start = range(start, stop), stop
-    return InstructCorpus(tokenizer, builders["train"].build(), builders["test"].build(), test_sets, report)
+    sets = {split: _documents_of([name for name in used.sets if split_of(name) == split], report) for split in SPLITS}
+    stores = {split: builder.build() for split, builder in builders.items()}
+    return InstructCorpus(tokenizer, stores["train"], stores["test"], [*sets["train"].values()], sets["test"], report)
 
 
-def split_of(name: str) -> str:
-    """The split that a set belongs to."""
-    return "train" if name == "train" else "test"
+def _documents_of(sets: Sequence[str], report: LoadReport) -> dict[str, range]:
+    """Which documents of their common store each set has."""
+    ends = np.cumsum([report.splits[name].conversations for name in sets], dtype=np.int64).tolist()
+    return {name: range(end - report.splits[name].conversations, end) for name, end in zip(sets, ends, strict=True)}
+
+
+def held_out_questions(config: SlimOrcaConfig, tokenizer_path: Path) -> frozenset[str]:
+    """What is asked in the records that are held out, where later stages might ask it too."""
+    if not config.later:
+        return frozenset()
+    lines = _used_lines(replace(config, later=()), tokenizer_path, progress=False).lines
+    found = (parse_turns(line, config.on_error) for line in lines if split_of(line[2]) == "test")
+    return frozenset(question_key(turns) for turns in found if turns)
 
 
 def read_texts(
     config: SlimOrcaConfig, tokenizer_path: str | Path | None = None, splits: Sequence[str] = SPLITS
 ) -> Iterator[list[str]]:
     """The messages of one record of these splits after the other, as they stand in the corpus."""
-    used = _used_lines(config, tokenizer_path, progress=False)
+    later = config.later if "train" in splits else ()
+    used = _used_lines(replace(config, later=later), tokenizer_path, progress=False)
     for line in used.lines:
         if split_of(line[2]) in splits and (turns := parse_turns(line, config.on_error)):
             yield [turn.text for turn in turns]
@@ -178,7 +188,12 @@ def _used_lines(config: SlimOrcaConfig, tokenizer_path: str | Path | None, progr
         added, num_added = _numbered(made := make_composition_records(config.composition, config.seed), config)
         read, count = chain(read, added), count + num_added
         sets += [name for name in made if name != "train"]
-    return UsedLines(read, count, tokenizer_path, str(path_of(files[0])) if len(files) == 1 else config.repo, sets)
+    source = str(path_of(files[0])) if len(files) == 1 else config.repo
+    for number, stage in enumerate(config.later, start=2):
+        files, splits = _split_records(stage, progress)
+        read = chain(read, _read_lines(files, splits, (name := f"train {number}",)))
+        count, source, sets = count + int((splits != UNUSED).sum()), f"{source}, {stage.repo}", [*sets, name]
+    return UsedLines(read, count, tokenizer_path, source, sets)
 
 
 def _made_records(config: SlimOrcaConfig) -> dict[str, list[Record]]:
@@ -231,62 +246,11 @@ def ignored(count: int) -> None:
     """What needs no progress bar."""
 
 
-def _read_lines(files: Sequence[DataFile], splits: NDArray[np.uint8]) -> Iterator[Line]:
+def _read_lines(files: Sequence[DataFile], splits: NDArray[np.uint8], names: Sequence[str] = SPLITS) -> Iterator[Line]:
     contents = ((str(path_of(file)), *found) for file in files for found in numbered_records(file))
     for split, (file, number, content) in zip(splits.tobytes(), contents, strict=False):
         if split != UNUSED:
-            yield file, number, SPLITS[split], content
-
-
-class LineEncoder:
-    """Encodes a chunk of lines."""
-
-    def __init__(self, config: SlimOrcaConfig, tokenizer_path: Path) -> None:
-        self._on_error = config.on_error
-        # A row of seq_len positions takes one token more: the last one is only ever a label.
-        self._encoder = ConversationEncoder(
-            load_tokenizer(tokenizer_path), config.seq_len + 1, config.truncate, config.template
-        )
-
-    def __call__(self, lines: list[Line]) -> EncodedChunk:
-        chunk = ChunkBuilder()
-        parsed = []
-        for line in lines:
-            set_name, turns = line[2], parse_turns(line, self._on_error)
-            if turns is None:
-                chunk.drop(set_name, "broken lines")
-            elif turns and (reason := what_is_missing(turns)):
-                chunk.drop(set_name, reason)
-            elif turns:
-                parsed.append((set_name, turns))
-        encoded = self._encoder.encode_batch([turns for _, turns in parsed])
-        for (split, _), conversation in zip(parsed, encoded, strict=True):
-            if conversation is None:
-                chunk.drop(split, "without room for their answer")
-            else:
-                chunk.keep(split, [conversation])
-        return chunk.build()
-
-
-def parse_turns(line: Line, on_error: Literal["raise", "skip"]) -> list[Turn] | None:
-    """The turns of a record, none of a blank line; None for a broken one that may be skipped."""
-    file, number, _, content = line
-    remedy = "Set dataset.on_error=skip to leave out such lines."
-    try:
-        if isinstance(content, bytes):
-            return parse_line(file, number, content, parse_record, remedy) if content.strip() else []
-        return parse_row(file, number, content, remedy)
-    except ValueError:
-        if on_error == "raise":
-            raise
-        return None
-
-
-def parse_row(file: str, number: int, record: dict[str, Any], remedy: str) -> list[Turn]:
-    try:
-        return parse_record(record)
-    except ValueError as error:
-        raise ValueError(f"{file}, row {number}: {error}. {remedy}") from error
+            yield file, number, names[split], content
 
 
 def _num_cores() -> int:

@@ -154,7 +154,7 @@ def compared_rows(leaving: Leaving) -> tuple[list[list[int]], str]:
                 {} if config.dataset.is_built_in else {"source": "local"}
             )
             data = config.dataset.model_copy(update=few)
-            documents = load_text(config.model_copy(update={"dataset": data}), progress=False).test
+            documents = load_text(config.model_copy(update={"dataset": data}), progress=False, first_only=True).test
     except (ValueError, OSError) as problem:
         print(f"note: comparing on a text of ours, not on held-out ones: {problem}", file=sys.stderr)
     if documents is not None and len(documents):

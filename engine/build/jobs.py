@@ -68,7 +68,8 @@ class HydraJob(Job, Generic[Config]):
             trackers=config.tracker,
             eval_only=config.eval_only,
             to_hold_out=self.to_hold_out,
-            lengths=f"epochs={config.epochs}" + (f" and max_steps={config.max_steps}" if config.max_steps else ""),
+            lengths=f"epochs={config.total_epochs}"
+            + (f" and max_steps={config.max_steps}" if config.max_steps else ""),
         )
 
     def directory(self, runtime: Runtime, say: Notices) -> RunDirectory:
@@ -100,19 +101,21 @@ class HydraJob(Job, Generic[Config]):
     def moved_trainer(self, checkpoint: Checkpoint, source: Source) -> dict[str, Any] | None:
         """The trainer state where epochs or intervals between evaluations changed: its place in the data counts those."""
         former, trainer, config = checkpoint.config() or {}, checkpoint.trainer, self.config
-        epochs, interval = former.get("epochs"), former.get("eval_interval")
-        if trainer is None or not isinstance(epochs, int) or not isinstance(interval, int | None):
+        epochs, interval = epochs_of(former), former.get("eval_interval")
+        if trainer is None or epochs is None or not isinstance(interval, int | None):
             return None
         epochs_per_iteration = min(interval or epochs, epochs)
-        if (epochs, epochs_per_iteration) == (config.epochs, config.epochs_per_iteration):
+        if (epochs, epochs_per_iteration) == (config.total_epochs, config.epochs_per_iteration):
             return None
         with saved_errors(checkpoint.path / TRAINER_FILE):
             state = state_of(trainer)
-        epochs_before = min((state.iteration - 1) * epochs_per_iteration, epochs)  # the last iteration may be shorter
-        iterations, rest = divmod(epochs_before, config.epochs_per_iteration)
-        batches = rest * source.batches_per_epoch + state.batches_done
-        more, left = divmod(batches, config.epochs_per_iteration * source.batches_per_epoch)
-        state = replace(state, iteration=iterations + int(more) + 1, batches_done=int(left))
+        before = min((state.iteration - 1) * epochs_per_iteration, epochs)  # the last iteration may be shorter
+        first = before - before % config.epochs_per_iteration
+        batches = sum(map(source.batches_of, range(first, before))) + state.batches_done
+        while batches >= (whole := sum(map(source.batches_of, range(first, first + config.epochs_per_iteration)))):
+            first, batches = first + config.epochs_per_iteration, batches - whole
+        iteration = first // config.epochs_per_iteration + 1
+        state = replace(state, iteration=iteration, batches_done=int(batches))
         return trainer | {"state": asdict(state)}
 
     def fit_length(self, total_steps: int, say: Notices) -> None:
@@ -120,7 +123,7 @@ class HydraJob(Job, Generic[Config]):
         config, longest = self.config, total_steps // 10
         if config.max_steps is not None and total_steps < config.max_steps:
             say(
-                f"note: max_steps={config.max_steps} is never reached: epochs={config.epochs} are {total_steps} steps. "
+                f"note: max_steps={config.max_steps} is never reached: epochs={config.total_epochs} are {total_steps} steps. "
                 "To train for longer raise epochs"
             )
         if config.lr_warmup_steps > longest:
@@ -189,7 +192,7 @@ class TextJob(HydraJob[TextConfigT]):
         return replace(super().settings, ema_is_warmed_up=True)  # puzzles keep the plain rate of the reference
 
     @abstractmethod
-    def open_source(self, runtime: Runtime) -> TextSource:
+    def open_source(self, start: RunStart) -> TextSource:
         """The conversations."""
 
     def about_held_out(self) -> str:
@@ -201,7 +204,7 @@ class TextJob(HydraJob[TextConfigT]):
 
     def compose(self, start: RunStart) -> RunParts:
         check_attention(self.config.attention, start.runtime)
-        source = self.open_source(start.runtime)
+        source = self.open_source(start)
         asked, fitting = self.config.global_batch_size, source.global_batch_size
         if fitting < asked:
             start.say(f"note: too few training examples for global_batch_size={asked}; taking {fitting}")
@@ -221,8 +224,8 @@ class InstructJob(TextJob[InstructConfig]):
     def check_held_out(self, checkpoint: Checkpoint) -> None:
         check_split(checkpoint, self.config)
 
-    def open_source(self, runtime: Runtime) -> TextSource:
-        return build_text.build_text(self.config, runtime, train=not self.config.eval_only)
+    def open_source(self, start: RunStart) -> TextSource:
+        return build_text.build_text(self.config, start.runtime, train=not self.config.eval_only, say=start.say)
 
     def about_held_out(self) -> str:
         data = self.config.dataset
@@ -234,8 +237,17 @@ class ChatJob(TextJob[ChatConfig]):
 
     to_hold_out = "build the data set with a smaller --train-split"
 
-    def open_source(self, runtime: Runtime) -> TextSource:
-        return build_text.build_chat(self.config, runtime, train=not self.config.eval_only)
+    def open_source(self, start: RunStart) -> TextSource:
+        return build_text.build_chat(self.config, start.runtime, train=not self.config.eval_only)
+
+
+def epochs_of(config: dict[str, Any]) -> int | None:
+    """How many epochs a run of this config has, over all its corpora."""
+    epochs, data = config.get("epochs"), config.get("dataset")
+    stages = data.get("stages") if isinstance(data, dict) else None
+    if not isinstance(epochs, int):
+        return None
+    return sum(stage.get("epochs") or epochs for stage in stages) if isinstance(stages, list) else epochs
 
 
 def head_of(task: Task) -> ACTLossHead | TextLossHead:

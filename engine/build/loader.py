@@ -1,13 +1,15 @@
 """Batches of a data set, read ahead by worker processes."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch.utils.data import DataLoader
 
 from dataset.common import LoaderItem
-from dataset.cursor import ResumableDataset
+from dataset.cursor import ResumableDataset, RowDataset
 from engine.runtime.devices import Runtime
+
+TrainItems = Callable[[int, int], Iterable[LoaderItem]]  # what RunData.train_items is
 
 
 def load_batches(
@@ -29,11 +31,27 @@ def load_batches(
 
 def train_items(
     dataset: ResumableDataset, num_workers: int, runtime: Runtime, *, own_generator: bool = False
-) -> Callable[[int, int], Iterable[LoaderItem]]:
-    """What RunData.train_items is: the batches of an iteration but for its first ones."""
+) -> TrainItems:
+    """The batches of an iteration but for its first ones."""
 
     def items(iteration: int, batches_done: int) -> Iterable[LoaderItem]:
         dataset.start_from(iteration, batches_done)
         return load_batches(dataset, num_workers, runtime, own_generator=own_generator)
 
     return items
+
+
+def announced(items: TrainItems, dataset: RowDataset, announce: Callable[[int], None]) -> TrainItems:
+    """The same; `announce` is told the number of a stage before its first batch, or the first one after a resume."""
+    known: int | None = None
+
+    def read(iteration: int, batches_done: int) -> Iterator[LoaderItem]:
+        nonlocal known
+        for number, item in enumerate(items(iteration, batches_done), start=batches_done):
+            stage = dataset.stage_at(iteration, number)
+            if stage != known:
+                announce(stage)
+            known = stage
+            yield item
+
+    return read

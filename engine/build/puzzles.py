@@ -114,7 +114,7 @@ class Source:
     total_steps: int
     iterations: int
     steps_per_epoch: float
-    batches_per_epoch: float
+    batches_of: Callable[[int], float]  # an epoch, counted from 0
     train_rows: int  # of an epoch
     train_tokens: int  # of an epoch
     files: Sequence[Path] = ()  # to be kept with every checkpoint
@@ -160,7 +160,7 @@ def build_puzzles(config: PretrainConfig, runtime: Runtime) -> Source:
         total_steps=max(total_steps, 1),
         iterations=config.iterations,
         steps_per_epoch=rows / config.global_batch_size,
-        batches_per_epoch=rows / config.global_batch_size,
+        batches_of=lambda epoch: rows / config.global_batch_size,
         train_rows=round(rows),
         train_tokens=round(rows * metadata.seq_len),
     )

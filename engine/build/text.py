@@ -1,9 +1,9 @@
 """The text half of composing: turns a checked config into conversations, model and task."""
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import accumulate, chain
 from typing import Any
 
 import numpy as np
@@ -12,14 +12,14 @@ from torch import Tensor
 
 from dataset.chat.reader import chat_splits, chat_tokenizer_folder, open_chat_data
 from dataset.common import Batch, PuzzleDatasetMetadata, text_metadata
-from dataset.cursor import CursorConfig, RowDataset
+from dataset.cursor import CursorConfig, RowDataset, Stage
 from dataset.text.composition import CompositionOptions, make_composition_records
 from dataset.text.packing import DocumentRows, fill_batch
 from dataset.text.slimorca import InstructCorpus, SlimOrcaConfig, corpus_digest, load_corpus, read_texts
 from dataset.text.token_store import Documents, DocumentStore
 from dataset.tokenization.protocol import Tokenizer
 from dataset.tokenization.special_tokens import load_chat_tokenizer
-from engine.build.loader import load_batches, train_items
+from engine.build.loader import TrainItems, announced, load_batches, train_items
 from engine.build.passes import passes_of
 from engine.build.puzzles import Source, build_recursive_model, check_batch_shares
 from engine.config.registry import load_model_class
@@ -53,20 +53,38 @@ class HeldOut:
         return fill_batch(self.store, [np.array([index]) for index in documents], len(documents), width, self.pad_id)
 
 
-def build_text(config: InstructConfig, runtime: Runtime, *, train: bool = True, held_out: str = "test") -> TextSource:
-    """Load, tokenize and pack the corpus; `held_out` names the split that is evaluated."""
+def build_text(
+    config: InstructConfig,
+    runtime: Runtime,
+    *,
+    train: bool = True,
+    held_out: str = "test",
+    say: Callable[[str], None] | None = None,
+) -> TextSource:
+    """Load, tokenize and pack the corpus; `held_out` names the split that is evaluated.
+
+    `say` is told where one of several stages begins; without training only the first of them is loaded.
+    """
     check_batch_shares(config, runtime)
-    corpus = load_text(config, progress=runtime.is_main)
+    corpus = load_text(config, progress=runtime.is_main, first_only=not train)
     if runtime.is_main:
         print(corpus.report.summary(), file=sys.stderr)
     tested = {name: corpus.test.part(documents) for name, documents in corpus.test_sets.items()}
+    stages = config.dataset.stages or []
+
+    def announce(number: int) -> None:
+        count = len(corpus.stages[number])
+        if say is not None:
+            say(f"stage {number + 1} of {len(stages)} begins: {count} conversations of {stages[number].repo}")
+
     source = source_of(
         config,
         runtime,
         config.dataset.seq_len,
         corpus.tokenizer,
-        train=corpus.train if train else None,
+        train=[corpus.train.part(documents) for documents in corpus.stages] if train else [],
         test=tested if held_out == "test" else {held_out: corpus.train},
+        announce=announce if len(stages) > 1 else None,
     )
     return replace(source, meta={"corpus": corpus_digest(corpus_config(config.dataset))})
 
@@ -83,7 +101,7 @@ def build_chat(config: ChatConfig, runtime: Runtime, *, train: bool = True) -> T
     if train and "train" not in stores:
         open_chat_data(config.data_paths, "train")
     tokenizer = load_chat_tokenizer(chat_tokenizer_folder(config.data_paths))
-    trained = stores["train"] if train else None
+    trained = [stores["train"]] if train else []
     tested = {name: store for name, store in stores.items() if name == "test"}
     return source_of(config, runtime, found.seq_len, tokenizer, train=trained, test=tested)
 
@@ -99,30 +117,37 @@ def source_of(
     seq_len: int,
     tokenizer: Tokenizer,
     *,
-    train: Documents | None,
+    train: Sequence[Documents],
     test: Mapping[str, Documents],
+    announce: Callable[[int], None] | None = None,
 ) -> TextSource:
-    """Readers of the documents to train on and of the sets to evaluate, and how long a run takes.
+    """Readers of the documents to train on, stage after stage, and of the sets to evaluate, and how long a run takes.
 
-    The first of the sets decides which checkpoint is the best.
+    The first of the sets decides which checkpoint is the best. `announce` is told the number of a stage that begins.
     """
     metadata = text_metadata(seq_len, tokenizer.vocab_size, tokenizer.pad_id)
-    if train is not None:
-        config = config.model_copy(update={"global_batch_size": fitting_batch_size(config, runtime, len(train))})
-    trained = text_reader(config, metadata, train, runtime, "train") if train is not None else None
+    if train:
+        fitting = fitting_batch_size(config, runtime, min(map(len, train)))
+        config = config.model_copy(update={"global_batch_size": fitting})
+    trained = text_reader(config, metadata, train, runtime, "train") if train else None
     held_out = [
-        text_reader(config, metadata, found, runtime, name, is_test=True) for name, found in test.items() if found
+        text_reader(config, metadata, [found], runtime, name, is_test=True) for name, found in test.items() if found
     ]
-    rows = config.epochs * len(trained.rows) if trained is not None else 1
-    steps = config.epochs * trained.batches_per_epoch if trained is not None else 1
+    epochs = config.total_epochs
+    stages = [trained.stages[trained.stage_of(epoch)].rows for epoch in range(epochs)] if trained is not None else []
+    rows = sum(map(len, stages)) or 1
+    steps = sum(map(trained.batches_of, range(epochs))) if trained is not None else 1
     if config.arch.options.get("recursion") == "carry":
         steps = max(1, round(rows * expected_depth(config.arch.options) / config.global_batch_size))
 
     workers = config.dataloader_workers
+    items: TrainItems = (lambda *_: ()) if trained is None else train_items(trained, workers, runtime)
+    if trained is not None and announce is not None:
+        items = announced(items, trained, announce)
     return TextSource(
         metadata=metadata,
         data=RunData(
-            train_items=(lambda *_: ()) if trained is None else train_items(trained, workers, runtime),
+            train_items=items,
             eval_items=(lambda: chain(*(load_batches(rows, workers, runtime) for rows in held_out)))
             if held_out
             else None,
@@ -135,10 +160,10 @@ def source_of(
         total_steps=min(steps, config.max_steps or steps),
         total_rows=rows,
         iterations=config.iterations,
-        steps_per_epoch=steps / config.epochs,
-        batches_per_epoch=1 if trained is None else trained.batches_per_epoch,
-        train_rows=rows // config.epochs,
-        train_tokens=0 if train is None else int(train.lengths().sum()),
+        steps_per_epoch=steps / epochs,
+        batches_of=(lambda epoch: 1) if trained is None else trained.batches_of,
+        train_rows=rows // epochs,
+        train_tokens=sum(int(found.lengths().sum()) for found in train),
         global_batch_size=config.global_batch_size,
     )
 
@@ -161,8 +186,11 @@ def expected_depth(arch: dict[str, Any]) -> float:
     return float(min(arch.get("halt_mean_steps", 1.0), arch["halt_max_steps"]))
 
 
-def load_text(config: InstructConfig, progress: bool) -> InstructCorpus:
-    return load_corpus(corpus_config(config.dataset), config.dataset.tokenizer_path, progress=progress)
+def load_text(config: InstructConfig, progress: bool, first_only: bool = False) -> InstructCorpus:
+    """The corpus, with those that follow it unless only the first of several is wanted."""
+    corpus = corpus_config(config.dataset)
+    corpus = replace(corpus, later=()) if first_only else corpus
+    return load_corpus(corpus, config.dataset.tokenizer_path, progress=progress)
 
 
 def corpus_texts(config: InstructConfig) -> Iterator[list[str]]:
@@ -177,31 +205,40 @@ def composition_records(config: InstructConfig) -> dict[str, list[dict[str, Any]
 
 
 def corpus_config(data: TextDataConfig) -> SlimOrcaConfig:
-    options = data.model_dump(exclude={"tokenizer_path", "packing", "tokens_per_pass", "composition"})
-    return SlimOrcaConfig(**options, composition=CompositionOptions(**data.composition.model_dump()))
+    """The corpus, or the first of several with those that follow it."""
+    options = data.model_dump(exclude={"tokenizer_path", "packing", "tokens_per_pass", "composition", "stages"})
+    corpus = SlimOrcaConfig(**options, composition=CompositionOptions(**data.composition.model_dump()))
+    if data.stages is None:
+        return corpus
+    first, *later = (replace(corpus, **stage.model_dump(exclude={"epochs"})) for stage in data.stages)
+    return replace(first, later=tuple(replace(stage, test_ratio=0.0) for stage in later))
 
 
 def text_reader(
     config: TextConfig,
     metadata: PuzzleDatasetMetadata,
-    documents: Documents,
+    documents: Sequence[Documents],
     runtime: Runtime,
     set_name: str,
     *,
     is_test: bool = False,
 ) -> RowDataset:
+    """Documents in rows, one stage after the other."""
+    rows = (DocumentRows(found, metadata.seq_len, metadata.pad_id, config.rows.packing) for found in documents)
+    first, *later = map(Stage, [0, *accumulate(config.stage_epochs)], rows)
     return RowDataset(
-        DocumentRows(documents, metadata.seq_len, metadata.pad_id, config.rows.packing),
+        first.rows,
         CursorConfig(
             global_batch_size=config.global_batch_size,
             is_test=is_test,
             epochs_per_iter=config.epochs_per_iteration,
-            epochs=config.epochs,
+            epochs=config.total_epochs,
             seed=config.seed,
             rank=runtime.rank,
             world_size=runtime.world_size,
         ),
-        set_name=set_name,
+        set_name,
+        later,
     )
 
 

@@ -34,6 +34,9 @@ def data_of(config: dict[str, Any]) -> str:
     if isinstance(data, dict):
         if data.get("source") in ("sample", "composition"):
             return f"made-up conversations of this project (dataset.source={data['source']})"
+        stages = data.get("stages")
+        if isinstance(stages, list):
+            return "instructions of " + ", then ".join(str(stage.get("repo")) for stage in stages)
         place = data.get("data_dir") or data.get("repo") or UNKNOWN
         return f"instructions in {place} (dataset.source={data.get('source')})"
     paths = config.get("data_paths") or [config.get("train_data_path") or config.get("data_path") or UNKNOWN]

@@ -141,13 +141,18 @@ class RunConfig(Strict):
         return names
 
     @property
+    def total_epochs(self) -> int:
+        """Those over one corpus after another added up."""
+        return self.epochs
+
+    @property
     def epochs_per_iteration(self) -> int:
         """Epochs between two evaluations."""
-        return min(self.eval_interval or self.epochs, self.epochs)
+        return min(self.eval_interval or self.total_epochs, self.total_epochs)
 
     @property
     def iterations(self) -> int:
-        return -(-self.epochs // self.epochs_per_iteration)
+        return -(-self.total_epochs // self.epochs_per_iteration)
 
     def problems(self) -> list[str]:
         problems = []

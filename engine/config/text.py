@@ -1,5 +1,6 @@
 """The options of runs on text: where conversations come from and how they become rows."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -35,14 +36,9 @@ class CompositionConfig(Strict):
     mix: bool = Field(False, description="add the questions to the corpus of another source")
 
 
-class TextDataConfig(RowsConfig):
-    """Where conversations come from and how they become rows."""
+class CorpusConfig(Strict):
+    """Which records of which files are read."""
 
-    source: Literal["auto", "local", "hub", "sample", "composition"] = Field(
-        "auto",
-        description="auto: what lies in data_dir, else the Hub; sample: the built-in conversations; composition: questions "
-        "that chain made-up facts",
-    )
     repo: str = Field(
         "Open-Orca/SlimOrca",
         min_length=1,
@@ -51,7 +47,36 @@ class TextDataConfig(RowsConfig):
     files: str | None = Field(None, description="only its files like this, such as 1M-GPT4*; null: all of one kind")
     data_dir: str | None = Field(None, description="where its files go to; null: data/slimorca, or as repo is called")
     sample: float = Field(1.0, gt=0, le=1, description="share of its records that is used, by a hash of what they say")
+
+    def problems(self) -> list[str]:
+        if self.data_dir is None or not Path(self.repo).exists():
+            return []
+        return [
+            f"data_dir={self.data_dir} changes nothing with repo={self.repo}, which is on this machine. Leave one out"
+        ]
+
+
+class StageConfig(CorpusConfig):
+    """One of several corpora that follow each other."""
+
+    epochs: int | None = Field(None, ge=1, description="null: as many as the run's option says")
+
+
+class TextDataConfig(RowsConfig, CorpusConfig):
+    """Where conversations come from and how they become rows."""
+
+    source: Literal["auto", "local", "hub", "sample", "composition"] = Field(
+        "auto",
+        description="auto: what lies in data_dir, else the Hub; sample: the built-in conversations; composition: questions "
+        "that chain made-up facts",
+    )
     tokenizer_path: str | None = Field(None, description="null: LLAMA_TOKENIZER, tokenizers/llama-32k, the Hub")
+    stages: list[StageConfig] | None = Field(
+        None,
+        min_length=1,
+        description="corpora that follow each other, such as [{repo: Open-Orca/SlimOrca}, {repo: Open-Orca/OpenOrca, "
+        "sample: 0.2}], each with repo, files, data_dir, sample and epochs; records of the first are held out",
+    )
     subset_size: int | None = Field(1000, ge=1, description="at most so many records for training; null: all")
     test_size: Annotated[int, Field(ge=1)] | Literal["auto"] | None = Field(
         "auto", description="at most so many held-out records; auto: a tenth of subset_size; null: all"
@@ -78,27 +103,26 @@ class TextDataConfig(RowsConfig):
     @property
     def is_of_orca(self) -> bool:
         """Whether its records have the system prompts of the Orca corpora."""
-        return not self.is_built_in and self.repo.startswith("Open-Orca/")
+        corpora: Sequence[CorpusConfig] = self.stages or [self]
+        return not self.is_built_in and all(corpus.repo.startswith("Open-Orca/") for corpus in corpora)
 
     def problems(self) -> list[str]:
-        return self.repo_problems() + self.composition_problems()
+        return super().problems() + self.repo_problems() + self.composition_problems()
 
     def repo_problems(self) -> list[str]:
         """Which options of a corpus on disk or of the Hub mean nothing here."""
         if self.is_built_in:
-            given = self.model_dump(include={"repo", "files", "sample"}, exclude_defaults=True)
+            given = self.model_dump(include={"repo", "files", "sample", "stages"}, exclude_defaults=True)
             return [
                 f"{name}={value} changes nothing with source={self.source}. Leave one out"
                 for name, value in given.items()
             ]
-        if not Path(self.repo).exists():
-            return []
-        given = {"source": self.source if self.source == "hub" else None, "data_dir": self.data_dir}
-        return [
-            f"{name}={value} changes nothing with repo={self.repo}, which is on this machine. Leave one out"
-            for name, value in given.items()
-            if value is not None
-        ]
+        if self.stages is not None:
+            given = self.model_dump(include={"repo", "files", "sample", "data_dir"}, exclude_defaults=True)
+            return [f"{name}={value} beside stages: give it to one of them" for name, value in given.items()]
+        if self.source == "hub" and Path(self.repo).exists():
+            return [f"source=hub changes nothing with repo={self.repo}, which is on this machine. Leave one out"]
+        return []
 
     def composition_problems(self) -> list[str]:
         if self.composition.mix and self.source == "composition":
@@ -140,6 +164,15 @@ class TextConfig(RunConfig):
         raise TypeError(f"{type(self).__name__} must say how many positions a row has")
 
     @property
+    def stage_epochs(self) -> list[int]:
+        """How often each of several corpora is passed over, one after the other."""
+        return [self.epochs]
+
+    @property
+    def total_epochs(self) -> int:
+        return sum(self.stage_epochs)
+
+    @property
     def more_examples(self) -> str:
         raise TypeError(f"{type(self).__name__} must say how to get more examples")
 
@@ -156,6 +189,11 @@ class InstructConfig(TextConfig):
     @property
     def row_length(self) -> int:
         return self.dataset.seq_len
+
+    @property
+    def stage_epochs(self) -> list[int]:
+        stages = self.dataset.stages
+        return [self.epochs] if stages is None else [stage.epochs or self.epochs for stage in stages]
 
     @property
     def more_examples(self) -> str:

@@ -43,7 +43,7 @@ def _measure(
     print(f"timing packing={config.dataset.packing}, chunked={config.loss.chunked}", file=sys.stderr)
     metadata = text_metadata(config.dataset.seq_len, vocab_size, pad_id=0)
     documents = synthetic_documents(synthetic_lengths(config), vocab_size, config.seed)
-    reader = build_text.text_reader(config, metadata, documents, runtime, "train")
+    reader = build_text.text_reader(config, metadata, [documents], runtime, "train")
     head = build_text.build_text_head(config, metadata, runtime)
     head.model.config.halt_policy, head.model.config.halt_max_steps = "fixed", depth
     task = build_text.text_task_of(config, head, runtime, total_steps=1, total_rows=1, piece_bytes=None)

@@ -20,6 +20,7 @@ from engine.run import train
 from engine.runtime.devices import Runtime, start_runtime
 from engine.tasks.persistent_text import PersistentTextTask
 from engine.tasks.protocol import Task
+from engine.train.job import RunStart
 from engine.train.opening import parameter_counts
 from models.losses.puzzles import ACTLossHead
 from models.losses.text import TextLossHead
@@ -34,7 +35,7 @@ class StudyJob(InstructJob):
         super().__init__(config, "text")
         self.source = source
 
-    def open_source(self, runtime: Runtime) -> TextSource:
+    def open_source(self, start: RunStart) -> TextSource:
         return self.source
 
     def build_task(self, head: TextLossHead, source: TextSource, runtime: Runtime) -> Task:

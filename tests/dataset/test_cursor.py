@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from dataset.common import LoaderItem
-from dataset.cursor import CursorConfig, RowDataset
+from dataset.cursor import CursorConfig, RowDataset, Stage
 from dataset.text.packing import DocumentRows
 from dataset.text.token_store import DocumentStore, DocumentStoreBuilder, EncodedDocuments
 
@@ -84,7 +84,7 @@ def test_batches_have_the_documented_tensors() -> None:
 
 def test_counts_are_those_of_what_is_there() -> None:
     dataset = make_dataset(count=23, batch=4, packing=False)
-    assert (len(dataset.rows), dataset.batches_per_epoch) == (23, 6)
+    assert (len(dataset.rows), dataset.batches_of(0)) == (23, 6)
     store = make_store(23)
     assert (len(store), len(store.tokens)) == (23, sum(3 + i % 5 for i in range(23)))
     assert len(make_dataset(count=23, packing=True).rows) < 23
@@ -181,3 +181,70 @@ def test_an_impossible_start_is_refused() -> None:
             dataset.start_from(iteration, batches_done)
     with pytest.raises(ValueError, match="is for training"):
         make_dataset(is_test=True).start_from(1, 0)
+
+
+# --- several corpora in a row
+
+
+def make_stages(counts: list[int], epochs: list[int], batch: int = 4, **options: object) -> RowDataset:
+    """Stage s has the examples 100 * s, 100 * s + 1, ..."""
+    stores = []
+    for number, count in enumerate(counts):
+        builder = DocumentStoreBuilder(VOCAB_SIZE)
+        for index in range(100 * number, 100 * number + count):
+            ids = np.full(3 + index % 5, index, dtype=np.int32)
+            builder.extend(EncodedDocuments(ids, np.arange(len(ids)) == len(ids) - 1, np.array([len(ids)])))
+        stores.append(builder.build())
+    rows = [DocumentRows(store, SEQ_LEN, pad_id=2) for store in stores]
+    first, *later = [Stage(sum(epochs[:number]), found) for number, found in enumerate(rows)]
+    return RowDataset(first.rows, CursorConfig(batch, epochs=sum(epochs), **options), "train", later)  # type: ignore[arg-type]
+
+
+STAGES = st.lists(st.tuples(st.integers(4, 40), st.integers(1, 3)), min_size=1, max_size=3)
+
+
+@settings(max_examples=30)
+@given(stages=STAGES, epochs_per_iter=st.integers(1, 4), data=st.data())
+def test_stages_follow_each_other_and_a_resume_inside_any_is_no_break(
+    stages: list[tuple[int, int]], epochs_per_iter: int, data: st.DataObject
+) -> None:
+    counts, epochs = map(list, zip(*stages, strict=True))
+    dataset = make_stages(counts, epochs, epochs_per_iter=epochs_per_iter)
+    iterations = range(1, -(-sum(epochs) // epochs_per_iter) + 1)
+    whole = {}
+    for iteration in iterations:
+        dataset.start_from(iteration, 0)
+        whole[iteration] = list(dataset)
+        assert len(whole[iteration]) == dataset.num_batches(iteration)
+    seen = Counter(examples(item for items in whole.values() for item in items))
+    assert seen == Counter({100 * n + i: epochs[n] for n, count in enumerate(counts) for i in range(count)})
+    for iteration, items in whole.items():
+        for number, item in enumerate(items):
+            assert {example // 100 for example in examples([item])} == {dataset.stage_at(iteration, number)}
+    order = [example // 100 for items in whole.values() for example in examples(items)]
+    assert order == sorted(order)
+
+    iteration = data.draw(st.sampled_from(iterations))
+    skip = data.draw(st.integers(0, len(whole[iteration])))
+    resumed = make_stages(counts, epochs, epochs_per_iter=epochs_per_iter)
+    resumed.start_from(iteration, skip)
+    assert_equal(list(resumed), whole[iteration][skip:])
+
+
+def test_a_first_stage_is_what_it_is_alone() -> None:
+    alone, followed = make_stages([23], [2], epochs_per_iter=5), make_stages([23, 9], [2, 1], epochs_per_iter=5)
+    assert_equal(list(followed)[: alone.num_batches()], list(alone))
+
+
+def test_stages_are_shared_by_workers_and_ranks() -> None:
+    whole = make_stages([23, 9], [1, 2], epochs_per_iter=3)
+    loaded = list(DataLoader(make_stages([23, 9], [1, 2], epochs_per_iter=3), batch_size=None, num_workers=2))
+    assert_equal(loaded, list(whole))
+    ranks = [make_stages([23, 9], [1, 2], epochs_per_iter=3, rank=rank, world_size=2) for rank in range(2)]
+    whole = make_stages([23, 9], [1, 2], epochs_per_iter=3)
+    assert sorted(e for rank in ranks for e in examples(rank)) == sorted(examples(whole))
+
+
+def test_a_later_stage_that_is_too_small_is_said() -> None:
+    with pytest.raises(ValueError, match="3 examples"):
+        make_stages([23, 3], [1, 1])

@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import dataset.files.download
+import dataset.text.slimorca
 from dataset.files.jsonl import hash_fraction
 from dataset.text.corpus_files import is_sampled
 from dataset.text.slimorca import InstructCorpus, SlimOrcaConfig, corpus_digest, load_corpus
@@ -303,3 +304,32 @@ def test_a_sample_of_nothing_is_said(tmp_path: Path, load: Load) -> None:
     (tmp_path / "a.jsonl").write_bytes(jsonl(rows(0, 3)))
     with pytest.raises(ValueError, match="sample"):
         load(repo=str(tmp_path), sample=1e-9)
+
+
+# --- several corpora in a row
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_later_stages_are_not_asked_what_the_first_holds_out(
+    tmp_path: Path, load: Load, processes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the answer and the system prompt."""
+    monkeypatch.setattr(dataset.text.slimorca, "POOL_PAYS_LINES", 1 if processes == 2 else 1000)
+    monkeypatch.setattr(dataset.text.slimorca, "CHUNK_LINES", 16)
+    monkeypatch.setattr(dataset.text.slimorca, "_num_cores", lambda: processes)
+    (tmp_path / "a.jsonl").write_bytes(jsonl([make_record(row["question"], row["response"]) for row in rows(0, 100)]))
+    (tmp_path / "b.parquet").write_bytes(parquet([row | {"system_prompt": "Be brief."} for row in rows(50, 150)]))
+    (tmp_path / "c.jsonl").write_bytes(jsonl(rows(0, 30)))
+    train, test = split_answers(100)
+    later = tuple(
+        SlimOrcaConfig(repo=str(tmp_path / name), subset_size=None, test_ratio=0.0) for name in ("b.parquet", "c.jsonl")
+    )
+    corpus = load(repo=str(tmp_path / "a.jsonl"), later=later)
+    found = answers(corpus)
+    assert [found[documents.start : documents.stop] for documents in corpus.stages] == [
+        train, [i for i in range(50, 150) if i not in test], [i for i in range(30) if i not in test]
+    ]  # fmt: skip
+    assert (answers(corpus, "test"), corpus.test_sets) == (test, {"test": range(len(test))})
+    left_out = sum(i >= 50 for i in test) + sum(i < 30 for i in test)
+    assert corpus.report.total.dropped == {"that the first stage holds out": left_out}
+    assert corpus.report.records == 230

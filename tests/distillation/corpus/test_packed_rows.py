@@ -108,7 +108,7 @@ def test_the_manifest_counts_what_is_there(folder: Path) -> None:
     tokens = sum(int((batch["documents"] >= 0).sum()) for _, batch, _ in make(folder))
     facts = load_manifest(folder).splits["train"]
     assert (facts.tokens - facts.documents, facts.tokens) == (labels, tokens)
-    assert dataset.batches_per_epoch == len(list(make(folder)))
+    assert dataset.batches_of(0) == len(list(make(folder)))
     assert dataset.rows.manifest == load_manifest(folder)
 
 

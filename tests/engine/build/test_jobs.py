@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.build.jobs import PuzzleJob
+from engine.build.jobs import PuzzleJob, epochs_of
 from engine.build.text import fitting_batch_size
 from engine.checkpoints.load import Checkpoint
 from engine.config.check import check
@@ -94,5 +94,18 @@ def test_a_place_in_the_data_is_the_same_under_other_epochs_and_intervals(former
     trainer = {"state": {"step": 9, "iteration": place[0], "batches_done": place[1]}, "task": {}}
     config_yaml = json.dumps({"epochs": former[0], "eval_interval": former[1]})
     saved = Checkpoint(Path("step_9"), {}, None, trainer, config_yaml)
-    found = job(epochs=now[0], eval_interval=now[1]).moved_trainer(saved, mock.Mock(batches_per_epoch=3))
+    found = job(epochs=now[0], eval_interval=now[1]).moved_trainer(saved, mock.Mock(batches_of=lambda epoch: 3))
     assert (found and (found["state"]["iteration"], found["state"]["batches_done"])) == moved
+
+
+def test_a_place_in_corpora_of_other_lengths_is_kept():
+    trainer = {"state": {"step": 9, "iteration": 1, "batches_done": 9}, "task": {}}
+    saved = Checkpoint(Path("step_9"), {}, None, trainer, json.dumps({"epochs": 3, "eval_interval": None}))
+    found = job(epochs=3, eval_interval=1).moved_trainer(saved, mock.Mock(batches_of=[3, 5, 7].__getitem__))
+    assert (found["state"]["iteration"], found["state"]["batches_done"]) == (3, 1)
+
+
+def test_epochs_of_all_stages_are_added_up():
+    assert epochs_of({"epochs": 2, "dataset": {"stages": [{"epochs": 3}, {"epochs": None}, {}]}}) == 7
+    assert epochs_of({"epochs": 2, "dataset": {"stages": None}}) == epochs_of({"epochs": 2}) == 2
+    assert epochs_of({}) is None

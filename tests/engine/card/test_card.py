@@ -103,6 +103,8 @@ def test_kinds_are_told_apart(tmp_path):
     chat = {"dataset_type": "chat", "data_paths": ["a"]}
     assert [kind_of(chat), kind_of({"dataset": {}}), kind_of({})] == ["chat", "instruct", "-"]
     assert data_of({"dataset": {"source": "sample"}}).startswith("made-up") and data_of(chat) == "a"
+    assert "a/b" in data_of({"dataset": {"source": "auto", "repo": "a/b", "data_dir": None}})
+    assert "a/b, then c" in data_of({"dataset": {"source": "auto", "stages": [{"repo": "a/b"}, {"repo": "c"}]}})
     said = commands({"lora_rank": 1}, tmp_path, "resume it")
     assert len(said) == 1 and said[0].startswith("resume it")
     assert any("--interactive" in line for line in commands(chat, tmp_path, "resume it"))
