@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -101,13 +102,19 @@ def test_a_checkpoint_of_stages_is_evaluated_on_what_the_first_holds_out(data: P
     again = infer_text("--checkpoint", run)
     assert again.code == 0 and "42 train, 18 test" in again.err, again.err
 
+    shutil.copytree(data, tmp_path / "moved")
+    for step in run.glob("step_*/config.yaml"):
+        step.write_text(step.read_text().replace(f"data_dir: {data}", f"data_dir: {tmp_path / 'away'}"))
+    assert infer_text("--checkpoint", run).code == 1
+    moved = infer_text("--checkpoint", run, "--data-dir", tmp_path / "moved")
+    assert moved.code == 0 and moved.out == again.out, moved.err
+
 
 @pytest.mark.parametrize(
     ("given", "told"),
     [
         (["dataset.repo=Open-Orca/OpenOrca"], "repo=Open-Orca/OpenOrca"),
         (["dataset.sample=0.5"], "sample=0.5"),
-        (["dataset.data_dir=x"], "data_dir=x"),
         (["dataset.source=sample"], "stages="),
         (["dataset.stages=[]"], "stages"),
         (["dataset.stages=[{sampel: 0.5}]"], "sampel.*did you mean sample"),

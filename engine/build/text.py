@@ -211,7 +211,8 @@ def corpus_config(data: TextDataConfig) -> SlimOrcaConfig:
     if data.stages is None:
         return corpus
     first, *later = (replace(corpus, **stage.model_dump(exclude={"epochs"})) for stage in data.stages)
-    return replace(first, later=tuple(replace(stage, test_ratio=0.0) for stage in later))
+    place = data.data_dir or first.data_dir  # so that a checkpoint is evaluated where the first corpus lies now
+    return replace(first, data_dir=place, later=tuple(replace(stage, test_ratio=0.0) for stage in later))
 
 
 def text_reader(

@@ -118,7 +118,7 @@ class TextDataConfig(RowsConfig, CorpusConfig):
                 for name, value in given.items()
             ]
         if self.stages is not None:
-            given = self.model_dump(include={"repo", "files", "sample", "data_dir"}, exclude_defaults=True)
+            given = self.model_dump(include={"repo", "files", "sample"}, exclude_defaults=True)
             return [f"{name}={value} beside stages: give it to one of them" for name, value in given.items()]
         if self.source == "hub" and Path(self.repo).exists():
             return [f"source=hub changes nothing with repo={self.repo}, which is on this machine. Leave one out"]
