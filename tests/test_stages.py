@@ -50,7 +50,7 @@ def test_a_run_stopped_in_both_stages_ends_as_if_it_had_not_been(mode: str, data
     two = stages(data, "epochs: 2")
     ended = train_text([*words(data, whole, MODES[mode], **options), *two])
     assert ended.code == 0, ended.err
-    told = re.findall(r"stage (\d) of 2 begins: (\d+) conversations", ended.err)
+    told = re.findall(r"stage (\d) of 2: (\d+) conversations", ended.err)
     assert told == [("1", "42"), ("2", "82")] and "18 that the first stage holds out" in ended.err
     assert json.loads(ended.out)["test"]["count"] == 18
 

@@ -75,7 +75,7 @@ def build_text(
     def announce(number: int) -> None:
         count = len(corpus.stages[number])
         if say is not None:
-            say(f"stage {number + 1} of {len(stages)} begins: {count} conversations of {stages[number].repo}")
+            say(f"stage {number + 1} of {len(stages)}: {count} conversations of {stages[number].repo}")
 
     source = source_of(
         config,
