@@ -33,6 +33,7 @@ SHARED = (
     "dataset.cursor",
     "dataset.files",
     "dataset.puzzles.arc_grids",
+    "dataset.puzzles.rules",
     "dataset.puzzles.samples",
     "dataset.text.conversation",
     "dataset.text.encoder_pool",

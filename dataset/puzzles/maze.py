@@ -34,15 +34,8 @@ def generate_maze(size: int, min_length: int, seed: list[int]) -> tuple[np.ndarr
     goals = [cell for cell in open_cells if distance[cell] >= min_length and num_paths[cell] == 1]
     if not goals:
         return None
-    goal = int(rng.choice(goals))
-    answer = maze.copy()
-    cell = goal
-    while cell != start:
-        answer[cell] = PATH
-        cell = next(near for near in _neighbours(cell, size) if distance[near] == distance[cell] - 1)
-    for board in (maze, answer):
-        board[start], board[goal] = START, GOAL
-    return maze, answer
+    maze[start], maze[int(rng.choice(goals))] = START, GOAL
+    return maze, answer_of(maze)
 
 
 def _corridors(size: int, rng: np.random.Generator) -> np.ndarray:
@@ -90,17 +83,33 @@ def shortest_paths(maze: np.ndarray, size: int, start: int) -> tuple[list[int], 
     return distance, num_paths
 
 
+def answer_of(maze: np.ndarray) -> np.ndarray:
+    """A maze that has an answer with a shortest path marked, of several any."""
+    (start,), (goal,) = _ends(maze)
+    size = side_of(len(maze))
+    distance, _ = shortest_paths(maze, size, start)
+    answer = maze.copy()
+    cell = goal
+    while distance[cell] > 1:
+        cell = next(near for near in _neighbours(cell, size) if distance[near] == distance[cell] - 1)
+        answer[cell] = PATH
+    return answer
+
+
 def maze_problem(pair: tuple[np.ndarray, np.ndarray]) -> str | None:
     """What is wrong with a maze and its answer, if anything; the maze must have no other shortest path."""
     maze, answer = pair
-    problem = question_problem(maze) or answer_problem(maze, answer)
-    if problem is None:
-        size = side_of(len(maze))
-        start, goal = _ends(maze)
-        num_paths = shortest_paths(maze, size, start[0])[1][goal[0]]
-        if num_paths > 1:
-            return f"{num_paths} shortest paths; expected only one"
-    return problem
+    problem = question_problem(maze)
+    if problem is not None:
+        return problem
+    if not np.array_equal(np.where(answer == PATH, OPEN, answer), maze):
+        return "the answer is not the question with a path marked"
+    (start,), (goal,) = _ends(maze)
+    distance, num_paths = shortest_paths(maze, side_of(len(maze)), start)
+    is_another = num_paths[goal] == 1 and not np.array_equal(answer, answer_of(maze))
+    if (answer == PATH).sum() != distance[goal] - 1 or is_another:
+        return f"the marked path is not a shortest one, of {distance[goal]} moves"
+    return None if num_paths[goal] == 1 else f"{num_paths[goal]} shortest paths; expected only one"
 
 
 def question_problem(maze: np.ndarray) -> str | None:
@@ -112,21 +121,6 @@ def question_problem(maze: np.ndarray) -> str | None:
         return "the path is marked in the question"
     if shortest_paths(maze, side_of(len(maze)), starts[0])[0][goals[0]] == -1:
         return "no way leads from S to G"
-    return None
-
-
-def answer_problem(maze: np.ndarray, answer: np.ndarray) -> str | None:
-    """What keeps an answer from marking a shortest path of a maze that has one."""
-    on_path = answer == PATH
-    if not np.array_equal(np.where(on_path, OPEN, answer), maze):
-        return "the answer is not the question with a path marked"
-    (start,), (goal,) = _ends(maze)
-    size = side_of(len(maze))
-    length = shortest_paths(maze, size, start)[0][goal]
-    # As many marked cells as a shortest path needs, and G in reach over them alone: they are that path.
-    allowed = np.where(on_path | (maze == START) | (maze == GOAL), OPEN, WALL)
-    if on_path.sum() != length - 1 or shortest_paths(allowed, size, start)[0][goal] != length:
-        return f"the marked path is not a shortest one, of {length} moves"
     return None
 
 

@@ -1,4 +1,4 @@
-"""Picks puzzles of a data set to look at, tells from the metadata what game they are, and whether an answer solves one."""
+"""Picks puzzles of a data set to look at, and tells from the metadata what game they are."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,8 +33,8 @@ class Sample:
     identifier: int
 
 
-def game_of(metadata: PuzzleDatasetMetadata, where: str | Path) -> Game:
-    """The game whose boards have that many cells and that many tokens; `where` names the data in the error."""
+def known_game(metadata: PuzzleDatasetMetadata) -> Game | None:
+    """The game whose boards have that many cells and that many tokens, if there is one."""
     found = (metadata.seq_len, metadata.vocab_size)
     side = round(metadata.seq_len**0.5)
     if found == (arc_grids.SEQ_LEN, arc_grids.VOCAB_SIZE):
@@ -44,39 +44,18 @@ def game_of(metadata: PuzzleDatasetMetadata, where: str | Path) -> Game:
             return Game("sudoku", side, (shape.box_rows, shape.box_columns))
     if side**2 == metadata.seq_len and metadata.vocab_size == maze.VOCAB_SIZE:
         return Game("maze", side)
-    raise ValueError(
-        f"{where} holds rows of {found[0]} cells with {found[1]} tokens, which is not a game that can be drawn: a Sudoku "
-        f"of 4x4, 6x6, 9x9 or 16x16 cells, a square maze ({maze.VOCAB_SIZE} tokens), or ARC ({arc_grids.SEQ_LEN} cells, "
-        f"{arc_grids.VOCAB_SIZE} tokens)."
-    )
-
-
-def question_problem(game: Game, inputs: np.ndarray) -> str | None:
-    """Why a puzzle has no answer, where its game shows that."""
-    if game.name == "maze":
-        return maze.question_problem(inputs)
-    if game.name == "sudoku" and sudoku.has_repeated_digit(
-        _digits(inputs).clip(0).tolist(), sudoku.shape_of(len(inputs))
-    ):
-        return "a row, column or box holds a digit twice"
     return None
 
 
-def is_solution(game: Game, inputs: np.ndarray, answer: np.ndarray) -> bool | None:
-    """Whether an answer obeys the rules of the game, of several solutions any; None where only its author knows."""
-    if game.name == "arc":
-        return None
-    if question_problem(game, inputs) is not None:
-        return False
-    if game.name == "maze":
-        return maze.answer_problem(inputs, answer) is None
-    agrees = bool(((inputs <= EMPTY_DIGIT) | (answer == inputs)).all())
-    return agrees and sudoku.has_all_digits(_digits(answer), sudoku.shape_of(len(answer)))
-
-
-def _digits(tokens: np.ndarray) -> np.ndarray:
-    """Of a Sudoku; -1 where there is padding."""
-    return tokens.astype(np.int64) - EMPTY_DIGIT
+def game_of(metadata: PuzzleDatasetMetadata, where: str | Path) -> Game:
+    """The same; `where` names the data in the error."""
+    if (game := known_game(metadata)) is not None:
+        return game
+    raise ValueError(
+        f"{where} holds rows of {metadata.seq_len} cells with {metadata.vocab_size} tokens, which is not a game that can be "
+        f"drawn: a Sudoku of 4x4, 6x6, 9x9 or 16x16 cells, a square maze ({maze.VOCAB_SIZE} tokens), or ARC "
+        f"({arc_grids.SEQ_LEN} cells, {arc_grids.VOCAB_SIZE} tokens)."
+    )
 
 
 class Samples:
@@ -114,9 +93,9 @@ class Samples:
 
 
 def pick_samples(
-    folder: str | Path, count: int, seed: int, split: str = "test"
+    folder: str | Path, count: int | None, seed: int, split: str = "test"
 ) -> tuple[PuzzleDatasetMetadata, list[Sample]]:
-    """`count` puzzles drawn by `seed`, in the order of the data set; all of them if there are no more."""
+    """`count` puzzles drawn by `seed`, in the order of the data set; all of them if it is None or there are no more."""
     samples = Samples(folder, split)
     drawn = np.sort(np.random.default_rng(seed).permutation(len(samples))[:count])
     return samples.split.metadata, [samples[number] for number in drawn.tolist()]

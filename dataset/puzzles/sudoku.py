@@ -214,14 +214,6 @@ def sudoku_problem(shape: BoardShape, pair: tuple[np.ndarray, np.ndarray]) -> st
     return None
 
 
-def has_all_digits(board: np.ndarray, shape: BoardShape) -> bool:
-    """Whether every row, column and box holds every digit."""
-    grid, (down, across) = board.reshape(shape.size, shape.size), (shape.box_rows, shape.box_columns)
-    boxes = grid.reshape(shape.size // down, down, -1, across).swapaxes(1, 2).reshape(shape.size, shape.size)
-    lines = np.sort(np.concatenate([grid, grid.T, boxes]))
-    return bool((lines == np.arange(1, shape.size + 1)).all())
-
-
 def has_repeated_digit(board: Sequence[int], shape: BoardShape) -> bool:
     """Whether a row, column or box holds a digit twice, so that there is no solution."""
     seen = [

@@ -10,11 +10,13 @@ from dataset.common import PuzzleDatasetMetadata
 from dataset.puzzles.disguises import Disguises
 from dataset.puzzles.mixing import differences, identifier_offsets
 from dataset.puzzles.reader import VALIDATION_SET, PuzzleDataset, PuzzleDatasetConfig
+from dataset.puzzles.rules import rule_of
+from dataset.puzzles.samples import known_game
 from engine.build.loader import load_batches, train_items
 from engine.checkpoints.load import Checkpoint
 from engine.config.check import check
 from engine.config.registry import load_model_class
-from engine.config.schema import ArchChoice, PretrainConfig, RunConfig
+from engine.config.schema import ArchChoice, EvalConfig, PretrainConfig, RunConfig
 from engine.runtime.devices import Runtime
 from engine.tasks.puzzles import PuzzleTask
 from engine.tasks.rollouts import Effort
@@ -53,10 +55,15 @@ def build_recursive_model(arch: ArchChoice, metadata: PuzzleDatasetMetadata, row
 def build_task(
     config: PretrainConfig, head: ACTLossHead, metadata: PuzzleDatasetMetadata, runtime: Runtime, total_steps: int
 ) -> PuzzleTask:
-    tries = config.eval
-    disguise = Disguises(metadata, ", ".join(config.data_paths)).draw if tries.disguises else None
-    effort = Effort(tries.halt_max_steps, tries.rollouts, tries.noise, config.seed, disguise, tries.by_step)
-    return PuzzleTask(head, runtime, config.seed, config.gradient_accumulation_steps, total_steps, effort)
+    effort = build_effort(config.eval, config.seed, metadata, ", ".join(config.data_paths))
+    rule = rule_of(known_game(metadata))
+    return PuzzleTask(head, runtime, config.seed, config.gradient_accumulation_steps, total_steps, effort, rule)
+
+
+def build_effort(tries: EvalConfig, seed: int, metadata: PuzzleDatasetMetadata, where: str) -> Effort:
+    """How hard to try puzzles of the data that `where` names."""
+    disguise = Disguises(metadata, where).draw if tries.disguises else None
+    return Effort(tries.halt_max_steps, tries.rollouts, tries.noise, seed, disguise, tries.by_step, tries.choose)
 
 
 def build_optimizers(

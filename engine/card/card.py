@@ -26,6 +26,8 @@ METRICS = (
     "token_accuracy",
     "accuracy",
     "exact_accuracy",
+    "valid_boards",
+    "valid_shortest",
     "kl",
 )
 PICTURES = (".png", ".svg")

@@ -183,10 +183,13 @@ class EvalDepthConfig(Strict):
 class EvalConfig(EvalDepthConfig):
     """How hard held-out puzzles are tried, and on which puzzles the best checkpoint is chosen."""
 
-    rollouts: int = Field(1, ge=1, description="tries at a puzzle; the one that is surest of its answer gives it")
+    rollouts: int = Field(1, ge=1, description="tries at a puzzle, of which `choose` takes one")
     noise: float = Field(0.0, ge=0, description="scale of the noise of all tries but the first")
     disguises: bool = Field(
         False, description="all tries but the first see the puzzle in another disguise, such as with digits renamed"
+    )
+    choose: Literal["surest", "vote"] = Field(
+        "surest", description="the try that is surest of its answer, or the answer that most tries give"
     )
     by_step: bool = Field(
         False, description="also exact accuracy and loss after every supervision step, as depth_1/exact_accuracy"
@@ -206,6 +209,8 @@ class EvalConfig(EvalDepthConfig):
         if self.rollouts == 1 and (self.noise or self.disguises):
             given = f"noise={self.noise:g}" if self.noise else "disguises=true"
             return [f"{given} needs several rollouts. Set eval.rollouts, for example to 8, or leave it out"]
+        if self.rollouts == 1 and self.choose == "vote":
+            return ["choose=vote needs several rollouts. Set eval.rollouts, for example to 8, or leave it out"]
         return []
 
 

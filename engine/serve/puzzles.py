@@ -21,7 +21,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dataset.common import IGNORE_LABEL_ID
 from dataset.puzzles import arc_grids
-from dataset.puzzles.samples import EMPTY_DIGIT, MAZE_TOKENS, Sample, is_solution, question_problem
+from dataset.puzzles.rules import is_solution, question_problem
+from dataset.puzzles.samples import EMPTY_DIGIT, MAZE_TOKENS, Sample
 from engine.build.puzzle_checkpoint import PuzzleModel, load_puzzle_model
 from engine.build.puzzle_examples import Examples
 from engine.checkpoints.load import Checkpoint

@@ -1,6 +1,6 @@
 """The task of puzzles: one supervision step of a persistent carry for every optimizer step, as in the reference."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -10,11 +10,14 @@ from dataset.common import IGNORE_LABEL_ID, Batch, LoaderItem, hash_seed
 from engine.runtime.devices import Runtime
 from engine.runtime.transfer import Sent
 from engine.tasks.protocol import Sums, Task, add_sums, check_shapes, finite_rows, split_rows
-from engine.tasks.rollouts import ONE_TRY, Effort, is_right, surest_rollout
+from engine.tasks.rollouts import ONE_TRY, Effort, best_rollout, is_right
 from models.act import Carry
 from models.core import Latents, zeroed
 from models.flops import training_flops
 from models.losses.puzzles import ACTLossHead
+
+# The name of a metric, and which answers count: questions, labels and answers (B, S) -> (B,).
+Rule = tuple[str, Callable[[Tensor, Tensor, Tensor], Tensor]]
 
 
 class PuzzleTask(Task):
@@ -30,6 +33,7 @@ class PuzzleTask(Task):
         micro_batches: int = 1,
         total_steps: int = 1,
         effort: Effort = ONE_TRY,
+        rule: Rule | None = None,
     ) -> None:
         self.head = head
         self.runtime = runtime
@@ -37,6 +41,7 @@ class PuzzleTask(Task):
         self.micro_batches = micro_batches
         self.total_steps = total_steps
         self.effort = effort
+        self.rule = rule
         self.carries: list[Carry] | None = None
         self.is_restored = False  # the carries are those of a checkpoint, and no batch has been seen yet
         self.pending: list[Carry] | None = None
@@ -115,8 +120,16 @@ class PuzzleTask(Task):
         self.head.eval()
         self.head.model.inner.depth = self.effort.depth_of(self.head.model.config)
         batch = self.runtime.to_device(batch)
+        sums, outputs = self._answered(batch, return_keys if self.rule is None else {*return_keys, "preds"})
+        if self.rule is not None:
+            metric, is_kept = self.rule
+            is_counted = (batch["labels"] != IGNORE_LABEL_ID).any(-1)
+            sums[metric] = (is_counted & is_kept(batch["inputs"], batch["labels"], outputs["preds"])).sum()
+        return sums, {name: outputs[name] for name in return_keys}
+
+    def _answered(self, batch: Batch, return_keys: Collection[str]) -> tuple[Sums, dict[str, Tensor]]:
         if self.effort.rollouts > 1:
-            return surest_rollout(self.head, batch, return_keys, self.effort)
+            return best_rollout(self.head, batch, return_keys, self.effort)
         carry = self.head.initial_carry(batch)
         is_counted = (batch["labels"] != IGNORE_LABEL_ID).any(-1)
         by_step: Sums = {}
@@ -126,7 +139,7 @@ class PuzzleTask(Task):
             if self.effort.by_step:
                 by_step[f"depth_{step}/exact_accuracy"] = (is_counted & is_right(outputs, batch)).sum()
                 by_step[f"depth_{step}/token_loss"] = sums["lm_loss"]
-        return sums | by_step, {name: outputs[name] for name in return_keys}
+        return sums | by_step, outputs
 
     def train_report(self, sums: dict[str, Any], global_batch_size: int) -> dict[str, float]:
         """Losses a row in flight, everything else a finished row."""
@@ -142,6 +155,8 @@ class PuzzleTask(Task):
 
     def eval_metrics(self) -> Collection[str]:
         more = ["pass_any", "pass_plain"] if self.effort.rollouts > 1 else []
+        if self.rule is not None:
+            more.append(self.rule[0])
         if self.effort.by_step:
             steps = range(1, self.effort.depth_of(self.head.model.config).max_steps + 1)
             more += [f"depth_{step}/{name}" for step in steps for name in ("exact_accuracy", "token_loss")]

@@ -1,10 +1,11 @@
-"""Tries a puzzle several times, each in a disguise or with noise of its own, and takes the answer of which the model is surest.
+"""Tries a puzzle several times, each in a disguise or with noise of its own, and chooses among the answers.
 
 B rows, S tokens, V vocabulary.
 """
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -32,6 +33,7 @@ class Effort:
     seed: int = 0
     disguise: DrawDisguise | None = None
     by_step: bool = False  # also what is right after every supervision step
+    choose: Literal["surest", "vote"] = "surest"
 
     def depth_of(self, config: ArchConfig) -> Depth:
         depth = config.depth_at(1.0)
@@ -41,29 +43,79 @@ class Effort:
 ONE_TRY = Effort()
 
 
-def surest_rollout(
+class Surest:
+    """Chooses for each row the try with the highest final halting logit, the first one of several."""
+
+    best: dict[str, Tensor]  # what the chosen try of each row gave
+
+    def add(self, number: int, outputs: dict[str, Tensor]) -> None:
+        """Let another try count; the first one is number 0."""
+        if number > 0:
+            outputs = chosen(outputs["q_halt_logits"] > self.best["q_halt_logits"], outputs, self.best)
+        self.best = outputs
+
+
+class Vote:
+    """Chooses for each row the answer that most tries give; of several the one with the highest sum of halting
+    probabilities, then the one given first. What else is known of it is of the last try that gave it.
+
+    A try adds to one answer alone, its own: either this is now the best, or the best stays. So no try need be kept whole.
+    """
+
+    best: dict[str, Tensor]
+
+    def __init__(self) -> None:
+        self.answers: list[Tensor] = []  # (B, S) of each try
+        self.sureness: list[Tensor] = []  # (B,)
+        self.standing: tuple[Tensor, Tensor, Tensor]  # of the best: votes, sum of probabilities, first try; (B,)
+
+    def add(self, number: int, outputs: dict[str, Tensor]) -> None:
+        self.answers.append(outputs["logits"].argmax(-1))
+        self.sureness.append(outputs["q_halt_logits"].float().sigmoid())
+        agrees = torch.stack([(answer == self.answers[-1]).all(-1) for answer in self.answers])  # (tries, B)
+        votes, first = agrees.sum(0), agrees.int().argmax(0)
+        sureness = (agrees * torch.stack(self.sureness)).sum(0)
+        if number == 0:
+            self.best, self.standing = outputs, (votes, sureness, first)
+            return
+        best_votes, best_sureness, best_first = self.standing
+        is_earlier = (sureness == best_sureness) & (first < best_first)
+        is_better = (votes > best_votes) | (votes == best_votes) & ((sureness > best_sureness) | is_earlier)
+        self.best = chosen(is_better, outputs, self.best)
+        self.standing = (
+            torch.where(is_better, votes, best_votes),
+            torch.where(is_better, sureness, best_sureness),
+            torch.where(is_better, first, best_first),
+        )
+
+
+CHOICES: dict[str, type[Surest] | type[Vote]] = {"surest": Surest, "vote": Vote}
+
+
+def chosen(rows: Tensor, one: dict[str, Tensor], other: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`one` in these rows (B,), `other` in all else."""
+    return {name: torch.where(rows.view(-1, *[1] * (old.ndim - 1)), one[name], old) for name, old in other.items()}
+
+
+def best_rollout(
     head: ACTLossHead, batch: Batch, return_keys: Collection[str], effort: Effort
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Sums and wanted outputs of each row's rollout with the highest final halting logit.
+    """Sums and wanted outputs of the rollout that is chosen for each row.
 
-    The first rollout has no noise and no disguise, and wins ties. Beside the metrics of the chosen ones the sums hold in
-    how many rows the first one (`pass_plain`) and at least one (`pass_any`) is right.
+    The first rollout has no noise and no disguise. Beside the metrics of the chosen ones the sums hold in how many rows
+    the first one (`pass_plain`) and at least one (`pass_any`) is right.
     """
-    is_counted = (batch["labels"] != IGNORE_LABEL_ID).any(-1)
-    carry, best = roll_out(head.model, batch, effort, number=0)
-    is_plain_right = is_any_right = is_right(best, batch)
-    for number in range(1, effort.rollouts):
+    choice = CHOICES[effort.choose]()
+    right: list[Tensor] = []
+    for number in range(effort.rollouts):
         carry, outputs = roll_out(head.model, batch, effort, number)
-        is_any_right = is_any_right | is_right(outputs, batch)
-        is_surer = outputs["q_halt_logits"] > best["q_halt_logits"]
-        best = {
-            name: torch.where(is_surer.view(-1, *[1] * (value.ndim - 1)), outputs[name], value)
-            for name, value in best.items()
-        }
-    _, _, sums, wanted, _ = head.score(carry, best, return_keys)
+        right.append(is_right(outputs, batch))
+        choice.add(number, outputs)
+    _, _, sums, wanted, _ = head.score(carry, choice.best, return_keys)
+    is_counted = (batch["labels"] != IGNORE_LABEL_ID).any(-1)
     return sums | {
-        "pass_plain": (is_counted & is_plain_right).sum(),
-        "pass_any": (is_counted & is_any_right).sum(),
+        "pass_plain": (is_counted & right[0]).sum(),
+        "pass_any": (is_counted & torch.stack(right).any(0)).sum(),
     }, wanted
 
 

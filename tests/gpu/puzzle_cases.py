@@ -5,6 +5,8 @@ from typing import Any
 import torch
 
 from dataset.puzzles.format import open_split
+from dataset.puzzles.rules import rule_of
+from dataset.puzzles.samples import Game
 from engine.tasks.rollouts import Effort
 from engine.train.evaluate import evaluate
 from engine.train.loop import Run, train_step
@@ -83,6 +85,21 @@ def rolls_out(at: Place) -> Any:
     run = puzzle_run(at, prefix=True)
     run.task.effort = Effort(rollouts=3, noise=0.3)  # type: ignore[attr-defined]
     return evaluation(at, run)
+
+
+@case("puzzles: evaluation by vote")
+def votes_over_rollouts(at: Place) -> Any:
+    run = puzzle_run(at, prefix=True)
+    run.task.effort = Effort(rollouts=3, noise=0.3, choose="vote")  # type: ignore[attr-defined]
+    run.task.rule = ("kept", lambda questions, labels, answers: (answers >= questions).any(-1))  # type: ignore[attr-defined]
+    return evaluation(at, run)
+
+
+@case("puzzles: the rules of games")
+def judges(at: Place) -> Any:
+    boards = at.runtime.to_device({name: torch.randint(1, 6, (9, 16), dtype=torch.int32) for name in "abc"})
+    rules = [rule_of(game) for game in (Game("sudoku", 4, (2, 2)), Game("maze", 4))]
+    return [rule.is_kept(*boards.values()) for rule in rules if rule is not None]
 
 
 @case("puzzles: ARC's votes")

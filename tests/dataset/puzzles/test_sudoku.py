@@ -13,7 +13,6 @@ from dataset.puzzles.sudoku import (
     BoardShape,
     augmentation,
     generate_puzzle,
-    has_all_digits,
     has_repeated_digit,
     renaming_key,
     shape_of,
@@ -121,13 +120,11 @@ def test_shape_is_known_by_the_number_of_cells() -> None:
 
 
 @pytest.mark.parametrize("shape", ALL_SHAPES, ids=lambda shape: f"{shape.size}")
-def test_a_full_board_has_every_digit_in_every_line_and_box(shape) -> None:
+def test_a_digit_twice_in_a_line_or_box_is_seen(shape) -> None:
     band = np.arange(shape.size) // shape.box_rows * 0 + np.arange(shape.size)
     starts = band % shape.box_rows * shape.box_columns + band // shape.box_rows
     board = (starts[:, None] + np.arange(shape.size)) % shape.size + 1
-    assert has_all_digits(board.ravel(), shape) and not has_repeated_digit(board.ravel().tolist(), shape)
-    assert not has_all_digits(np.roll(board, 1, axis=0).ravel(), shape), "lines without boxes"
-    assert not has_all_digits(np.where(board == 1, 0, board).ravel(), shape)
+    assert not has_repeated_digit(board.ravel().tolist(), shape)
     for other in ((0, 1), (1, 0), (shape.box_rows - 1, shape.box_columns - 1)):
         clash = np.zeros_like(board)
         clash[0, 0] = clash[other] = 1

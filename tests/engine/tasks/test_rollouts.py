@@ -10,7 +10,7 @@ from engine.config.parse import ConfigError
 from engine.config.registry import load_model_class
 from engine.config.schema import PretrainConfig
 from engine.tasks.puzzles import PuzzleTask
-from engine.tasks.rollouts import Effort, roll_out, surest_rollout
+from engine.tasks.rollouts import Effort, Vote, best_rollout, roll_out
 from engine.train.evaluate import evaluate
 from models.losses.puzzles import ACTLossHead
 from tests.tiny import ARCH, CPU, RUN, TRM, flags, logged, pretrain, write_sudoku
@@ -57,7 +57,7 @@ def tries(head: ACTLossHead, batch: dict[str, torch.Tensor], effort: Effort = EF
 
 @torch.no_grad()
 def chosen(head: ACTLossHead, batch: dict[str, torch.Tensor], effort: Effort = EFFORT):
-    return surest_rollout(head, batch, {"preds", "logits", "q_halt_logits", "inputs"}, effort)
+    return best_rollout(head, batch, {"preds", "logits", "q_halt_logits", "inputs"}, effort)
 
 
 @pytest.mark.parametrize("options", [{}, {"mlp_t": True, "pos_encodings": "none"}])
@@ -94,6 +94,46 @@ def test_each_row_is_answered_by_its_surest_rollout():
     assert torch.equal(outputs["inputs"], batch["inputs"])
 
 
+def elected(answers: list[list[int]], logits: torch.Tensor) -> list[int]:
+    """By definition: the most frequent answer, then the summed probability, then the earliest; its last try."""
+    numbers = range(len(answers))
+    alike = [[other for other in numbers if answers[other] == answers[number]] for number in numbers]
+    probabilities = logits.sigmoid()
+    best = max(numbers, key=lambda n: (len(alike[n]), float(sum(probabilities[m] for m in alike[n])), -alike[n][0]))
+    return alike[best]
+
+
+def test_after_every_try_the_vote_stands_as_counted_afresh():
+    generator = torch.Generator().manual_seed(2)
+    tries_, rows = 9, 200
+    answers = torch.randint(0, 2, (tries_, rows, 2), generator=generator)  # four possible ones
+    logits = torch.randn(tries_, rows, generator=generator)
+    logits[:, ::2] = 90.0  # as sure as can be, so that sums tie exactly
+    vote, late = Vote(), 0
+    for number in range(tries_):
+        vote.add(number, {"logits": torch.eye(2)[answers[number]], "q_halt_logits": logits[number]})
+        for row in range(rows):
+            members = elected(answers[: number + 1, row].tolist(), logits[: number + 1, row])
+            assert vote.best["logits"][row].argmax(-1).tolist() == answers[members[0], row].tolist()
+            late += members[0] > 0
+            assert vote.best["q_halt_logits"][row] in logits[members, row]
+    assert late > rows
+
+
+def test_the_vote_answers_whole_boards_and_its_metrics_are_of_them():
+    head, batch = make_head(), make_batch()
+    effort = Effort(rollouts=6, noise=0.3, seed=9, choose="vote")
+    attempts = tries(head, batch, effort)
+    answers = torch.stack([attempt["logits"].argmax(-1) for attempt in attempts])
+    logits = torch.stack([attempt["q_halt_logits"] for attempt in attempts])
+    winners = [elected(answers[:, row].tolist(), logits[:, row]) for row in range(ROWS)]
+    assert any(1 < len(members) < 6 for members in winners), "or the test would not see a vote"
+    batch["labels"] = torch.stack([answers[members[0], row] for row, members in enumerate(winners)]).int()
+    sums, outputs = chosen(head, batch, effort)
+    assert torch.equal(outputs["preds"].int(), batch["labels"])
+    assert int(sums["exact_accuracy"]) == int(sums["pass_any"]) == ROWS > int(sums["pass_plain"])
+
+
 def test_metrics_tell_what_was_chosen_and_what_could_have_been():
     """The labels are what rollout 0, 1, 2, ... said of row 0, 1, 2, ..., so each row is solved by some rollout."""
     head, batch, effort = make_head(), make_batch(), Effort(rollouts=4, noise=1.0, seed=1)
@@ -118,9 +158,28 @@ def test_metrics_tell_what_was_chosen_and_what_could_have_been():
     assert (int(sums["count"]), int(sums["pass_any"])) == (2, 2), "rows without labels, such as padding, do not count"
 
 
+def test_a_rule_is_asked_of_the_chosen_answers_to_rows_that_count():
+    head, batch, effort = make_head(), make_batch(), Effort(rollouts=4, noise=1.0, seed=1)
+    batch["labels"][5:] = IGNORE_LABEL_ID  # padding
+    _, outputs = chosen(head, batch, effort)
+    seen = []
+
+    def is_kept(questions, labels, answers):
+        seen.append((questions, labels, answers))
+        return torch.arange(ROWS) != 1
+
+    with torch.no_grad():
+        task = PuzzleTask(head, CPU, seed=0, effort=effort, rule=("kept", is_kept))
+        sums, wanted = task.eval_batch(batch, ())
+    assert int(sums["kept"]) == 4 and wanted == {}
+    expected = batch["inputs"], batch["labels"], outputs["preds"]
+    assert all(torch.equal(one, other) for one, other in zip(seen[0], expected, strict=True))
+
+
 @pytest.mark.parametrize("effort", [Effort(), EFFORT])
 def test_the_numbers_of_an_evaluation_are_known_before_it(effort):
-    task = PuzzleTask(make_head(), CPU, seed=0, effort=effort)
+    rule = ("kept", lambda questions, labels, answers: labels[:, 0] == answers[:, 0])
+    task = PuzzleTask(make_head(), CPU, seed=0, effort=effort, rule=rule)
     (found,) = evaluate(task, [("all", make_batch(), 4)], ["all"], CPU).values()
     assert found.keys() == set(task.eval_metrics())
 
@@ -253,6 +312,8 @@ def test_evaluators_see_the_chosen_rollouts():
     [
         ({"rollouts": 4}, "eval: rollouts=4"),
         ({"noise": 0.3}, "eval: noise=0.3"),
+        ({"choose": "vote"}, "eval: choose=vote"),
+        ({"choose": "most", "rollouts": 4, "noise": 0.3}, "eval.choose"),
         ({"rollouts": 0}, "eval.rollouts: input should be greater than or equal to 1, found 0"),
         ({"noise": -1.0, "rollouts": 2}, "eval.noise: input should be greater than or equal to 0, found -1.0"),
         ({"noise": float("inf"), "rollouts": 2}, "eval.noise: input should be a finite number"),
@@ -279,6 +340,7 @@ def test_a_run_trains_the_same_however_hard_it_is_evaluated(tmp_path):
     lines = [[{k: v for k, v in line.items() if not k.startswith("all/")} for line in logged(x)] for x in (usual, hard)]
     assert lines[0] == lines[1]
     report = ended.report["all"]
+    assert 0 <= report["valid_boards"] <= 1
     assert report["steps"] == 5.0 and report["pass_any"] >= max(report["exact_accuracy"], report["pass_plain"])
 
     judge = {"load_checkpoint": str(hard / "latest"), "eval_only": True}
