@@ -156,6 +156,25 @@ def test_options_that_make_no_sense_on_text_are_refused(words, told):
     assert told in problem
 
 
+@pytest.mark.parametrize("source", ["auto", "composition"])
+def test_options_of_the_built_in_conversations_are_refused_where_another_source_ignores_them(source):
+    words = [f"dataset.source={source}", "dataset.sample_size=9", "dataset.sample_tasks=[counting]"]
+    data = composed("cfg_pretrain_instruct", words)
+    with pytest.raises(ConfigError) as refusal:
+        check(InstructConfig, data, {"dataset.sample_size", "dataset.sample_tasks", "lr"})
+    assert [problem.partition(" ")[0] for problem in refusal.value.problems] == [
+        "dataset.sample_size",
+        "dataset.sample_tasks",
+    ]
+    assert check(InstructConfig, data, {"lr"}).dataset.sample_size == 9, "a recipe may hold them"
+    own = composed("cfg_pretrain_instruct", ["dataset.source=sample", *words[1:]])
+    assert check(InstructConfig, own, {"dataset.sample_size"}).dataset.sample_tasks == ["counting"]
+
+
+def test_the_program_refuses_a_sample_size_that_its_corpus_ignores(data, tmp_path):
+    assert "dataset.sample_size" in refused(text_flags(data, tmp_path / "run", dataset__sample_size=9))
+
+
 def test_the_defaults_are_those_of_the_documents():
     config = check(InstructConfig, composed("cfg_pretrain_instruct", []))
     assert (config.dataset.seq_len, config.dataset.subset_size, config.global_batch_size) == (512, 1000, 32)

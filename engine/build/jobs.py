@@ -308,4 +308,4 @@ def chat_config(data: dict[str, Any]) -> ChatConfig:
 def instruct_job(hydra_config: Any) -> InstructJob:
     """What `pretrain_instruct.py` was asked for."""
     data, arch_label, given = typed(hydra_config)
-    return InstructJob(check(InstructConfig, data), arch_label, given)
+    return InstructJob(check(InstructConfig, data, given), arch_label, given)

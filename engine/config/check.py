@@ -1,6 +1,7 @@
 """Checks a whole config at the border: the run's own options and those of every class that it names."""
 
 import inspect
+from collections.abc import Collection
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
@@ -21,10 +22,14 @@ ONLY_TEXT += ["detach_between_steps", "prefix_mask", "supervise", "injection"]
 ONLY_PUZZLES = ["label_smoothing", "halt_loss_weight"]
 Config = TypeVar("Config", bound=RunConfig)
 GIVEN_TO_EVALUATORS = {"data_path", "eval_metadata"}
+ONLY_SAMPLE = ("dataset.sample_size", "dataset.sample_tasks")
 
 
-def check(config_class: type[Config], data: dict[str, Any]) -> Config:
-    """The typed config; otherwise ONE error with every problem of the run's options and of the architecture's."""
+def check(config_class: type[Config], data: dict[str, Any], given: Collection[str] = ()) -> Config:
+    """The typed config; otherwise ONE error with every problem of the run's options and of the architecture's.
+
+    `given` names options that somebody chose, of which none may be without effect.
+    """
     unknown = data.get(UNKNOWN_CHOICES, {})
     config, problems = parse(config_class, {key: value for key, value in data.items() if key != UNKNOWN_CHOICES})
     problems += [choice_problem(group, name) for group, name in unknown.items()]
@@ -36,6 +41,7 @@ def check(config_class: type[Config], data: dict[str, Any]) -> Config:
         is_text = issubclass(config_class, TextConfig)
         problems += conversation_problems(arch) if is_text else text_problems(arch)
         problems += depth_problems(arch, data.get("eval"))
+    problems += sample_problems(data.get("dataset"), given)
     evaluators = data.get("evaluators")
     for choice in evaluators if isinstance(evaluators, list) else []:
         problems += class_problems(choice, "evaluators.", object) or evaluator_problems(choice)
@@ -48,6 +54,18 @@ def choice_problem(group: str, name: str) -> str:
     """That there is no such architecture or recipe."""
     known = choices(group)
     return f"{group}={name}: expected one of {', '.join(known)}{nearest(name, known)}"
+
+
+def sample_problems(dataset: Any, given: Collection[str]) -> list[str]:
+    """Which chosen options of the built-in conversations another source would ignore; recipes may hold them idle."""
+    source = dataset.get("source") if isinstance(dataset, dict) else None
+    if source == "sample":
+        return []
+    return [
+        f"{name} changes nothing with dataset.source={source}. Set dataset.source=sample, or leave it out"
+        for name in ONLY_SAMPLE
+        if name in given
+    ]
 
 
 def class_problems(choice: Any, prefix: str, expected: type) -> list[str]:
