@@ -15,7 +15,7 @@ from engine.runtime.devices import Runtime, start_runtime
 from engine.train.job import Job, RunStart
 from engine.train.loop import Run
 from engine.train.plan import TrainState
-from engine.train.resume import restore, saved_errors, state_of
+from engine.train.resume import check_decay, restore, saved_errors, state_of
 from engine.train.tracking.backend import TrackedRun
 from engine.train.tracking.tracker import Notices, Tracker
 from models.ema import WeightAverage
@@ -36,6 +36,8 @@ def open_run(job: Job, stack: ExitStack) -> tuple[Run, Notices]:
     checkpoint = checkpoint_to_resume(settings.resume_from, directory.path, runtime, say)
     if checkpoint is None and settings.resume_from is not None:
         say(f"resume: no checkpoint in {directory.path} yet, starting from the beginning")
+    if checkpoint is not None:
+        check_decay(checkpoint, settings.config)
 
     parts = job.compose(RunStart(runtime, directory, checkpoint, say, stack))
     module, plan = parts.task.module, parts.plan

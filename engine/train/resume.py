@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from engine.checkpoints.load import Checkpoint
 from engine.tasks.protocol import check_shapes
 from engine.train.evaluate import stateful
 from engine.train.loop import Run
@@ -52,6 +53,20 @@ def state_of(trainer: Mapping[str, Any]) -> TrainState:
         if not fits.get(field.type, value is None or type(value) in (int, float)):
             raise ValueError(f"{field.name}={value!r} cannot be the {field.name} of a run. Use another checkpoint.")
     return state
+
+
+def check_decay(checkpoint: Checkpoint, config: Mapping[str, Any]) -> None:
+    """Refuse a run whose embeddings are to decay otherwise than they began: its optimizer resumes with the saved groups.
+
+    Without the option, as in files of earlier versions, they decay.
+    """
+    name = "weight_decay_embeddings"
+    asked, former = config.get(name, True), (checkpoint.config() or config).get(name, True)
+    if asked != former:
+        raise ValueError(
+            f"{name}={str(asked).lower()}: {checkpoint.path} was trained with {str(former).lower()}, and a run resumes with "
+            f"what it began with. Set {name}={str(former).lower()}, or begin a new run with load_checkpoint."
+        )
 
 
 def restore(run: Run, trainer: Mapping[str, Any], ema: dict[str, Tensor] | None) -> None:

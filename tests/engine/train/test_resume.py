@@ -68,6 +68,21 @@ def resumed(
     return start([*run[1], f"checkpoint_path={copied}", "resume=true"])
 
 
+@pytest.mark.parametrize("is_old", [False, True])
+def test_which_weights_decay_cannot_change_on_the_way(
+    puzzles: tuple[Path, list[str]], tmp_path: Path, is_old: bool
+) -> None:
+    run, words = tmp_path / "run", puzzles[1]
+    shutil.copytree(puzzles[0], run, symlinks=True)
+    if is_old:  # the option is younger than the run
+        (file,) = run.glob("step_*/config.yaml")
+        file.write_text("".join(x for x in file.read_text().splitlines(True) if "weight_decay_emb" not in x))
+    words = [*words, f"checkpoint_path={run}", "resume=true", "max_steps=5"]
+    ended = pretrain([*words, "weight_decay_embeddings=false"])
+    assert ended.code == 1 and "weight_decay_embeddings=false" in ended.err
+    assert pretrain([*words, "weight_decay_embeddings=true"]).code == 0
+
+
 def put(value: Any, *path: Any) -> Callable[[Any], None]:
     def edit(content: Any) -> None:
         for key in path[:-1]:
