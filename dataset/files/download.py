@@ -11,7 +11,8 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -27,6 +28,19 @@ CONTACT_SECONDS = 10
 # Pauses after failures in a row of a busy server or an interrupted transfer; one failure more gives up. A Hub that does
 # not answer at all when it is asked first is not asked again.
 RETRY_SECONDS = (1, 4, 15)
+
+
+_offline_because: ContextVar[str | None] = ContextVar("_offline_because", default=None)
+
+
+@contextmanager
+def offline(because: str) -> Iterator[None]:
+    """Within, nothing is fetched, as with HF_HUB_OFFLINE; what needs it is refused with this reason."""
+    token = _offline_because.set(because)
+    try:
+        yield
+    finally:
+        _offline_because.reset(token)
 
 
 class HubUnreachable(ValueError):
@@ -234,8 +248,11 @@ def _asked(url: str) -> bytes:
 def _open_url(
     url: str, headers: dict[str, str] | None = None, *, method: str = "GET", timeout: float = TIMEOUT_SECONDS
 ) -> http.client.HTTPResponse:
-    if os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on"):
-        raise HubUnreachable(f"HF_HUB_OFFLINE is set, so {url} is not fetched. Unset it or provide the file by hand.")
+    because = _offline_because.get()
+    if because is None and os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on"):
+        because = "HF_HUB_OFFLINE is set"
+    if because is not None:
+        raise HubUnreachable(f"{because}, so {url} is not fetched. Leave that out or provide the file by hand.")
     request = urllib.request.Request(url, headers=headers or {}, method=method)
     return urllib.request.urlopen(request, timeout=timeout, context=_certificates())
 

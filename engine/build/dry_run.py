@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dataset.common import LoaderItem
+from dataset.files.download import offline
 from engine.build.jobs import HydraJob
 from engine.checkpoints.run_directory import check_unused
 from engine.config.text import InstructConfig
@@ -20,10 +21,12 @@ from engine.train.tracking.tracker import Notices
 def dry_run(job: HydraJob[Any]) -> dict[str, Any]:
     """The data and the model are opened, and one row is trained on to see what it takes.
 
-    A corpus that has to be downloaded is; the tokenizer that the built-in one trains is not kept.
+    A corpus or tokenizer that would have to be downloaded is an error; the tokenizer that the built-in one trains is not
+    kept.
     """
     config = job.config
     with ExitStack() as stack:
+        stack.enter_context(offline("--dry-run downloads nothing"))
         if isinstance(config, InstructConfig) and config.dataset.is_built_in:
             place = stack.enter_context(TemporaryDirectory())
             job.config = config.model_copy(update={"dataset": config.dataset.model_copy(update={"data_dir": place})})

@@ -62,6 +62,17 @@ def test_the_tokenizer_of_the_built_in_conversations_is_not_kept(tmp_path):
     assert files(tmp_path) == []
 
 
+def test_nothing_is_downloaded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    corpus = write_corpus(tmp_path / "corpus")
+    (corpus / "SlimOrca.jsonl").unlink()
+    before, words = files(tmp_path), text_flags(corpus, tmp_path / "run", dataset__source="auto")
+    ended = train_text([*words, "--dry-run"])
+    assert ended.code == 1 and "--dry-run" in ended.err and "--dry-run" not in train_text(words).err
+    assert [path for path in files(tmp_path) if path.suffix != ".lock"] == before
+
+
 def test_activations_grow_with_the_rows_of_a_pass(tmp_path):
     data = write_sudoku(tmp_path / "data")
     sizes = [
