@@ -4,14 +4,12 @@ python pretrain.py recipe=sudoku_4x4
 python pretrain.py arch=trm data_paths="[data/arc1concept-aug-1000]" global_batch_size=768 ema=true
 """
 
-import hydra
-from omegaconf import DictConfig
+from typing import Any
 
 from engine.entry import launch, show, user_errors
 
 
-@hydra.main(config_path="config", config_name="cfg_pretrain", version_base=None)
-def main(config: DictConfig) -> None:
+def main(config: Any) -> None:
     from engine.build.dry_run import dry_run  # late, so that --help needs no torch
     from engine.build.jobs import puzzle_or_chat_job
     from engine.run import train
@@ -22,4 +20,4 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    launch(main)
+    launch(main, "cfg_pretrain")

@@ -4,14 +4,12 @@ python pretrain_instruct.py dataset.subset_size=64 global_batch_size=8
 python pretrain_instruct.py dataset.data_dir=data/slimorca_full dataset.subset_size=null global_batch_size=48 epochs=1
 """
 
-import hydra
-from omegaconf import DictConfig
+from typing import Any
 
 from engine.entry import launch, show, user_errors
 
 
-@hydra.main(config_path="config", config_name="cfg_pretrain_instruct", version_base=None)
-def main(config: DictConfig) -> None:
+def main(config: Any) -> None:
     from engine.build.dry_run import dry_run  # late, so that --help needs no torch
     from engine.build.jobs import instruct_job
     from engine.run import train
@@ -22,4 +20,4 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    launch(main)
+    launch(main, "cfg_pretrain_instruct")

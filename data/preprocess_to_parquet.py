@@ -12,19 +12,20 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run by path, Python sees only this folder
 
-from engine.config.flags import FlagParser
-from src.distillation.corpus.options import PreprocessOptions
+from engine.entry import user_errors
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    options, _ = FlagParser(PreprocessOptions, str(__doc__)).read(argv)
-
-    # Late, so that --help needs nothing but the options.
-    from engine.entry import user_errors
-    from src.distillation.corpus.preprocess import preprocess
-
     kept = "the files that were finished are kept, the unfinished one was removed."
     with user_errors(if_interrupted=f"{kept} Run the same command with --skip-existing to resume."):
+        from engine.config.flags import FlagParser
+        from src.distillation.corpus.options import PreprocessOptions
+
+        options, _ = FlagParser(PreprocessOptions, str(__doc__)).read(argv)
+
+        # Late, so that --help needs nothing but the options.
+        from src.distillation.corpus.preprocess import preprocess
+
         print(preprocess(options))
 
 

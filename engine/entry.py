@@ -10,21 +10,24 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from engine.config.compose import as_additions, store_defaults
 from engine.runtime.signals import StoppedError
 
 INTERRUPTED = 130  # exit code after Ctrl-C
 RECORD = "TORCHELASTIC_ERROR_FILE"  # torchrun gives each rank a file in which to say why it ends
 
 
-def launch(main: Callable[[], None]) -> None:
-    """Start an entry point that Hydra decorates."""
-    sys.argv[1:] = as_additions(["dry_run=true" if word == "--dry-run" else word for word in sys.argv[1:]])
-    store_defaults()
+def launch(main: Callable[[Any], None], config_name: str) -> None:
+    """Start an entry point with what Hydra makes of the command line and a config of `config/`."""
     code: Any = 0
     try:
-        with user_errors():
-            main()
+        with user_errors():  # Ctrl-C while the imports take their time, too
+            import hydra
+
+            from engine.config.compose import as_additions, store_defaults
+
+            sys.argv[1:] = as_additions(["dry_run=true" if word == "--dry-run" else word for word in sys.argv[1:]])
+            store_defaults()
+            hydra.main(config_path="config", config_name=config_name, version_base=None)(main)()
     except SystemExit as leaving:
         code = leaving.code
         if isinstance(code, str):  # as Python itself would do it

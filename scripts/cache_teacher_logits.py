@@ -12,17 +12,20 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run by path, Python sees only this folder
 
-from engine.config.flags import FlagParser
-from src.distillation.cache.options import CacheOptions
+from engine.entry import user_errors
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    options, _ = FlagParser(CacheOptions, str(__doc__)).read(argv)
+    with user_errors():
+        from engine.config.flags import FlagParser
+        from src.distillation.cache.options import CacheOptions
 
-    # Late, so that --help needs nothing but the options.
-    from src.distillation.run.cache_corpus import run
+        options, _ = FlagParser(CacheOptions, str(__doc__)).read(argv)
 
-    run(options)
+        # Late, so that --help needs nothing but the options.
+        from src.distillation.run.cache_corpus import run
+
+        run(options)
 
 
 if __name__ == "__main__":

@@ -9,17 +9,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run by path, Python sees only this folder
 
-from engine.config.flags import FlagParser
-from src.distillation.tuning.config import TeacherFtConfig
+from engine.entry import show, user_errors
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    config, _ = FlagParser(TeacherFtConfig, str(__doc__)).read(argv)
-
-    # Late, so that --help needs nothing but the options.
-    from engine.entry import show, user_errors
-
     with user_errors():
+        from engine.config.flags import FlagParser
+        from src.distillation.tuning.config import TeacherFtConfig
+
+        config, _ = FlagParser(TeacherFtConfig, str(__doc__)).read(argv)
+
+        # Late, so that --help needs nothing but the options.
         from engine.run import train
         from src.distillation.tuning.job import TuneTeacherJob
 

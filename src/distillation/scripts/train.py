@@ -11,19 +11,19 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # run by path, Python sees only this folder
 
-from engine.config.flags import FlagParser
-from src.distillation.config import DistillConfig
+from engine.entry import show, user_errors
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = FlagParser(DistillConfig, str(__doc__))
-    parser.add_argument("--dry-run", action="store_true", help="check config and data, tell what would be done")
-    config, args = parser.read(argv)
-
-    # Late, so that --help needs nothing but the options.
-    from engine.entry import show, user_errors
-
     with user_errors():
+        from engine.config.flags import FlagParser
+        from src.distillation.config import DistillConfig
+
+        parser = FlagParser(DistillConfig, str(__doc__))
+        parser.add_argument("--dry-run", action="store_true", help="check config and data, tell what would be done")
+        config, args = parser.read(argv)
+
+        # Late, so that --help needs nothing but the options.
         from engine.run import train
         from src.distillation.run.job import DistillJob, dry_run
 
