@@ -37,6 +37,9 @@ def parse_flags(argv: list[str] | None) -> ArcOptions:
         "--num-aug", type=not_negative, default=1000, help="copies of each puzzle (default %(default)s)"
     )
     parser.add_argument(
+        "--compact", action="store_true", help="store each puzzle once; its copies are made when they are read"
+    )
+    parser.add_argument(
         "--puzzle-identifiers-start", type=positive, default=1, help="first identifier, for data sets to be mixed"
     )
     parser.add_argument(

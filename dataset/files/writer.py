@@ -78,6 +78,12 @@ def create_array(folder: Path, split: str, set_name: str, field: str, shape: tup
     return array
 
 
+def write_array(folder: Path, split: str, set_name: str, field: str, array: np.ndarray) -> None:
+    file = _array_file(folder, split, set_name, field)
+    check_space(file.parent, array.nbytes)
+    np.save(file, array, allow_pickle=False)
+
+
 def write_split(folder: Path, split: str, metadata: PuzzleDatasetMetadata, sets: dict[str, PuzzleSet]) -> None:
     """Write one split; arrays from `create_array` are where they belong already."""
     (folder / split).mkdir(exist_ok=True)
@@ -88,8 +94,7 @@ def write_split(folder: Path, split: str, metadata: PuzzleDatasetMetadata, sets:
             if isinstance(array, np.memmap) and Path(str(array.filename)) == file:
                 array.flush()
             else:
-                check_space(file.parent, array.nbytes)
-                np.save(file, array, allow_pickle=False)
+                write_array(folder, split, set_name, field.name, array)
     _write_json(folder / split / "dataset.json", metadata.model_dump())
 
 

@@ -9,7 +9,8 @@ import numpy as np
 from tqdm import tqdm
 
 from dataset.common import PuzzleDatasetMetadata, dihedral_transform
-from dataset.files.writer import BOARD_SET, create_array, dataset_folder, write_names, write_split
+from dataset.files.writer import BOARD_SET, create_array, dataset_folder, write_array, write_names, write_split
+from dataset.puzzles.arc_copies import AUGMENTATIONS, SOURCES, coded
 from dataset.puzzles.arc_grids import (
     IDENTITY,
     MAX_GRID_SIZE,
@@ -42,6 +43,7 @@ class ArcOptions:
     test_set_name: str
     test_set_name2: str
     num_aug: int
+    compact: bool
     puzzle_identifiers_start: int
     missing_solutions: str
     overwrite: bool
@@ -73,10 +75,7 @@ def build_arc(options: ArcOptions) -> str:
         warn_about(groups, test_puzzles, options.num_aug)
 
         identifiers = number_puzzles(groups, options.puzzle_identifiers_start)
-        counts = [
-            write_arc_split(folder, split, [group for group in groups if split in group.pairs], identifiers, rng)
-            for split in SPLITS
-        ]
+        counts = [write_arc_split(folder, split, groups, identifiers, rng, options.compact) for split in SPLITS]
         names = [BLANK_NAME] * options.puzzle_identifiers_start + list(identifiers)
         write_names(folder, names, {name: puzzle.source for name, puzzle in test_puzzles.items()})
     return f"{options.output_dir}: {'; '.join(counts)}; {len(identifiers)} identifiers"
@@ -156,26 +155,46 @@ def augmentation_name(group: Group, augmentation: Augmentation) -> str:
 
 
 def write_arc_split(
-    folder: Path, split: str, groups: Sequence[Group], identifiers: dict[str, int], rng: np.random.RandomState
+    folder: Path,
+    split: str,
+    groups: Sequence[Group],
+    identifiers: dict[str, int],
+    rng: np.random.RandomState,
+    is_compact: bool,
 ) -> str:
-    """Write the examples of all copies; in training most are placed at random within the 30x30 field."""
+    """Write the examples of all copies, or those of the puzzles and what makes copies of them.
+
+    In training most are placed at random within the 30x30 field.
+    """
+    groups = [group for group in groups if split in group.pairs]
     num_puzzles = sum(len(group.augmentations) for group in groups)
     num_examples = sum(len(group.augmentations) * len(group.pairs[split]) for group in groups)
-    inputs, labels = (create_array(folder, split, BOARD_SET, f, (num_examples, SEQ_LEN)) for f in ("inputs", "labels"))
+    num_rows = sum(len(group.pairs[split]) for group in groups) if is_compact else num_examples
+    inputs, labels = (create_array(folder, split, BOARD_SET, f, (num_rows, SEQ_LEN)) for f in ("inputs", "labels"))
+    sources = np.empty((num_examples, 3), dtype=np.int32)
     ids: list[int] = []
     puzzle_indices, group_indices = [0], [0]
-    row = 0
+    row = first = 0
     for group in tqdm(groups, desc=f"writing {split}", unit=" puzzles"):
         for augmentation in group.augmentations:
             unmoved = rng.randint(0, len(group.pairs[split]))  # one example of each copy stays in the corner
             for number, pair in enumerate(group.pairs[split]):
                 one, other = (augmentation.apply(grid) for grid in pair)
                 top, left = random_place(one, other, rng) if split == "train" and number != unmoved else (0, 0)
-                inputs[row], labels[row] = to_tokens(one, top, left), to_tokens(other, top, left)
+                sources[row] = first + number, top, left
+                if not is_compact:
+                    inputs[row], labels[row] = to_tokens(one, top, left), to_tokens(other, top, left)
+                elif augmentation is IDENTITY:
+                    inputs[first + number], labels[first + number] = to_tokens(one), to_tokens(other)
                 row += 1
             ids.append(identifiers[augmentation_name(group, augmentation)])
             puzzle_indices.append(row)
+        first += len(group.pairs[split])
         group_indices.append(len(ids))
+    if is_compact:
+        augmentations = [coded(augmentation) for group in groups for augmentation in group.augmentations]
+        write_array(folder, split, BOARD_SET, SOURCES, sources)
+        write_array(folder, split, BOARD_SET, AUGMENTATIONS, np.array(augmentations, dtype=np.uint8))
     metadata = PuzzleDatasetMetadata(
         pad_id=PAD,
         ignore_label_id=PAD,

@@ -10,6 +10,7 @@ from dataset.common import dihedral_transform, inverse_dihedral_transform
 
 MAX_GRID_SIZE = 30
 NUM_COLOURS = 10
+NUM_SYMMETRIES = 8
 SEQ_LEN = MAX_GRID_SIZE**2
 PAD, EOS, FIRST_COLOUR = 0, 1, 2  # tokens; a grid ends with a row and a column of EOS
 VOCAB_SIZE = FIRST_COLOUR + NUM_COLOURS
@@ -40,7 +41,7 @@ IDENTITY = Augmentation(0, bytes(range(NUM_COLOURS)))
 
 def draw_augmentation(rng: np.random.RandomState) -> Augmentation:
     """A random symmetry and renaming of colours; black stays black. The order of the draws is the reference's."""
-    symmetry = int(rng.randint(0, 8))
+    symmetry = int(rng.randint(0, NUM_SYMMETRIES))
     return Augmentation(symmetry, b"\0" + rng.permutation(np.arange(1, NUM_COLOURS, dtype=np.uint8)).tobytes())
 
 

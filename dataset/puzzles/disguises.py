@@ -31,7 +31,7 @@ class Disguises:
         if self.game.name == "arc":
             raise ValueError(
                 f"{where} holds ARC, whose examples belong together and whose disguises have embeddings of their own. "
-                "Leave the option disguises out; build the data set with --num-aug."
+                "Leave the option disguises out; build the data set with --num-aug, and --compact where disk is short."
             )
 
     def draw(self, seed: Sequence[int]) -> Disguise:

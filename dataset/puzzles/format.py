@@ -10,6 +10,7 @@ import numpy as np
 
 from dataset.common import IGNORE_LABEL_ID, PuzzleDatasetMetadata
 from dataset.files.json_file import read_json, read_model
+from dataset.puzzles.arc_copies import AUGMENTATIONS, SOURCES, Copies, problem
 
 BLANK_NAME = "<blank>"  # how identifiers.json calls an identifier that belongs to no puzzle
 FIELDS = ("inputs", "labels", "puzzle_identifiers", "puzzle_indices", "group_indices")
@@ -20,8 +21,8 @@ SCAN_BYTES = 1 << 25  # how much of a memory-mapped array is looked at in one go
 class PuzzleSet:
     """The arrays of one set. Examples belong to puzzles and puzzles to groups, both as ranges."""
 
-    inputs: np.ndarray  # (examples, seq_len), memory-mapped
-    labels: np.ndarray  # (examples, seq_len), memory-mapped
+    inputs: np.ndarray | Copies  # (examples, seq_len), memory-mapped
+    labels: np.ndarray | Copies  # (examples, seq_len), memory-mapped
     puzzle_identifiers: np.ndarray  # (puzzles,)
     puzzle_indices: np.ndarray  # (puzzles + 1,) first example of each puzzle
     group_indices: np.ndarray  # (groups + 1,) first puzzle of each group
@@ -111,7 +112,21 @@ def _open_set(folder: Path, name: str) -> PuzzleSet:
                 f"{file} holds {arrays[field].dtype} of shape {arrays[field].shape}; "
                 f"expected integers with {dimensions} dimension(s). Rebuild the data set."
             )
+    if (folder / f"{name}__{SOURCES}.npy").is_file():
+        return _with_copies(folder, name, arrays)
     return PuzzleSet(**arrays)
+
+
+def _with_copies(folder: Path, name: str, arrays: dict[str, np.ndarray]) -> PuzzleSet:
+    """A set of which only the originals are stored."""
+    files = [folder / f"{name}__{field}.npy" for field in (SOURCES, AUGMENTATIONS)]
+    sources, augmentations = (read_array(file, "Rebuild the data set.") for file in files)
+    boards, indices = (arrays.pop("inputs"), arrays.pop("labels")), arrays["puzzle_indices"]
+    found = problem(min(boards, key=len), sources, augmentations, len(arrays["puzzle_identifiers"]))
+    if found is not None:
+        raise ValueError(f"{files[0]} and {files[1].name} {found}. Rebuild the data set.")
+    inputs, labels = (Copies(board, sources, augmentations, indices) for board in boards)
+    return PuzzleSet(inputs, labels, **arrays)
 
 
 def read_array(file: Path, remedy: str, is_mapped: bool = False) -> np.ndarray:
@@ -158,21 +173,24 @@ def _check_set(folder: Path, name: str, puzzles: PuzzleSet, metadata: PuzzleData
     if len(puzzles.labels) != len(puzzles.inputs):
         refuse("labels", f"has {len(puzzles.labels)} rows", f"{len(puzzles.inputs)}, as many as the inputs")
 
+    inputs, labels = (
+        board.stored if isinstance(board, Copies) else board for board in (puzzles.inputs, puzzles.labels)
+    )
     ids, num_ids = puzzles.puzzle_identifiers, metadata.num_puzzle_identifiers
     if len(ids) and not 0 <= ids.min() <= ids.max() < num_ids:
         refuse("puzzle_identifiers", f"has values from {ids.min()} to {ids.max()}", f"0 to {num_ids - 1}")
 
     vocabulary = f"0 to {metadata.vocab_size - 1} (vocab_size={metadata.vocab_size} in dataset.json)"
     ignored = {IGNORE_LABEL_ID, metadata.ignore_label_id}
-    for field, tokens, exempt in (("inputs", puzzles.inputs, set()), ("labels", puzzles.labels, ignored)):
+    for field, tokens, exempt in (("inputs", inputs, set()), ("labels", labels, ignored)):
         outside = _first_outside(tokens, metadata.vocab_size, exempt)
         if outside is not None:
             refuse(field, f"has the value {outside[1]} in row {outside[0]}", vocabulary)
 
-    unlabelled = _count_unlabelled(puzzles.labels, ignored)
-    if 0 < unlabelled < len(puzzles.labels):
+    unlabelled = _count_unlabelled(labels, ignored)
+    if 0 < unlabelled < len(labels):
         file = folder / f"{name}__labels.npy"
-        print(f"{file}: {unlabelled} of {len(puzzles.labels)} rows have no label and teach nothing", file=sys.stderr)
+        print(f"{file}: {unlabelled} of {len(labels)} rows have no label and teach nothing", file=sys.stderr)
     elif unlabelled:
         refuse("labels", f"has no label in any of its {unlabelled} rows", f"others than {metadata.ignore_label_id}")
 

@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from dataset.build_arc_dataset import main
 from dataset.puzzles.arc_grids import crop, grid_hash, parse_name
 from dataset.puzzles.format import open_split, read_identifiers
+from dataset.puzzles.reader import PuzzleDataset, PuzzleDatasetConfig
 from tests.dataset.puzzle_samples import assert_equals_parity, parity_json
 
 ROOT = Path(__file__).parents[2]
@@ -92,6 +94,69 @@ def test_every_copy_is_the_puzzle_its_name_tells(kaggle: Path, tmp_path: Path) -
     train_ids = open_split(tmp_path / "out", "train").sets["all"].puzzle_identifiers
     assert set(split.puzzle_identifiers) < set(train_ids.tolist())
     assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("start", [1, 7])
+def test_a_compact_data_set_reads_as_the_one_with_all_copies_written(kaggle: Path, tmp_path: Path, start: int) -> None:
+    for name, more in (("whole", []), ("compact", ["--compact"])):
+        more = [*more, "--puzzle-identifiers-start", str(start)]
+        main(flags(kaggle, tmp_path / name, *more, num_aug=8))
+    for split in ("train", "test"):
+        (whole, compact) = (open_split(tmp_path / name, split).sets["all"] for name in ("whole", "compact"))
+        assert len(compact.inputs.stored) * 4 < len(whole.inputs)
+        for field in ("inputs", "labels"):
+            one, other = getattr(whole, field), getattr(compact, field)
+            assert one.shape == other.shape and len(one) == len(other)
+            some = np.random.default_rng(0).integers(len(one), size=9)
+            for chosen in (slice(None), some, some[:0], int(some[0]), -1):
+                assert np.array_equal(one[chosen], other[chosen])
+    mine, theirs = files(tmp_path / "compact"), files(tmp_path / "whole")
+    stored = {f"{split}/all__{field}.npy" for split in ("train", "test") for field in ("inputs", "labels")}
+    assert all(mine[name] == theirs[name] for name in theirs.keys() - stored)
+    assert sum(map(len, mine.values())) * 3 < sum(map(len, theirs.values()))
+
+
+def test_batches_of_a_compact_data_set_are_those_of_the_whole_one(kaggle: Path, tmp_path: Path) -> None:
+    for name, more in (("whole", []), ("compact", ["--compact"])):
+        main(flags(kaggle, tmp_path / name, *more, num_aug=5))
+    for is_test in (False, True):
+        found = []
+        for name in ("whole", "compact"):
+            paths = {"dataset_paths": [str(tmp_path / name)], "global_batch_size": 3}
+            config = PuzzleDatasetConfig(**paths, test_set_mode=is_test, epochs_per_iter=4)
+            data = PuzzleDataset(config, "test" if is_test else "train")
+            found.append([batch for _ in range(1 if is_test else 3) for _, batch, _ in data])
+        assert len(found[0]) == len(found[1]) > 3
+        for one, other in zip(*found, strict=True):
+            assert all(torch.equal(one[key], other[key]) for key in one | other)
+
+
+@pytest.mark.parametrize(
+    ("field", "edit", "message"),
+    [
+        ("sources", lambda array: array - [-99, 0, 0], r"sources.npy .*values from 99"),
+        ("sources", lambda array: array - [0, 1, 0], r"sources.npy .*from -1 .*0 to 29"),
+        ("sources", lambda array: array[:, :2], r"shape \(\d+, 2\)"),
+        ("sources", lambda array: array[:-1], r"puzzle_indices.npy ends with"),
+        ("sources", lambda array: array.astype(float), "float64"),
+        ("augmentations", lambda array: array - [-8, *10 * [0]], "0 to 7"),
+        ("augmentations", lambda array: array[:-1], r"augmentations.npy are of shape"),
+    ],
+)
+def test_copies_that_cannot_be_made_are_refused(
+    kaggle: Path, tmp_path: Path, field: str, edit: Any, message: str
+) -> None:
+    main(flags(kaggle, tmp_path / "out", "--compact"))
+    file = tmp_path / "out" / "train" / f"all__{field}.npy"
+    array = np.load(file)
+    bad = edit(array.astype(int))
+    np.save(file, bad if bad.dtype.kind == "f" else bad.astype(int))
+    with pytest.raises(ValueError, match=message):
+        open_split(tmp_path / "out", "train")
+    file.unlink()
+    if field == "augmentations":
+        with pytest.raises(ValueError, match=r"augmentations.npy"):
+            open_split(tmp_path / "out", "train")
 
 
 def test_symmetric_puzzle_gets_fewer_copies_and_a_note(
