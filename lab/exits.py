@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 
 from dataset.text.conversation import Turn
-from engine.build.text import composition_records
+from engine.build.corpus import composition_records
 from engine.build.text_checkpoint import LoadedModel
 from engine.config.text import InstructConfig
 from engine.generate.exits import calibrated_options

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from dataset.common import IGNORE_LABEL_ID, Batch, text_metadata
 from engine.build import puzzles as build
 from engine.build import text as build_text
+from engine.build.corpus import load_text
 from engine.build.text_checkpoint import open_text_checkpoint
 from engine.checkpoints.load import load_averaged, load_checkpoint
 from engine.config.check import check
@@ -224,7 +225,7 @@ def _probe_learning(config: InstructConfig, runtime: Runtime, train_steps: int) 
         small["arch"][key] = [] if value == "[]" else value
     small |= dict(word.split("=") for word in QUICK)
     checked = check(InstructConfig, small)
-    return [shuffled_answers(checked, runtime, build_text.load_text(checked, progress=False), train_steps)]
+    return [shuffled_answers(checked, runtime, load_text(checked, progress=False), train_steps)]
 
 
 def shuffled_answers(config: InstructConfig, runtime: Runtime, corpus: Any, train_steps: int) -> Finding:

@@ -75,8 +75,11 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+TO_RETRY = "Make room or choose another folder, and run again; what is finished is kept."
+
+
 @contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
+def disk_errors(path: Path, remedy: str = TO_RETRY) -> Iterator[None]:
     """Turn an error of the disk into a ValueError that says what to do."""
     try:
         yield
@@ -86,9 +89,7 @@ def disk_errors(path: Path) -> Iterator[None]:
             raise
         said = getattr(error, "strerror", None) or (os.strerror(number) if number else error)
         full = "The disk is full. " if number in FULL_DISK else ""
-        raise ValueError(
-            f"Cannot write {path}: {said}. {full}Make room or choose another folder, and run again; what is finished is kept."
-        ) from error
+        raise ValueError(f"Cannot write {path}: {said}. {full}{remedy}") from error
 
 
 def error_number(problem: BaseException | None) -> int | None:

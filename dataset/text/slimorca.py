@@ -83,7 +83,7 @@ class SlimOrcaConfig:
 
 @dataclass(frozen=True)
 class InstructCorpus:
-    """A tokenized corpus in memory, with those that follow it."""
+    """A tokenized corpus, with those that follow it."""
 
     tokenizer: Tokenizer
     train: DocumentStore
@@ -105,14 +105,20 @@ class UsedLines:
 
 
 def load_corpus(
-    config: SlimOrcaConfig, tokenizer_path: str | Path | None = None, progress: bool = True
+    config: SlimOrcaConfig,
+    tokenizer_path: str | Path | None = None,
+    progress: bool = True,
+    folder: Path | None = None,
 ) -> InstructCorpus:
-    """Load what `config` asks for; the built-in corpus brings its own tokenizer unless one is given by path."""
+    """Load what `config` asks for, into memory or into files of `folder`, which may go once they are mapped.
+
+    The built-in corpus brings its own tokenizer unless one is given by path.
+    """
     start = time.monotonic()
     progress = progress and os.environ.get("SLIMORCA_TQDM") != "0"
     used = _used_lines(config, tokenizer_path, progress)
     tokenizer = load_tokenizer(used.tokenizer_path)
-    builders = {split: DocumentStoreBuilder(tokenizer.vocab_size) for split in SPLITS}
+    builders = {split: DocumentStoreBuilder(tokenizer.vocab_size, folder and folder / split) for split in SPLITS}
     report = LoadReport(used.source, {name: SplitReport() for name in used.sets})
     num_processes = min(_num_cores(), MAX_PROCESSES) if used.count >= POOL_PAYS_LINES else 1
     # A row of seq_len positions takes one token more: the last one is only ever a label.
@@ -254,6 +260,5 @@ def _read_lines(files: Sequence[DataFile], splits: NDArray[np.uint8], names: Seq
 
 
 def _num_cores() -> int:
-    """Those that this process may use, shared with the other ranks on this machine."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    """Those that this process may use; of the ranks of a machine one tokenizes."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,17 +1,22 @@
-"""Where tokenized documents are kept: in memory, in a temporary file, or wherever else `Documents` can be read from."""
+"""Where tokenized documents are kept: in memory, in files, or wherever else `Documents` can be read from."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
+from dataset.files.disk import disk_errors
+from dataset.files.scratch import TO_MOVE
 from dataset.text.conversation import EncodedConversation
+
+TOKENS_FILE, BITS_FILE, OFFSETS_FILE = "tokens.bin", "trained_bits.bin", "offsets.bin"
 
 
 @dataclass(frozen=True)
@@ -70,30 +75,66 @@ class DocumentStore:
         return replace(self, offsets=self.offsets[documents.start : documents.stop + 1])
 
 
-class DocumentStoreBuilder:
-    """Collects documents; its buffers grow in place."""
+def token_dtype(vocab_size: int) -> DTypeLike:
+    return np.uint16 if vocab_size <= 1 << 16 else np.int32
 
-    def __init__(self, vocab_size: int) -> None:
-        self._dtype = np.uint16 if vocab_size <= 1 << 16 else np.int32
-        self._tokens, self._bits = bytearray(), bytearray()
+
+def map_documents(folder: Path, vocab_size: int) -> DocumentStore:
+    """The store that a DocumentStoreBuilder has put into files: its pages are in memory once for all processes.
+
+    The files may be removed afterwards. Loader workers that are forked share the pages too; others get a copy.
+    """
+
+    def mapped(name: str, dtype: DTypeLike) -> torch.Tensor:
+        file = folder / name
+        found = np.memmap(file, dtype, mode="c") if file.stat().st_size else np.zeros(0, dtype)  # c: nothing is written
+        return torch.from_numpy(found)
+
+    return DocumentStore(
+        mapped(TOKENS_FILE, token_dtype(vocab_size)), mapped(BITS_FILE, np.uint8), mapped(OFFSETS_FILE, np.int64)
+    )
+
+
+class DocumentStoreBuilder:
+    """Collects documents in buffers that grow in place, or in files of `folder`, which is created."""
+
+    def __init__(self, vocab_size: int, folder: Path | None = None) -> None:
+        self._vocab_size, self._folder = vocab_size, folder
         self._waiting = np.zeros(0, dtype=np.bool_)  # trained flags that do not fill a byte yet
         self._lengths: list[NDArray[np.int64]] = []
+        self._tokens: BinaryIO = BytesIO()
+        self._bits: BinaryIO = BytesIO()
+        if folder is not None:
+            with disk_errors(folder, TO_MOVE):
+                folder.mkdir()
+                self._tokens, self._bits = (
+                    open(folder / name, "wb")  # noqa: SIM115 - `build` closes them
+                    for name in (TOKENS_FILE, BITS_FILE)
+                )
 
     def extend(self, documents: EncodedDocuments) -> None:
-        self._tokens += documents.ids.astype(self._dtype, copy=False).tobytes()
         flags = np.concatenate([self._waiting, documents.is_trained])
         whole = len(flags) - len(flags) % 8
-        self._bits += np.packbits(flags[:whole]).tobytes()
         self._waiting = flags[whole:]
         self._lengths.append(documents.lengths)
+        with disk_errors(self._folder or Path(), TO_MOVE):
+            self._tokens.write(documents.ids.astype(token_dtype(self._vocab_size), copy=False).tobytes())
+            self._bits.write(np.packbits(flags[:whole]).tobytes())
 
     def build(self) -> DocumentStore:
         """The builder is used up by this."""
-        self._bits += np.packbits(self._waiting).tobytes()
         offsets = np.concatenate([np.zeros(1, dtype=np.int64), *self._lengths]).cumsum()
+        last_bits = np.packbits(self._waiting).tobytes()
+        if self._folder is not None:
+            with disk_errors(self._folder, TO_MOVE), self._tokens, self._bits:
+                self._bits.write(last_bits)
+                (self._folder / OFFSETS_FILE).write_bytes(offsets.tobytes())
+            return map_documents(self._folder, self._vocab_size)
+        assert isinstance(self._tokens, BytesIO) and isinstance(self._bits, BytesIO)
+        self._bits.write(last_bits)
         return DocumentStore(
-            tokens=torch.from_numpy(np.frombuffer(self._tokens, dtype=self._dtype)),
-            trained_bits=torch.from_numpy(np.frombuffer(self._bits, dtype=np.uint8)),
+            tokens=torch.from_numpy(np.frombuffer(self._tokens.getbuffer(), dtype=token_dtype(self._vocab_size))),
+            trained_bits=torch.from_numpy(np.frombuffer(self._bits.getbuffer(), dtype=np.uint8)),
             offsets=torch.from_numpy(offsets),
         )
 

@@ -22,9 +22,9 @@ from dataset.text.template import ConversationEncoder
 from dataset.text.token_store import Documents
 from dataset.tokenization.for_transformers import tokenizer_config, tokenizer_json
 from dataset.tokenization.protocol import Tokenizer
+from engine.build.corpus import load_text
 from engine.build.puzzle_checkpoint import is_of_puzzles, puzzle_metadata
 from engine.build.puzzles import build_recursive_model, puzzle_config
-from engine.build.text import load_text
 from engine.build.text_checkpoint import conversation_template, open_text_checkpoint
 from engine.card.card import CARD_FILE
 from engine.card.exported import exported_card

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from dataset.text.slimorca import BUILT_IN, SlimOrcaConfig, corpus_digest, read_texts
-from engine.build.text import corpus_config
+from engine.build.corpus import corpus_config
 from engine.checkpoints.load import Checkpoint
 from engine.config.parse import ConfigError, parse
 from engine.config.schema import PretrainConfig

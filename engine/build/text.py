@@ -1,7 +1,7 @@
 """The text half of composing: turns a checked config into conversations, model and task."""
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, chain
 from typing import Any
@@ -13,17 +13,17 @@ from torch import Tensor
 from dataset.chat.reader import chat_splits, chat_tokenizer_folder, open_chat_data
 from dataset.common import Batch, PuzzleDatasetMetadata, text_metadata
 from dataset.cursor import CursorConfig, RowDataset, Stage
-from dataset.text.composition import CompositionOptions, make_composition_records
 from dataset.text.packing import DocumentRows, fill_batch
-from dataset.text.slimorca import InstructCorpus, SlimOrcaConfig, corpus_digest, load_corpus, read_texts
+from dataset.text.slimorca import corpus_digest
 from dataset.text.token_store import Documents, DocumentStore
 from dataset.tokenization.protocol import Tokenizer
 from dataset.tokenization.special_tokens import load_chat_tokenizer
+from engine.build.corpus import corpus_config, load_for_ranks, load_text
 from engine.build.loader import TrainItems, announced, load_batches, train_items
 from engine.build.passes import passes_of
 from engine.build.puzzles import Source, build_recursive_model, check_batch_shares
 from engine.config.registry import load_model_class
-from engine.config.text import ChatConfig, InstructConfig, TextConfig, TextDataConfig
+from engine.config.text import ChatConfig, InstructConfig, TextConfig
 from engine.runtime.devices import Runtime
 from engine.tasks.persistent_text import PersistentTextTask
 from engine.tasks.text import TextTask
@@ -66,7 +66,8 @@ def build_text(
     `say` is told where one of several stages begins; without training only the first of them is loaded.
     """
     check_batch_shares(config, runtime)
-    corpus = load_text(config, progress=runtime.is_main, first_only=not train)
+    load = load_text if runtime.world_size == 1 else load_for_ranks
+    corpus = load(config, progress=runtime.is_main, first_only=not train)
     if runtime.is_main:
         print(corpus.report.summary(), file=sys.stderr)
     tested = {name: corpus.test.part(documents) for name, documents in corpus.test_sets.items()}
@@ -184,35 +185,6 @@ def expected_depth(arch: dict[str, Any]) -> float:
     if arch.get("halt_policy") != "sampled":
         return float(arch["halt_max_steps"])
     return float(min(arch.get("halt_mean_steps", 1.0), arch["halt_max_steps"]))
-
-
-def load_text(config: InstructConfig, progress: bool, first_only: bool = False) -> InstructCorpus:
-    """The corpus, with those that follow it unless only the first of several is wanted."""
-    corpus = corpus_config(config.dataset)
-    corpus = replace(corpus, later=()) if first_only else corpus
-    return load_corpus(corpus, config.dataset.tokenizer_path, progress=progress)
-
-
-def corpus_texts(config: InstructConfig) -> Iterator[list[str]]:
-    """The messages of one record of the corpus after the other, as they stand there."""
-    return read_texts(corpus_config(config.dataset), config.dataset.tokenizer_path)
-
-
-def composition_records(config: InstructConfig) -> dict[str, list[dict[str, Any]]]:
-    """The questions of dataset.source=composition by set, as they stand in its records, each with its hops."""
-    data = corpus_config(config.dataset)
-    return make_composition_records(data.composition, data.seed)
-
-
-def corpus_config(data: TextDataConfig) -> SlimOrcaConfig:
-    """The corpus, or the first of several with those that follow it."""
-    options = data.model_dump(exclude={"tokenizer_path", "packing", "tokens_per_pass", "composition", "stages"})
-    corpus = SlimOrcaConfig(**options, composition=CompositionOptions(**data.composition.model_dump()))
-    if data.stages is None:
-        return corpus
-    first, *later = (replace(corpus, **stage.model_dump(exclude={"epochs"})) for stage in data.stages)
-    place = data.data_dir or first.data_dir  # so that a checkpoint is evaluated where the first corpus lies now
-    return replace(first, data_dir=place, later=tuple(replace(stage, test_ratio=0.0) for stage in later))
 
 
 def text_reader(

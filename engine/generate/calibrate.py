@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dataset.common import Batch
-from engine.build import text as build_text
+from engine.build.corpus import load_text
 from engine.build.held_out import check_split
 from engine.build.text import HeldOut
 from engine.build.text_checkpoint import load_model
@@ -190,7 +190,7 @@ def calibrate_checkpoint(options: CalibrateOptions) -> None:
     check_split(load_checkpoint(loaded.path), config, allow_other=options.allow_other_split)
     if config.dataset.test_size == "auto":  # that bounds evaluations while training
         config.dataset.test_size = 2 * options.conversations
-    corpus = build_text.load_text(config, progress=True, first_only=True)
+    corpus = load_text(config, progress=True, first_only=True)
     print(f"calibrating on held-out conversations, at most {num_steps} supervision steps deep", file=sys.stderr)
     found = calibrate(
         loaded.model,

@@ -205,10 +205,10 @@ def _choose_compile(asked: str | bool, device: torch.device) -> bool:
     return device.type == "cuda" if word == "auto" else word == "true"
 
 
-def with_peers(collective: Callable[..., object], *values: Any, **options: Any) -> None:
-    """A collective; raises ConnectionAbortedError if another rank has ended, which then says why."""
+def with_peers(collective: Callable[..., Any], *values: Any, **options: Any) -> Any:
+    """What a collective returns; raises ConnectionAbortedError if another rank has ended, which then says why."""
     try:
-        collective(*values, **options)
+        return collective(*values, **options)
     except RuntimeError as error:
         if "peer" not in str(error) and not isinstance(error, dist.DistError):
             raise

@@ -14,6 +14,7 @@ from dataset.text.token_store import DocumentStore, DocumentStoreBuilder, Encode
 from dataset.tokenization.protocol import Tokenizer
 from engine.build import puzzles as build
 from engine.build import text as build_text
+from engine.build.corpus import corpus_texts, load_text
 from engine.config.text import InstructConfig
 from engine.runtime.devices import Runtime, start_runtime
 from engine.train.speed import num_tokens
@@ -97,7 +98,7 @@ def synthetic_lengths(config: InstructConfig) -> NDArray[np.int64]:
 def bench_load(config: InstructConfig) -> dict[str, Any]:
     """Load a corpus, and for some seconds encode its messages the plain way: one after the other, in one process."""
     started = time.perf_counter()
-    corpus = build_text.load_text(config, progress=True)
+    corpus = load_text(config, progress=True)
     seconds = time.perf_counter() - started
     peak = peak_memory(Runtime(torch.device("cpu"), 0, 1, False))
     plain_records, plain_seconds = encode_plainly(config, corpus.tokenizer, seconds=5.0)
@@ -116,7 +117,7 @@ def bench_load(config: InstructConfig) -> dict[str, Any]:
 def encode_plainly(config: InstructConfig, tokenizer: Tokenizer, seconds: float) -> tuple[int, float]:
     """Encode message after message in one process for so long; returns the number of records and the seconds."""
     records, spent = 0, 0.0
-    for messages in build_text.corpus_texts(config):
+    for messages in corpus_texts(config):
         started = time.perf_counter()
         for message in messages:
             tokenizer.encode(message)
