@@ -3,14 +3,14 @@
 import contextlib
 import io
 import json
-import runpy
-import sys
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 from dataset.build_chat_dataset import main as build
-from tests.tiny import ROOT, Ended
+from engine.serve.connections import Bounds
+from engine.serve.server import Server, listening_at
 
 ARCH = {
     **{"hidden_size": 32, "num_heads": 2, "expansion": 1, "L_layers": 1, "forward_dtype": "float32"},
@@ -39,11 +39,11 @@ def conversations() -> list[dict[str, Any]]:
     ]
 
 
-def write_chat_data(folder: Path, *words: str) -> Path:
-    """48 conversations of two turns each, about 10 of them held out."""
+def write_chat_data(folder: Path, *words: str, records: list[dict[str, Any]] | None = None) -> Path:
+    """48 conversations of two turns each, about 10 of them held out; or these."""
     source = folder.with_name(f"{folder.name}.json")
     source.parent.mkdir(parents=True, exist_ok=True)
-    source.write_text(json.dumps(conversations()))
+    source.write_text(json.dumps(records or conversations()))
     flags = [
         "--input-file",
         str(source),
@@ -66,18 +66,15 @@ def chat_flags(data: Path, run_dir: Path, arch: dict[str, Any] | None = None, **
     return ["--config-name", "cfg_chat", *words]
 
 
-def run_door(name: str, *words: Any, stdin: str = "") -> Ended:
-    """A door at the root, within this process."""
-    out, err, code = io.StringIO(), io.StringIO(), 0
-    with (
-        mock.patch.object(sys, "argv", [str(ROOT / name), *(str(word) for word in words)]),
-        mock.patch.object(sys, "stdin", io.StringIO(stdin)),
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-    ):
-        try:
-            runpy.run_path(str(ROOT / name), run_name="__main__")
-        except SystemExit as leave:
-            code = leave.code if isinstance(leave.code, int) else int(leave.code is not None)
-            err.write("" if isinstance(leave.code, int) or leave.code is None else f"{leave.code}\n")
-    return Ended(code, out.getvalue(), err.getvalue())
+@contextlib.contextmanager
+def served(app: Any, stop: Callable[[], object], bounds: Bounds | None = None) -> Iterator[tuple[Server, int]]:
+    """A server on a thread of this process, and its port."""
+    listening = listening_at("127.0.0.1", 0)
+    server = Server(app, bounds or Bounds(), listening, stop)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield server, listening.getsockname()[1]
+    finally:
+        server.should_exit = True
+        thread.join()

@@ -3,8 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -13,8 +11,8 @@ from safetensors.torch import load_file
 
 from engine.config.compose import composed
 from engine.config.registry import load_model_class
-from tests.chat_runs import chat_flags, run_door, write_chat_data
-from tests.tiny import ROOT, end, logged, pretrain, start
+from tests.chat_runs import chat_flags, write_chat_data
+from tests.tiny import ROOT, TORCHRUN, end, logged, pretrain, run_door, start
 
 RECURSIVE = {"H_cycles": 2, "L_cycles": 2, "halt_max_steps": 3, "halt_mean_steps": 2.0}
 
@@ -113,12 +111,7 @@ def test_accumulation_changes_no_update(data, tmp_path):
 
 def test_two_ranks_make_the_update_of_one(data, tmp_path):
     trained(data, tmp_path / "one", max_steps=3)
-    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(ROOT / "pretrain.py")]
-    process = subprocess.Popen(
-        [sys.executable, *words, *chat_flags(data, tmp_path / "two", max_steps=3)],
-        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
-    ended = end(process)
+    ended = end(start(chat_flags(data, tmp_path / "two", max_steps=3), tmp_path, *TORCHRUN))
     assert ended.code == 0, ended.err
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     for key, value in one.items():
@@ -128,8 +121,7 @@ def test_two_ranks_make_the_update_of_one(data, tmp_path):
 @pytest.mark.slow
 def test_two_ranks_equal_two_micro_batches_in_bfloat16_too(data, tmp_path):
     """Gradients are summed in float32; a batch in one piece has other products rounded."""
-    ranks = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    ways = {"one": ([], 1), "halves": ([], 2), "two": (ranks, 1)}
+    ways = {"one": ([], 1), "halves": ([], 2), "two": (TORCHRUN, 1)}
     for name, (before, parts) in ways.items():
         arch = RECURSIVE | {"forward_dtype": "bfloat16"}
         words = chat_flags(data, tmp_path / name, arch, max_steps=4, gradient_accumulation_steps=parts, packing=False)

@@ -1,18 +1,16 @@
 """Every command of the chat guide is typed here, on a small scale, without a network."""
 
 import json
-import os
 import re
 import shlex
 import shutil
-import subprocess
-import sys
-import urllib.request
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 
-from tests.test_docs import ROOT, documented_commands
+from tests.test_docs import documented_commands, serving, typed
+from tests.tiny import ROOT
 
 GUIDE = ROOT / "docs" / "chat.md"
 TINY = [
@@ -64,28 +62,7 @@ def small(command: str, place: Path) -> list[str]:
         words[words.index("--checkpoint") + 1] = "checkpoints/Chat-dataset-ACT-torch/trm_chat-*/latest"
         words += ["--port", "0"] if "serve.py" in command else []
         words = [word if word != "100" else "5" for word in words]
-    if words[0] == "python":
-        words[0] = sys.executable
     return words
-
-
-def run(words: list[str], place: Path, stdin: str = "", timeout: float = 200) -> subprocess.CompletedProcess[str]:
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHON": sys.executable}
-    env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
-    return subprocess.run(
-        words, cwd=place, env=env, input=stdin, capture_output=True, text=True, timeout=timeout, check=False
-    )
-
-
-def serves(words: list[str], place: Path) -> None:
-    """It prints its address, answers there, and ends on a signal."""
-    with subprocess.Popen(words, cwd=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
-        try:
-            address = server.stdout.readline().strip()
-            with urllib.request.urlopen(f"{address}/v1/models", timeout=20) as answer:
-                assert json.load(answer)["data"][0]["id"].startswith("trm_chat-")
-        finally:
-            server.terminate()
 
 
 @pytest.mark.timeout(600)
@@ -96,10 +73,11 @@ def test_every_command_of_the_guide_works(place):
             continue
         words = small(re.sub(r"^(?:[A-Z_]+=\S+ )*", "", command), place)
         if "serve.py" in command:
-            serves(words, place)
+            with serving(words, place) as address, urlopen(f"{address}/v1/models", timeout=20) as answer:
+                assert json.load(answer)["data"][0]["id"].startswith("trm_chat-")
         else:
-            done = run(words, place, stdin="Hello\n/quit\n")
-            assert done.returncode == 0, f"{command}\n{shlex.join(words)}\n{done.stderr[-3000:]}"
+            done = typed(words, place, stdin="Hello\n/quit\n")
+            assert done.code == 0, f"{command}\n{shlex.join(words)}\n{done.err[-3000:]}"
         ran.append(command)
     for word in (
         "prepare_example",
@@ -120,11 +98,11 @@ def test_the_model_of_the_example_repeats_the_replies_it_was_taught(place):
     assert len(commands) == 3, commands
     for command in commands[:2]:
         words = shlex.split(command.replace("./prepare", "examples/prepare"))
-        done = run([sys.executable if word == "python" else word for word in words], place, timeout=3000)
-        assert done.returncode == 0, done.stderr[-3000:]
+        done = typed(words, place, timeout=3000)
+        assert done.code == 0, done.err[-3000:]
     words = shlex.split(commands[2])
     (checkpoint,) = place.glob(words[words.index("--checkpoint") + 1])
-    ask = [sys.executable, "generate.py", "--checkpoint", str(checkpoint), "--temperature", "0.7", "--interactive"]
+    ask = ["python", "generate.py", "--checkpoint", str(checkpoint), "--temperature", "0.7", "--interactive"]
     num_repeated = 0
     for record in json.loads((place / "examples" / "chat_conversations.json").read_text()):
         turns = record["conversations"]
@@ -133,6 +111,6 @@ def test_the_model_of_the_example_repeats_the_replies_it_was_taught(place):
             for turn in turns
             if turn["from"] != "gpt"
         ]
-        answered = run([*ask, "--seed", "0"], place, stdin="\n".join([*said, "/quit\n"])).stdout
+        answered = typed([*ask, "--seed", "0"], place, stdin="\n".join([*said, "/quit\n"])).out
         num_repeated += all(turn["value"] in answered for turn in turns if turn["from"] == "gpt")
     assert num_repeated == 4  # the fifth conversation is held out

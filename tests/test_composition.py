@@ -12,8 +12,8 @@ from engine.build.text_checkpoint import load_model
 from engine.generate.exits import write_thresholds
 from engine.generate.options import OpenOptions, ReplyOptions
 from engine.generate.reply import reply
-from tests.chat_runs import run_door
 from tests.text_runs import infer_text, train_text
+from tests.tiny import run_door
 
 WORLD = {"people": 6, "relations": 1, "hops": 3, "longer": 1, "questions": 6, "held_out": 2, "turns": 1}
 

@@ -1,15 +1,13 @@
 """The last section of the distillation guide, typed command by command: from made-up texts to a student, without a network."""
 
 import json
-import os
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.test_docs import ROOT, documented_commands
+from tests.test_docs import documented_commands, typed
+from tests.tiny import ROOT
 
 GUIDE = ROOT / "docs" / "distillation.md"
 # What makes the commands small: of each the flags whose value is replaced.
@@ -33,13 +31,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def small(command: str) -> str:
-    command = command.replace("python ", f"{shlex.quote(sys.executable)} ", 1)
-    words = command.split(" ")
+def small(command: str) -> list[str]:
+    """The same command, small; what needs a shell gets one."""
+    words = command.split(" ") if ">" in command else shlex.split(command)
     for flag, value in SMALLER.items():
         if flag in words:
             words[words.index(flag) + 1] = value
-    return " ".join(words)
+    return ["bash", "-c", " ".join(words)] if ">" in command else words
 
 
 def test_the_small_way_through_the_guide_works_as_it_is_typed(place: Path) -> None:
@@ -47,17 +45,9 @@ def test_the_small_way_through_the_guide_works_as_it_is_typed(place: Path) -> No
     first = next(i for i, command in enumerate(commands) if "make_conversations" in command)
     ended = []
     for command in commands[first:]:
-        done = subprocess.run(
-            ["bash", "-c", small(command)],
-            cwd=place,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-        assert done.returncode == 0, f"{command}\n{done.stderr[-2000:]}"
-        ended.append(done.stdout)
+        done = typed(small(command), place)
+        assert done.code == 0, f"{command}\n{done.err[-2000:]}"
+        ended.append(done.out)
     tuned = next(json.loads(out) for out in ended if '"tuned"' in out)
     assert tuned["tuned"]["perplexity"] < tuned["base"]["perplexity"]
     student = next(json.loads(out) for out in ended if '"kl"' in out)

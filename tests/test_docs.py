@@ -8,14 +8,16 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
 
 from dataset.text.sample_corpus import make_sample_records, sample_tokenizer
+from tests.tiny import ROOT, Ended, end, first_line, run_python, start_python
 
-ROOT = Path(__file__).parent.parent
 OWN_TESTS = ("chat.md", "distillation.md", "serving.md")  # whose commands other files type
 PAGES = [ROOT / "README.md", *sorted(page for page in (ROOT / "docs").glob("*.md") if page.name not in OWN_TESTS)]
 TINY_ARCH = ["arch.hidden_size=32", "arch.num_heads=2", "arch.L_layers=1", "arch.H_cycles=1", "arch.L_cycles=1"]
@@ -41,17 +43,16 @@ def documented_commands(pages: list[Path] | None = None) -> list[str]:
     return found
 
 
-def assert_serves(words: list[str], workplace: Path, env: dict[str, str]) -> None:
-    """A server gives its address, and its page; it would never end by itself."""
-    server = subprocess.Popen(words, cwd=workplace, env=env, stdout=subprocess.PIPE, text=True)
+@contextmanager
+def serving(words: list[str], place: Path, **environment: str) -> Iterator[str]:
+    """The address that this command prints; it would never end by itself."""
+    server = start_python(words[1:], place, **environment)
     try:
-        assert server.stdout is not None
-        with urlopen(server.stdout.readline().strip(), timeout=60) as page:
-            assert page.status == 200, words
+        yield first_line(server).strip()
     finally:
         server.send_signal(signal.SIGINT)
-        server.communicate(timeout=60)
-    assert server.returncode == 130
+        ended = end(server)
+    assert ended.code == 130
 
 
 def small(command: str, run_name: str) -> list[str]:
@@ -70,8 +71,6 @@ def small(command: str, run_name: str) -> list[str]:
         words = [*kept, *TINY_TEXT]
         if not any(w.startswith("run_name=") for w in words):
             words.append(f"run_name={run_name}")
-        if "smoke" in command:
-            words.append("checkpoint_path=checkpoints/smoke")
         if "recipe=sample_corpus" in command:
             words += ["dataset.sample_size=200", "arch.depth_curriculum=[]"]
             if "checkpoint_path=" not in command:
@@ -111,15 +110,29 @@ def small(command: str, run_name: str) -> list[str]:
     if "calibrate_exit.py" in command:
         words += ["--conversations", "4", "--allow-other-split"]
         words += ["--overrides", "dataset.test_ratio=0.3", "arch.halt_max_steps=4"]
+    if "probe_leaks.py" in command:
+        words += [*(TINY_ARCH[:3] if "arch=" in command else []), "device=cpu", "--train-steps", "1"]
     if "bench.py generate" in command:
         words += ["arch.hidden_size=32", "arch.num_heads=2", "arch.H_cycles=1", "arch.L_cycles=1", "device=cpu"]
         words += ["--prompt", "8", "--new-tokens", "4", "--batch", "1", "--vocab-size", "300"]
     if "bench.py train" in command:
         words += ["--steps", "1", "--rows", "2", "arch.hidden_size=32", "arch.num_heads=2", "arch.H_cycles=1"]
         words += ["arch.L_cycles=1", "device=cpu", "compile=false", "--vocab-size", "300"]
-    if words[0] == "python":
-        words[0] = sys.executable
     return words
+
+
+def typed(words: list[str], place: Path, stdin: str = "", timeout: float = 280, **environment: str) -> Ended:
+    """What comes of a command that is typed in this directory."""
+    if words[0] == "torchrun":
+        words = ["python", "-m", "torch.distributed.run", *words[1:]]
+    if words[0] == "python":
+        return run_python(words[1:], place, stdin, timeout, **environment)
+    environment = {"OMP_NUM_THREADS": "1", "PYTHON": sys.executable} | environment
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        words, cwd=place, env=os.environ | environment, input=stdin, capture_output=True, text=True, timeout=timeout
+    )
+    return Ended(done.returncode, done.stdout, done.stderr)
 
 
 @pytest.fixture(scope="module")
@@ -144,9 +157,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.timeout(900)
 def test_every_documented_command_works(workplace: Path) -> None:
-    env = os.environ | {"OMP_NUM_THREADS": "1", "SLIMORCA_TQDM": "0", "PYTHON": sys.executable}
-    env["HF_HOME"] = str(workplace / "hf")
-    env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
+    env = {"SLIMORCA_TQDM": "0", "HF_HOME": str(workplace / "hf")}
     ran = 0
     for command in documented_commands():
         if command.startswith("export "):
@@ -155,6 +166,8 @@ def test_every_documented_command_works(workplace: Path) -> None:
             continue
         if command.startswith(("make ", "pip ", "git ", "hf ", "curl", "torchrun --nproc-per-node 8")):
             continue  # the suite itself, installation, and the network
+        if command == "scripts/pretrain_instruct_smoke.sh":
+            continue  # test_smoke_script.py
         if any(word in command for word in NEEDS_OTHER_DATA):
             continue
         variables = re.match(r"((?:[A-Z_]+=\S+ )*)(.*)", command)
@@ -164,19 +177,12 @@ def test_every_documented_command_works(workplace: Path) -> None:
         is_taken = (workplace / "checkpoints" / "SlimOrca-ACT" / "tiny").exists()
         words = small(variables[2], run_name=f"tiny-{ran}" if is_taken else "tiny")
         if "serve.py" in words:
-            assert_serves([*words, "--port", "0", "--device", "cpu"], workplace, env | extra)
-            ran += 1
-            continue
-        done = subprocess.run(
-            words,
-            cwd=workplace,
-            env=env | extra,
-            capture_output=True,
-            text=True,
-            timeout=280,
-            check=False,
-        )
-        assert done.returncode == 0, f"{command}\n{shlex.join(words)}\n{done.stderr[-3000:]}"
+            with serving([*words, "--port", "0", "--device", "cpu"], workplace, **(env | extra)) as address:
+                with urlopen(address, timeout=60) as page:
+                    assert page.status == 200, words
+        else:
+            done = typed(words, workplace, **(env | extra))
+            assert done.code == 0, f"{command}\n{shlex.join(words)}\n{done.err[-3000:]}"
         ran += 1
     assert ran >= 10
 

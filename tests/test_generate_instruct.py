@@ -10,9 +10,8 @@ from unittest import mock
 
 import pytest
 
-from tests.chat_runs import run_door
 from tests.text_runs import text_flags, train_text, write_corpus
-from tests.tiny import ROOT, Ended
+from tests.tiny import ROOT, Ended, run_door
 
 DOOR = ROOT / "generate_instruct.py"
 FIRST, SECOND = "What is 2 plus 3?", "Which day comes after Monday?"

@@ -109,6 +109,20 @@ def test_every_root_door_is_installed() -> None:
     assert sorted(modules) == sorted(path.stem for path in ROOT.glob("*.py"))
 
 
+# In the same process, since each one imports torch: what compiles nothing does not wait for torch's compiler.
+WITHOUT_COMPILER = """
+import torch
+from engine.runtime.devices import start_runtime
+from engine.train.update_rules import AdamATan2
+
+start_runtime("cpu", compile=False)
+optimizer = AdamATan2([torch.nn.Parameter(torch.ones(1))])
+optimizer.zero_grad()
+optimizer.load_state_dict(optimizer.state_dict())
+assert "torch._dynamo" not in sys.modules, "torch's compiler was imported"
+"""
+
+
 def test_engine_imports_with_torch_numpy_and_pydantic_alone() -> None:
     ours = project()
     lists = [ours["dependencies"], *ours["optional-dependencies"].values()]
@@ -124,6 +138,7 @@ class Blocker:
 
 sys.meta_path.insert(0, Blocker())
 import engine.run
+{WITHOUT_COMPILER}
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -2,19 +2,17 @@
 
 import shlex
 import signal
-import subprocess
-import sys
 
 import pytest
 
 from tests.tiny import (
     ROOT,
-    Ended,
     assert_same_end,
     flags,
     halting_weights,
     logged,
     pretrain,
+    run_python,
     signal_at_step,
     start,
     steps_on_disk,
@@ -72,11 +70,11 @@ def test_sigterm_saves_and_tells_how_to_go_on(tmp_path):
     (told,) = [line for line in stopped.err.splitlines() if "resume with: " in line]
     words = shlex.split(told.partition("resume with: ")[2])
     assert words[0] == "python"
-    typed = subprocess.run([sys.executable, *words[1:]], cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert typed.returncode == 0, typed.stderr
+    typed = run_python(words[1:], ROOT)
+    assert typed.code == 0, typed.err
     assert [line["step"] for line in logged(run_dir)] == [*range(1, 271), 270]
-    assert f"resumed from {run_dir / f'step_{step}'}" in typed.stderr
-    assert Ended(typed.returncode, typed.stdout, typed.stderr).report["all"]["steps"] == 3.0
+    assert f"resumed from {run_dir / f'step_{step}'}" in typed.err
+    assert typed.report["all"]["steps"] == 3.0
 
 
 def test_ctrl_c_stops_the_loader_workers_too(tmp_path):

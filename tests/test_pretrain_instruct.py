@@ -5,8 +5,6 @@ import math
 import os
 import re
 import signal
-import subprocess
-import sys
 from unittest import mock
 
 import pytest
@@ -17,8 +15,8 @@ from engine.config.parse import ConfigError
 from engine.config.text import InstructConfig
 from engine.tasks.persistent_text import PersistentTextTask
 from engine.tasks.text import TextTask
-from tests.text_runs import TRAIN, text_flags, train_text, write_corpus
-from tests.tiny import assert_same_end, end, logged, steps_on_disk
+from tests.text_runs import text_flags, train_text, write_corpus
+from tests.tiny import TORCHRUN, assert_same_end, end, logged, start, steps_on_disk
 
 SMALL = ["arch.hidden_size=32", "arch.num_heads=2", "arch.expansion=1", "device=cpu", "compile=false"]
 SAMPLE = ["dataset.source=sample", "dataset.sample_size=150", "dataset.seq_len=64", "global_batch_size=4"]
@@ -210,16 +208,8 @@ def test_accumulation_and_passes_change_nothing(mode, data, tmp_path):
 def test_two_ranks_make_the_same_run_as_one(data, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     assert train_text(text_flags(data, one, MODES["unrolled"], lr=1e-3)).code == 0
-    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(TRAIN)]
-    process = subprocess.Popen(
-        [sys.executable, *words, *text_flags(data, two, MODES["unrolled"], lr=1e-3)],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    ended = end(process)
+    words = text_flags(data, two, MODES["unrolled"], lr=1e-3)
+    ended = end(start(words, tmp_path, *TORCHRUN, door="pretrain_instruct.py"))
     assert ended.code == 0, ended.err
     assert_same_course(two, one)
     assert len(ended.out.splitlines()) == 1 and ended.report["test"]["count"] == 18

@@ -12,7 +12,7 @@ from dataset.build_maze_dataset import main as build_maze
 from dataset.build_sudoku_dataset import main as build_sudoku
 from engine.checkpoints.load import load_checkpoint
 from tests.dataset.puzzle_samples import parity_json
-from tests.tiny import ROOT, Ended, end, logged, pretrain, start
+from tests.tiny import ROOT, TORCHRUN, Ended, end, logged, pretrain, start
 
 DOCS = ROOT / "docs"
 BUILDERS = {"sudoku": build_sudoku, "maze": build_maze, "arc": build_arc}
@@ -144,7 +144,7 @@ def test_arc_on_several_ranks_and_judged_alone_by_its_recipe(here: Path) -> None
     assert told(TRAINING, "arc1concept")[:3] == ["torchrun", "--nproc-per-node", "4"]
     run_dir = here / "ranks"
     words = [*training("arc1concept-aug-1000"), *SMALL, f"checkpoint_path={run_dir}", "max_steps=3"]
-    trained = end(start(words, here, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"))
+    trained = end(start(words, here, *TORCHRUN))
     assert_trained(trained, run_dir, steps=3)
     submission = json.loads((run_dir / "evaluator_ARC_step_3" / "submission.json").read_text())
     assert set(submission) == {"bb01", "bb02", "bb03"}

@@ -1,19 +1,13 @@
 """A text run that fits into a second: a small corpus, a small tokenizer, and the doors of instruction training."""
 
-import contextlib
-import io
 import json
-import runpy
-import sys
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 from dataset.text.sample_corpus import train_tokenizer
 from tests.dataset.instruct_samples import WORDING, make_lines
-from tests.tiny import ROOT, Ended, pretrain
+from tests.tiny import Ended, run_door
 
-TRAIN, INFER = ROOT / "pretrain_instruct.py", ROOT / "inference_instruct.py"
 ARCH = {
     **{"hidden_size": 32, "num_heads": 2, "expansion": 1, "L_layers": 1, "H_cycles": 1, "L_cycles": 1},
     **{"halt_max_steps": 2, "halt_mean_steps": 1.5, "forward_dtype": "float32"},
@@ -42,17 +36,8 @@ def text_flags(data: Path, run_dir: Path, arch: dict[str, Any] | None = None, **
 
 
 def train_text(arguments: list[str]) -> Ended:
-    return pretrain(arguments, door=TRAIN)
+    return run_door("pretrain_instruct.py", *arguments)
 
 
 def infer_text(*arguments: Any) -> Ended:
-    """Run inference_instruct.py within this process."""
-    out, err, code = io.StringIO(), io.StringIO(), 0
-    words = [str(INFER), *(str(argument) for argument in arguments)]
-    with mock.patch.object(sys, "argv", words), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            runpy.run_path(str(INFER), run_name="__main__")
-        except SystemExit as leave:
-            code = leave.code if isinstance(leave.code, int) else int(leave.code is not None)
-            err.write("" if isinstance(leave.code, int) or leave.code is None else f"{leave.code}\n")
-    return Ended(code, out.getvalue(), err.getvalue())
+    return run_door("inference_instruct.py", *arguments)

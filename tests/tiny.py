@@ -1,15 +1,19 @@
 """A run that fits into a second: tiny puzzles, a tiny model, and ways to start the training program on them."""
 
+import atexit
 import contextlib
 import io
 import json
+import logging
 import os
 import runpy
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +28,11 @@ from engine.build.puzzles import build_model
 from engine.checkpoints.load import load_checkpoint
 from engine.config import schema
 from engine.runtime.devices import Runtime
+from tests.recorded.warm import leave_as_a_program
 
 ROOT = Path(__file__).resolve().parents[1]
 DOOR = ROOT / "pretrain.py"
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 CPU = Runtime(device=torch.device("cpu"), rank=0, world_size=1, use_compile=False)
 TRM = "recursive_reasoning.trm@TinyRecursiveReasoningModel_ACTV1"
 
@@ -104,36 +110,135 @@ class Ended:
         return json.loads(self.out)
 
 
-def pretrain(arguments: list[str], door: Path = DOOR) -> Ended:
-    """Run the program within this process; as a process of its own it would spend seconds on imports."""
+def within(program: Callable[..., Any], *given: Any, stdin: str = "") -> Ended:
+    """What a program leaves that runs within this process; as a process of its own it would spend seconds on imports."""
     out, err, code = io.StringIO(), io.StringIO(), 0
     with (
-        mock.patch.object(sys, "argv", [str(door), *arguments]),
+        mock.patch.object(sys, "stdin", io.StringIO(stdin)),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
     ):
         try:
-            runpy.run_path(str(door), run_name="__main__")
+            program(*given)
         except SystemExit as leave:  # with a text it means code 1, and Python prints it
             code = leave.code if isinstance(leave.code, int) else int(leave.code is not None)
             err.write("" if isinstance(leave.code, int) or leave.code is None else f"{leave.code}\n")
     return Ended(code, out.getvalue(), err.getvalue())
 
 
-def start(arguments: list[str], cwd: Path, *before: str, **environment: str) -> subprocess.Popen[str]:
-    """Run the program as a process; `before` stands in front of its path, such as the words of torchrun."""
-    return subprocess.Popen(
-        [sys.executable, *before, str(DOOR), *arguments],
-        cwd=cwd,
-        env=os.environ | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+def run_door(name: str, *words: Any, stdin: str = "") -> Ended:
+    """The entry point at this path of the repository, within this process."""
+    path = str(ROOT / name)
+    with mock.patch.object(sys, "argv", [path, *map(str, words)]), mock.patch.object(sys, "path", [*sys.path]):
+        return within(runpy.run_path, path, None, "__main__", stdin=stdin)
 
 
-def end(process: subprocess.Popen[str], timeout: float = 120) -> Ended:
+def pretrain(arguments: list[str]) -> Ended:
+    return run_door("pretrain.py", *arguments)
+
+
+class Fork:
+    """A Python program in a fork of this process, which need not import torch again, with what `Popen` has of it; modules
+    of this repository it finds and imports itself."""
+
+    def __init__(self, words: list[str], cwd: Path, stdin: str, environment: dict[str, str]) -> None:
+        self.returncode: int | None = None
+        self._place = tempfile.TemporaryDirectory()
+        files = {name: str(Path(self._place.name) / name) for name in ("stdin", "stdout", "stderr")}
+        for file in files.values():
+            Path(file).write_text(stdin if file == files["stdin"] else "")
+        self.stdout, self.stderr = (open(files[name]) for name in ("stdout", "stderr"))  # noqa: SIM115
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # newer Pythons warn of threads, which a fork does not have
+            self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                self._become({"command": words, "root": str(cwd), "cwd": str(cwd), **files}, environment)
+            finally:
+                os._exit(1)  # whatever happens, what this process does goes on in it alone
+
+    def _become(self, request: dict[str, Any], environment: dict[str, str]) -> None:
+        os.setsid()
+        os.environ.update(environment)
+        ours = {path.stem for path in ROOT.iterdir()}
+        for name in [name for name in sys.modules if name.partition(".")[0] in ours]:
+            del sys.modules[name]
+        paths = environment.get("PYTHONPATH", "").split(os.pathsep)
+        if request["command"][0] == "-c":
+            program = Path(self._place.name, "program.py")
+            program.write_text(request["command"][1])
+            request["command"][:2] = [str(program)]
+            paths.append(request["cwd"])
+        sys.path[:] = ["", *filter(None, paths), *(path for path in sys.path if path not in ("", str(ROOT)))]
+        atexit._clear()  # what this process does at its end
+        logging.getLogger().handlers.clear()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", buffering=1, closefd=False)
+        leave_as_a_program(request)
+
+    def poll(self) -> int | None:
+        if self.returncode is None and (status := os.waitpid(self.pid, os.WNOHANG))[0]:
+            self.returncode = os.waitstatus_to_exitcode(status[1])
+        return self.returncode
+
+    def wait(self, timeout: float = 120) -> None:
+        deadline = time.monotonic() + timeout
+        while self.poll() is None:
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired("a fork", timeout)
+            time.sleep(0.005)
+
+    def communicate(self, timeout: float) -> tuple[str, str]:
+        self.wait(timeout)
+        with self.stdout, self.stderr, self._place:
+            return self.stdout.read(), self.stderr.read()
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+
+# With an accelerator, torch keeps threads that a fork does not have.
+CAN_FORK = sys.platform == "linux" and not torch.accelerator.is_available()
+
+
+def start_python(words: Sequence[Any], cwd: Path, stdin: str = "", **environment: str) -> Fork | subprocess.Popen[str]:
+    """The process that `python` with these words is, the leader of its group."""
+    words = [str(word) for word in words]
+    if CAN_FORK:
+        return Fork(words, cwd, stdin, environment)
+    with tempfile.TemporaryFile("w+") as file:
+        file.write(stdin)
+        file.seek(0)
+        pipes = {"stdin": file, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen(
+            [sys.executable, *words], cwd=cwd, env=os.environ | environment, text=True, start_new_session=True, **pipes
+        )
+
+
+def first_line(process: Fork | subprocess.Popen[str], seconds: float = 120) -> str:
+    """What it prints first, as soon as it does."""
+    assert process.stdout is not None
+    line, deadline = process.stdout.readline(), time.monotonic() + seconds
+    while not line.endswith("\n"):  # of a file, at whose end a reader does not wait
+        assert process.poll() is None and time.monotonic() < deadline, line
+        time.sleep(0.005)
+        line += process.stdout.readline()
+    return line
+
+
+def run_python(words: Sequence[Any], cwd: Path, stdin: str = "", timeout: float = 280, **environment: str) -> Ended:
+    return end(start_python(words, cwd, stdin, **environment), timeout)
+
+
+def start(
+    arguments: list[str], cwd: Path, *before: str, door: str = "pretrain.py", **environment: str
+) -> Fork | subprocess.Popen[str]:
+    """Run an entry point as a process; `before` stands in front of its path, such as the words of torchrun."""
+    return start_python([*before, ROOT / door, *arguments], cwd, **environment)
+
+
+def end(process: Fork | subprocess.Popen[str], timeout: float = 120) -> Ended:
     """Wait for a process; one that does not end takes its whole group with it."""
     try:
         out, err = process.communicate(timeout=timeout)
@@ -143,7 +248,7 @@ def end(process: subprocess.Popen[str], timeout: float = 120) -> Ended:
     return Ended(process.returncode, out, err)
 
 
-def signal_at_step(process: subprocess.Popen[str], run_dir: Path, step: int, number: int) -> Ended:
+def signal_at_step(process: Fork | subprocess.Popen[str], run_dir: Path, step: int, number: int) -> Ended:
     """Send a signal to the whole group as soon as that step has been logged."""
     deadline = time.monotonic() + 120
     while process.poll() is None and time.monotonic() < deadline:

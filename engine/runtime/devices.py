@@ -131,8 +131,21 @@ def start_runtime(device: str = "auto", compile: str | bool = "auto", seed: int 
         )
     if chosen.type == "cpu":
         keep_freed_memory()
+    if not use_compile:
+        leave_compiler_out()
     torch.manual_seed(seed)
     return Runtime(device=chosen, rank=rank, world_size=world_size, use_compile=use_compile)
+
+
+def leave_compiler_out() -> None:
+    """Spare a program that compiles nothing the two seconds in which torch's compiler is imported.
+
+    An optimizer imports it to be told how these functions are kept from being traced; here they are called as they are.
+    """
+    optimizer = torch.optim.Optimizer
+    for method in (optimizer.add_param_group, optimizer.zero_grad, optimizer.state_dict, optimizer.load_state_dict):
+        if inner := getattr(method, "__wrapped__", None):
+            vars(inner).setdefault("__dynamo_disable", inner)
 
 
 def keep_freed_memory() -> None:

@@ -1,9 +1,6 @@
 """A distillation that fits into a second: a small corpus, a tiny teacher on disk, a tiny student, and the doors."""
 
-import contextlib
-import io
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +8,7 @@ from engine.checkpoints.load import load_checkpoint
 from src.distillation.evaluation.perplexity import main as perplexity_main
 from src.distillation.scripts.train import main as train_main
 from tests.distillation.teacher_samples import write_corpus, write_llama
-from tests.tiny import ROOT, Ended
+from tests.tiny import ROOT, Ended, within
 
 RETNET = "hidden_size=32 num_heads=2 H_layers=1 expansion=1"
 TRM = "hidden_size=32 num_heads=2 L_layers=1 expansion=1 H_cycles=1 L_cycles=1 halt_max_steps=3 halt_policy=fixed"
@@ -56,7 +53,7 @@ def train(root: Path, output: str, *more: str, **changes: Any) -> Ended:
 
 
 def train_as_is(*line: str) -> Ended:
-    return run_main(train_main, *line)
+    return within(train_main, [*line])
 
 
 def perplexity(root: Path, output: str, *more: str, **changes: Any) -> Ended:
@@ -64,19 +61,7 @@ def perplexity(root: Path, output: str, *more: str, **changes: Any) -> Ended:
 
 
 def perplexity_as_is(*line: str) -> Ended:
-    return run_main(perplexity_main, *line)
-
-
-def run_main(main: Callable[[list[str]], None], *line: str) -> Ended:
-    """The door within this process."""
-    out, err, code = io.StringIO(), io.StringIO(), 0
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            main(list(line))
-        except SystemExit as leave:
-            code = leave.code if isinstance(leave.code, int) else int(leave.code is not None)
-            err.write("" if isinstance(leave.code, int) or leave.code is None else f"{leave.code}\n")
-    return Ended(code, out.getvalue(), err.getvalue())
+    return within(perplexity_main, [*line])
 
 
 def done(ended: Ended) -> dict[str, Any]:

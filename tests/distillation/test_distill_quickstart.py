@@ -10,12 +10,11 @@ from tests.distillation.run_samples import (
     done,
     history,
     perplexity_main,
-    run_main,
     train_main,
     words,
     write_world,
 )
-from tests.tiny import ROOT, steps_on_disk
+from tests.tiny import ROOT, steps_on_disk, within
 
 TINY = words(
     {
@@ -61,7 +60,7 @@ def test_every_command_does_what_the_quickstart_says(checkout, monkeypatch):
     for command, smaller in COMMANDS:
         _, _, module, *flags = shlex.split(command)
         main = {"src.distillation.scripts.train": train_main}.get(module, perplexity_main)
-        results.append(done(run_main(main, *flags, *TINY, *smaller)))
+        results.append(done(within(main, [*flags, *TINY, *smaller])))
     folder = checkout / "runs" / "direct_mode"
     assert (folder / "checkpoint_latest.pt").is_file() and (folder / "train.log").is_file()
     modes = [(line["step"], line["from_mode"], line["to_mode"]) for line in history(folder)]

@@ -14,9 +14,8 @@ from src.distillation.run import build
 from src.distillation.student.arch import student_arch
 from src.distillation.targets.signal import TeacherSignal
 from src.distillation.task import DistillTask
-from tests.chat_runs import run_door
 from tests.distillation.run_samples import OPTIONS, RETNET, TRM, done, end_of, measured, places, train, write_world
-from tests.tiny import CPU
+from tests.tiny import CPU, run_door
 
 STUDENTS = {
     "retnet": {"student": "retnet", "student_overrides": RETNET},

@@ -7,7 +7,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -19,9 +18,7 @@ from engine.checkpoints.load import load_checkpoint
 from engine.checkpoints.run_directory import RunDirectory
 from engine.checkpoints.save import CheckpointError, CheckpointStore
 from engine.train.evaluate import evaluate
-from tests.tiny import CPU
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.tiny import CPU, ROOT, end, first_line, start_python
 
 
 def save(store: CheckpointStore, step: int, *, value: float | None = None, **changes) -> None:
@@ -105,17 +102,13 @@ while True:
 
 
 def test_killed_writer_leaves_the_earlier_state_loadable(tmp_path):
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     reached = 0
     for delay in (0.20, 0.31, 0.44):
-        process = subprocess.Popen(
-            [sys.executable, "-c", SAVE_FOREVER, str(tmp_path)], stdout=subprocess.PIPE, env=environment
-        )
-        assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+        process = start_python(["-c", SAVE_FOREVER, tmp_path], ROOT)
+        assert first_line(process) == "ready\n"
         time.sleep(delay)
         process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
+        end(process)
 
         step = CheckpointStore(tmp_path).latest_step()
         assert step is not None and step > reached, "each life must get further than the one before"

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.tiny import (
+    TORCHRUN,
     assert_same_end,
     end,
     flags,
@@ -23,7 +24,6 @@ from tests.tiny import (
 
 ARCH = {"puzzle_emb_ndim": 32, "halt_exploration_prob": 0.5}
 OPTIONS = {"arch": ARCH, "ema": True, "max_steps": 5, "checkpoint_interval": 3, "epochs": 3, "eval_interval": 3}
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,6 @@
 import math
 import os
 import signal
-import subprocess
-import sys
 from unittest import mock
 
 import pytest
@@ -12,7 +10,7 @@ import pytest
 from engine.tasks.puzzles import PuzzleTask
 from engine.train import loop as train
 from models.losses.puzzles import ACTLossHead
-from tests.tiny import DOOR, ROOT, flags, logged, pretrain, steps_on_disk, wait_for, write_sudoku
+from tests.tiny import DOOR, ROOT, flags, logged, pretrain, run_python, steps_on_disk, wait_for, write_sudoku
 
 
 class KilledError(BaseException):
@@ -77,8 +75,7 @@ with mock.patch.object(loop, "evaluate", side_effect=reports):
 def test_a_kill_between_latest_and_best_is_repaired_by_the_resume(tmp_path):
     data, run_dir = write_sudoku(tmp_path / "data"), tmp_path / "run"
     command = flags(data, run_dir, epochs=4, eval_interval=1, keep_last=1)
-    killed = subprocess.run([sys.executable, "-c", KILLED_BEFORE_BEST, str(DOOR), *command], cwd=ROOT)
-    assert killed.returncode == 9
+    assert run_python(["-c", KILLED_BEFORE_BEST, DOOR, *command], ROOT).code == 9
     links = [(run_dir / name).resolve().name for name in ("latest", "best")]
     assert links == ["step_6", "step_3"]
 

@@ -1,8 +1,6 @@
 """ARC votes and scores: equal to the reference, the same on one rank and on several."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +13,8 @@ from dataset.puzzles.arc_grids import to_tokens
 from dataset.puzzles.format import open_split
 from evaluators.arc import ARC
 from tests.dataset.puzzle_samples import parity_arrays, parity_json, write_parity_dataset, write_small_dataset
+from tests.tiny import ROOT, end, start_python
 
-ROOT = Path(__file__).parents[2]
 CASES = parity_json("arc_evaluator")
 BATCH = 5
 
@@ -229,11 +227,8 @@ def rank_main(rank: int, world_size: int, arc: Path, folder: Path) -> None:
 def test_two_ranks_give_what_one_gives(arc: Path, tmp_path: Path) -> None:
     program = "import sys; from pathlib import Path; from tests.evaluators.test_arc import rank_main; "
     program += "rank_main(int(sys.argv[1]), 2, Path(sys.argv[2]), Path(sys.argv[3]))"
-    ranks = [
-        subprocess.Popen([sys.executable, "-c", program, str(rank), str(arc), str(tmp_path)], cwd=ROOT)
-        for rank in range(2)
-    ]
-    assert [process.wait(timeout=120) for process in ranks] == [0, 0]
+    ranks = [start_python(["-c", program, rank, arc, tmp_path], ROOT) for rank in range(2)]
+    assert [end(process).code for process in ranks] == [0, 0]
     assert json.loads((tmp_path / "rank0.json").read_text()) == CASES["default"]["result"]
     assert json.loads((tmp_path / "rank1.json").read_text()) is None
     assert json.loads((tmp_path / "out" / "submission.json").read_text()) == CASES["default"]["submission"]

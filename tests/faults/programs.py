@@ -1,20 +1,17 @@
 """Runs programs as forks of one process that has imported everything once, and says how they ended."""
 
-import atexit
 import importlib
 import os
 import pkgutil
 import signal
 import sys
-import threading
 import time
-import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tests.faults.plants import Plant, Watch, neutralize
-from tests.recorded.warm import LIBRARIES, become
+from tests.recorded.warm import LIBRARIES, leave_as_a_program
 from tests.recorded.world import DOORS, World
 
 LIMIT = 150.0  # seconds of a program on a shared machine
@@ -119,28 +116,3 @@ def wait(child: int, seconds: float, code_if_late: int | None) -> int:
             return os.waitstatus_to_exitcode(status) if code_if_late is None else code_if_late
         time.sleep(pause)
         pause = min(0.02, pause * 1.2)
-
-
-def leave_as_a_program(request: dict[str, str]) -> None:
-    """Run it and end the process the way the interpreter ends one."""
-    code: Any = 0
-    try:
-        become(request)
-    except SystemExit as leave:
-        code = leave.code
-        if code is not None and not isinstance(code, int):
-            print(code, file=sys.stderr)
-            code = 1
-    except KeyboardInterrupt:
-        traceback.print_exc()
-        code = 130
-    except BaseException:  # noqa: BLE001 - what Python itself prints for any of them
-        traceback.print_exc()
-        code = 1
-    try:
-        threading._shutdown()  # type: ignore[attr-defined]
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
-    finally:
-        os._exit(code or 0)

@@ -7,17 +7,22 @@ from typing import Any
 
 from tests.tiny import ROOT
 
+Results = dict[str, dict[str, Any]]
 
-def results(*words: str, seconds: float = 280) -> dict[str, dict[str, Any]]:
-    """What became of each case; the end of a process that did not get so far is a case too."""
+
+def results(*words: str, seconds: float = 570) -> dict[str, Results]:
+    """By kind of device what became of each case; the end of a process that did not get so far is a case too."""
     command = [sys.executable, "-m", "tests.gpu.drive", *words]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=seconds)
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     ended = {"code": done.returncode, "err": done.stderr[-3000:]}
-    return {line["case"]: line for line in lines} | {"the process": ended}
+    found: dict[str, Results] = {kind: {"the process": ended} for kind in ("cuda", "mps")}
+    for line in lines:
+        found[line["kind"]][line["case"]] = line
+    return found
 
 
-def check_equal(found: dict[str, dict[str, Any]], name: str, margin: float = 1.0) -> dict[str, Any]:
+def check_equal(found: Results, name: str, margin: float = 1.0) -> dict[str, Any]:
     """The result of a case whose numbers are the CPU's, within so many times its tolerance."""
     result = found.get(name) or {"problem": str(found["the process"])}
     assert "problem" not in result, result["problem"]

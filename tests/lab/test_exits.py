@@ -6,8 +6,8 @@ import pytest
 
 from engine.generate.exits import write_thresholds
 from lab.exits import rank_correlation, summary, table
-from tests.chat_runs import run_door
 from tests.text_runs import train_text
+from tests.tiny import run_door
 
 
 def test_rank_correlation_is_spearmans():

@@ -4,7 +4,6 @@ import errno
 import json
 import math
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from hypothesis import strategies as st
 
 from lab import plot_run as curves
 from scripts import plot_run
+from tests.tiny import run_python
 
 matplotlib = pytest.importorskip("matplotlib")
 
@@ -197,12 +197,9 @@ def test_a_full_disk_names_the_picture_and_leaves_none(tmp_path, monkeypatch):
 
 def test_the_script_runs_by_path_from_anywhere(tmp_path):
     write_run(tmp_path / "first")
-    done = subprocess.run(
-        [sys.executable, str(DOOR), "first"], cwd=tmp_path, capture_output=True, text=True, timeout=120
-    )
-    assert (done.returncode, done.stdout) == (0, "first/plot.png\n"), done.stderr
-    shown = subprocess.run([sys.executable, str(DOOR), "--help"], capture_output=True, text=True, timeout=60)
-    assert "RUN_DIR" in shown.stdout
+    done = run_python([DOOR, "first"], tmp_path)
+    assert (done.code, done.out) == (0, "first/plot.png\n"), done.err
+    assert "RUN_DIR" in run_python([DOOR, "--help"], tmp_path).out
 
 
 def test_too_many_runs_are_refused(capsys):

@@ -1,10 +1,6 @@
 """The leak probes: every text model of ours passes, and each probe fails on a model or loader that leaks on purpose."""
 
-import contextlib
 import dataclasses
-import io
-import runpy
-import sys
 from collections.abc import Sequence
 from types import SimpleNamespace
 from unittest import mock
@@ -23,7 +19,7 @@ from models import core
 from models.attention import AttentionMask
 from tests.engine.text_samples import ARCHS, CPU, make_head, make_reader, make_store
 from tests.text_runs import text_flags, train_text, write_corpus
-from tests.tiny import ROOT
+from tests.tiny import Ended, run_door
 
 STEPS = 3
 ROOMY = {"seq_len": 24}
@@ -231,14 +227,8 @@ def test_shuffled_answers_keep_everything_but_their_order():
 # --- the door ---
 
 
-def door(*words: str) -> tuple[int, str, str]:
-    out, err = io.StringIO(), io.StringIO()
-    path = ROOT / "scripts" / "probe_leaks.py"
-    with mock.patch.object(sys, "argv", [str(path), *words]), mock.patch.object(sys, "path", [*sys.path]):
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as left:
-            runpy.run_path(str(path), run_name="__main__")
-    code = left.value.code
-    return (code, out.getvalue(), err.getvalue()) if isinstance(code, int) else (1, out.getvalue(), str(code))
+def door(*words: str) -> Ended:
+    return run_door("scripts/probe_leaks.py", *words)
 
 
 TINY = ["arch=trm_tiny", "arch.hidden_size=32", "arch.num_heads=2", "arch.L_layers=1", "dataset.sample_size=150"]
@@ -246,33 +236,34 @@ TINY += ["device=cpu", "--train-steps", "0"]
 
 
 def test_the_door_prints_every_probe_and_leaves_with_0_when_nothing_leaks():
-    code, out, err = door(*TINY)
-    assert code == 0, err
-    assert [line.split()[0] for line in out.splitlines()] == ["pass"] * 5
-    assert "limit" in out and "sample corpus" in err
+    ended = door(*TINY)
+    assert ended.code == 0, ended.err
+    assert [line.split()[0] for line in ended.out.splitlines()] == ["pass"] * 5
+    assert "limit" in ended.out and "sample corpus" in ended.err
 
 
 def test_the_door_leaves_with_1_on_a_leak():
     with with_mask(documents=None):
-        code, out, _ = door(*TINY)
-    assert code == 1 and [line.split()[0] for line in out.splitlines()].count("LEAK") == 1
+        ended = door(*TINY)
+    assert ended.code == 1 and [line.split()[0] for line in ended.out.splitlines()].count("LEAK") == 1
 
 
 def test_a_checkpoint_is_probed_with_its_own_config_and_tokenizer(tmp_path):
     data = write_corpus(tmp_path / "data")
     trained = train_text(text_flags(data, tmp_path / "run", {"prefix_mask": True}, max_steps=3))
     assert trained.code == 0, trained.err
-    code, out, err = door("--checkpoint", str(tmp_path / "run"), "--train-steps", "0")
-    assert code == 0, out + err
-    assert [line.split()[0] for line in out.splitlines()] == ["pass"] * 7 and "both ways" in out
+    ended = door("--checkpoint", str(tmp_path / "run"), "--train-steps", "0")
+    assert ended.code == 0, ended.out + ended.err
+    assert [line.split()[0] for line in ended.out.splitlines()] == ["pass"] * 7 and "both ways" in ended.out
 
 
 def test_the_door_ends_in_words_on_bad_input(tmp_path):
-    code, out, told = door(*TINY, "arch.causal=false", "arch.hiden_size=3")
-    assert code == 1 and out == ""
-    assert "arch.causal=false: the model would read the answers" in told and "did you mean hidden_size" in told
-    code, out, told = door("--checkpoint", str(tmp_path), *TINY[-3:])
-    assert code == 1 and "There is no checkpoint in" in told
+    ended = door(*TINY, "arch.causal=false", "arch.hiden_size=3")
+    assert ended.code == 1 and ended.out == ""
+    assert "arch.causal=false: the model would read the answers" in ended.err
+    assert "did you mean hidden_size" in ended.err
+    ended = door("--checkpoint", str(tmp_path), *TINY[-3:])
+    assert ended.code == 1 and "There is no checkpoint in" in ended.err
 
 
 def test_findings_say_what_they_measured():

@@ -1,12 +1,15 @@
 """A process that has imported the libraries once and forks for every program: a run starts in no time, and is a process
 of its own all the same. It imports nothing of the tree. Reads requests from stdin, one JSON object a line."""
 
+import atexit
 import gc
 import importlib
 import json
 import os
 import runpy
 import sys
+import threading
+import traceback
 from typing import Any
 
 LIBRARIES = (
@@ -36,6 +39,31 @@ def become(request: dict[str, Any]) -> None:
     else:
         sys.path[0] = os.path.dirname(sys.argv[0])
         runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+def leave_as_a_program(request: dict[str, str]) -> None:
+    """Run it and end the process the way the interpreter ends one."""
+    code: Any = 0
+    try:
+        become(request)
+    except SystemExit as leave:
+        code = leave.code
+        if code is not None and not isinstance(code, int):
+            print(code, file=sys.stderr)
+            code = 1
+    except KeyboardInterrupt:
+        traceback.print_exc()
+        code = 130
+    except BaseException:  # noqa: BLE001 - what Python itself prints for any of them
+        traceback.print_exc()
+        code = 1
+    try:
+        threading._shutdown()
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(code or 0)
 
 
 def main() -> None:

@@ -4,8 +4,6 @@ import errno
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -27,8 +25,7 @@ from tests.distillation.cache_samples import (
 )
 from tests.distillation.corpus_samples import contents, preprocess_folder, texts, write_jsonl
 from tests.distillation.teacher_samples import write_llama
-
-ROOT = Path(__file__).parents[3]
+from tests.tiny import ROOT, end, run_door, start_python
 
 
 @pytest.fixture(scope="module")
@@ -56,15 +53,15 @@ def test_every_row_of_both_splits_is_there(root: Path, capsys: pytest.CaptureFix
 
 
 def test_a_killed_run_goes_on_to_the_same_bytes(root: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", SLOW, str(ROOT), "--data-path", root / "packed", "--output-dir", tmp_path]
+    command = ["-c", SLOW, ROOT, "--data-path", root / "packed", "--output-dir", tmp_path]
     command += ["--teacher-model", root / "teacher", "--topk", "16", "--batch-size", "3", "--shard-size", "8"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = start_python(command, ROOT)
     deadline = time.monotonic() + 120
     while not (tmp_path / "cache.json").exists():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
+    process.send_signal(signal.SIGKILL)
+    assert end(process).code == -signal.SIGKILL
     (tmp_path / "shard-00007.parquet.tmp").write_bytes(b"half")
     before, expected = contents(tmp_path), contents(root / "cache")
     assert before["shard-00000.parquet"] == expected["shard-00000.parquet"]
@@ -213,14 +210,10 @@ def test_a_damaged_shard_is_not_built_on(root: Path, tmp_path: Path, capsys: pyt
 
 
 def test_the_door_needs_a_teacher_and_explains_itself() -> None:
-    def run(*flags: str) -> "subprocess.CompletedProcess[str]":
-        command = [sys.executable, ROOT / "scripts/cache_teacher_logits.py", *flags]
-        return subprocess.run(command, capture_output=True, text=True, timeout=120)
-
-    shown = run("--help")
-    assert shown.returncode == 0 and "--teacher-url" in shown.stdout and "--no-resume" in shown.stdout
+    shown = run_door("scripts/cache_teacher_logits.py", "--help")
+    assert shown.code == 0 and "--teacher-url" in shown.out and "--no-resume" in shown.out
     needed = ("--data-path", "a", "--output-dir", "b")
-    assert "--teacher-url" in run(*needed).stderr
+    assert "--teacher-url" in run_door("scripts/cache_teacher_logits.py", *needed).err
 
 
 @pytest.mark.parametrize(

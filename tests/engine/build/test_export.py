@@ -16,9 +16,9 @@ from engine.export.hub import RecursiveModel
 from engine.export.options import ExportOptions
 from engine.generate.options import OpenOptions, ReplyOptions
 from engine.generate.reply import reply
-from tests.chat_runs import chat_flags, run_door, write_chat_data
+from tests.chat_runs import chat_flags, write_chat_data
 from tests.text_runs import text_flags, train_text, write_corpus
-from tests.tiny import ROOT, flags, pretrain, write_sudoku
+from tests.tiny import ROOT, flags, pretrain, run_door, write_sudoku
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("transformers.models.hrm_text")

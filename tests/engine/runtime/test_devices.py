@@ -1,10 +1,6 @@
 """The runtime chooses what the machine has, obeys the environment, and its collectives agree over two ranks."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -12,8 +8,7 @@ import torch
 
 from engine.runtime import devices as runtime_module
 from engine.runtime.devices import Runtime, start_runtime
-
-ROOT = Path(__file__).resolve().parents[3]
+from tests.tiny import ROOT, TORCHRUN, run_python
 
 TWO_RANKS = """
 import json, sys
@@ -69,9 +64,8 @@ def no_accelerator(monkeypatch):
 def test_two_ranks_agree_on_sums_rows_and_flags(tmp_path):
     script = tmp_path / "two_ranks.py"
     script.write_text(TWO_RANKS)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    subprocess.run([*command, str(script), str(tmp_path)], check=True, env=environment, timeout=120)
+    ended = run_python([*TORCHRUN, script, tmp_path], ROOT, PYTHONPATH=str(ROOT))
+    assert ended.code == 0, ended.err
 
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
 

@@ -1,7 +1,7 @@
 """Tiny models of chat and of puzzles, servers of them on threads of this process, and a browser."""
 
 import shutil
-import threading
+from contextlib import ExitStack
 
 import pytest
 
@@ -13,8 +13,7 @@ from engine.generate.options import OpenOptions, ReplyOptions
 from engine.serve.app import Service
 from engine.serve.connections import Bounds
 from engine.serve.puzzles import PuzzleService
-from engine.serve.server import Server, listening_at
-from tests.chat_runs import chat_flags, write_chat_data
+from tests.chat_runs import chat_flags, served, write_chat_data
 from tests.dataset.puzzle_samples import write_parity_dataset
 from tests.engine.serve.puzzle_checkpoints import untrained
 from tests.text_runs import text_flags, train_text, write_corpus
@@ -43,20 +42,8 @@ def instructed(tmp_path_factory):
 @pytest.fixture
 def serving():
     """Serves what is given, and ends it."""
-    running = []
-
-    def serve(service):
-        listening = listening_at("127.0.0.1", 0)
-        server = Server(service.app, service.bounds, listening, service.stop)
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        running.append((server, thread))
-        return listening.getsockname()[1]
-
-    yield serve
-    for server, thread in running:
-        server.should_exit = True
-        thread.join()
+    with ExitStack() as running:
+        yield lambda service: running.enter_context(served(service.app, service.stop, service.bounds))[1]
 
 
 @pytest.fixture

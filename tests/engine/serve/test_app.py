@@ -4,9 +4,6 @@ import http.client
 import json
 import signal
 import socket
-import subprocess
-import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -19,9 +16,9 @@ from engine.generate.batch import Batch
 from engine.generate.options import DecodeOptions, OpenOptions, ReplyOptions, SamplingOptions, ServeOptions
 from engine.generate.reply import reply
 from engine.serve.app import Service, text_service
-from engine.serve.server import Server, listening_at
 from engine.serve.start import serve_checkpoint
-from tests.tiny import ROOT
+from tests.chat_runs import served
+from tests.tiny import ROOT, end, first_line, start
 
 QUESTION = [{"role": "user", "content": "My name is Ada and I have 3 cats."}]
 
@@ -266,30 +263,25 @@ def test_the_texts_are_those_of_the_command_line(started, loaded, temperature):
 
 
 def test_an_answer_that_is_being_given_when_the_server_stops_ends_with_a_word(loaded, slow_tokens):
-    listening = listening_at("127.0.0.1", 0)
     service = Service(loaded, ReplyOptions())
-    server = Server(service.app, service.bounds, listening, service.scheduler.stop)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    whole, streamed = (posted(listening.getsockname()[1], stream=stream) for stream in (False, True))
-    assert streamed.recv(12) == b"HTTP/1.1 200"
-    server.should_exit = True
-    assert whole.recv(12) == b"HTTP/1.1 503"
-    with suppress(ConnectionResetError):
-        while piece := streamed.recv(4096):
-            assert b"[DONE]" not in piece
-    thread.join()
+    with served(service.app, service.stop) as (server, port):
+        whole, streamed = (posted(port, stream=stream) for stream in (False, True))
+        assert streamed.recv(12) == b"HTTP/1.1 200"
+        server.should_exit = True
+        assert whole.recv(12) == b"HTTP/1.1 503"
+        with suppress(ConnectionResetError):
+            while piece := streamed.recv(4096):
+                assert b"[DONE]" not in piece
 
 
 def test_ctrl_c_during_an_answer_ends_the_server_and_says_so(loaded):
-    command = [sys.executable, str(ROOT / "serve.py"), "--checkpoint", str(loaded.path), "--port", "0"]
-    process = subprocess.Popen([*command, "--depth", "2000"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
-    port = int(process.stdout.readline().rsplit(b":", 1)[1])
+    process = start(["--checkpoint", str(loaded.path), "--port", "0", "--depth", "2000"], ROOT, door="serve.py")
+    port = int(first_line(process).rsplit(":", 1)[1])
     streamed = posted(port, stream=True, max_tokens=90)
     assert streamed.recv(12) == b"HTTP/1.1 200"
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and b"stopped" in err and b"Traceback" not in err and out == b""
+    ended = end(process, 60)
+    assert ended.code == 130 and "stopped" in ended.err and "Traceback" not in ended.err and ended.out == ""
 
 
 @pytest.mark.parametrize(

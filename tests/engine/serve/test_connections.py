@@ -4,7 +4,7 @@ import asyncio
 import socket
 import threading
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 import pytest
 from starlette.applications import Starlette
@@ -15,7 +15,7 @@ from starlette.routing import Route
 from engine.serve.connections import LINGER_SECONDS, Bounds
 from engine.serve.gate import HOST, Gate, RequestError, json_body, refused
 from engine.serve.metrics import Metrics
-from engine.serve.server import Server, listening_at
+from tests.chat_runs import served
 
 MAY_END = threading.Event()  # for what is asked at /slow
 BEING_ANSWERED = threading.Semaphore(0)  # released by every request for /slow
@@ -41,28 +41,20 @@ async def echo(request):
 
 @pytest.fixture
 def started():
-    running = []
     MAY_END.clear()
+    with ExitStack() as running:
 
-    def start(**options):
-        bounds = Bounds(**options)
-        app = Starlette(
-            routes=[Route("/{path:path}", echo, methods=["GET", "POST"])],
-            middleware=[Middleware(Gate, paths=[], names=[], api_key=None, metrics=Metrics())],
-            exception_handlers={RequestError: refused},
-        )
-        app.state.body_bytes = bounds.body_bytes
-        listening = listening_at("127.0.0.1", 0)
-        server = Server(app, bounds, listening, MAY_END.set)
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        running.append((server, thread))
-        return listening.getsockname()[1]
+        def start(**options):
+            bounds = Bounds(**options)
+            app = Starlette(
+                routes=[Route("/{path:path}", echo, methods=["GET", "POST"])],
+                middleware=[Middleware(Gate, paths=[], names=[], api_key=None, metrics=Metrics())],
+                exception_handlers={RequestError: refused},
+            )
+            app.state.body_bytes = bounds.body_bytes
+            return running.enter_context(served(app, MAY_END.set, bounds))[1]
 
-    yield start
-    for server, thread in running:
-        server.should_exit = True
-        thread.join()
+        yield start
 
 
 def connected(port, content=b""):

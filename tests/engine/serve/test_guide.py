@@ -9,7 +9,8 @@ from contextlib import redirect_stdout
 
 import pytest
 
-from tests.test_docs import ROOT, documented_commands
+from tests.test_docs import documented_commands
+from tests.tiny import ROOT
 
 GUIDE = ROOT / "docs" / "serving.md"
 ADDRESS = "http://127.0.0.1:8000"

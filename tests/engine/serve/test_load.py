@@ -2,8 +2,7 @@
 
 import asyncio
 import re
-import subprocess
-import sys
+import signal
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 
 from tests.chat_runs import chat_flags, write_chat_data
 from tests.engine.serve.load import drip, sip, stream, together
-from tests.tiny import ROOT, pretrain
+from tests.tiny import ROOT, end, first_line, pretrain, start
 
 MODEL = {"hidden_size": 128, "num_heads": 4, "L_layers": 2, "halt_max_steps": 4}  # a token takes 4 ms of a core
 
@@ -36,15 +35,14 @@ def port(checkpoint):
 
 @contextmanager
 def served(checkpoint):
-    words = [sys.executable, str(ROOT / "serve.py"), "--checkpoint", str(checkpoint), "--port", "0", "--device", "cpu"]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=ROOT)
+    process = start(["--checkpoint", str(checkpoint), "--port", "0", "--device", "cpu"], ROOT, door="serve.py")
     try:
-        found = int(process.stdout.readline().rsplit(b":", 1)[1])
+        found = int(first_line(process).rsplit(":", 1)[1])
         asyncio.run(together(found, 2, max_tokens=4))
         yield found, process.pid
     finally:
-        process.kill()
-        process.wait()
+        process.send_signal(signal.SIGKILL)
+        end(process)
 
 
 def speed(found, started):

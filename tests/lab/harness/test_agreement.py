@@ -1,7 +1,5 @@
 """One checkpoint, asked three ways on a local task: by our adapter, exported under transformers, through our server."""
 
-import threading
-
 import pytest
 
 pytest.importorskip("lm_eval")
@@ -16,10 +14,8 @@ from engine.build.text_checkpoint import load_model
 from engine.export.options import ExportOptions
 from engine.generate.options import OpenOptions, ReplyOptions
 from engine.serve.app import Service
-from engine.serve.connections import Bounds
-from engine.serve.server import Server, listening_at
 from lab.harness.model import checkpoint_lm
-from tests.chat_runs import chat_flags, write_chat_data
+from tests.chat_runs import chat_flags, served, write_chat_data
 from tests.lab.harness.tasks import CHOICE, QUESTIONS, ROLLING, TEXTS, task_folder, write_task  # noqa: F401
 from tests.text_runs import text_flags, train_text, write_corpus
 from tests.tiny import pretrain
@@ -54,20 +50,15 @@ def local_completions(run_dir, tmp_path):
     from lm_eval.models.openai_completions import LocalCompletionsAPI
 
     loaded = load_model(OpenOptions(str(run_dir), device="cpu"))
-    service = Service(loaded, ReplyOptions(), Bounds())
-    listening = listening_at("127.0.0.1", 0)
-    server = Server(service.app, service.bounds, listening, service.scheduler.stop)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield lambda folder: LocalCompletionsAPI(
-        base_url=f"http://127.0.0.1:{listening.getsockname()[1]}/v1/completions",
-        model=service.model_name,
-        tokenizer=str(folder),
-        tokenizer_backend="huggingface",
-        max_length=loaded.window + 1,
-    )
-    server.should_exit = True
-    thread.join()
+    service = Service(loaded, ReplyOptions())
+    with served(service.app, service.stop) as (_, port):
+        yield lambda folder: LocalCompletionsAPI(
+            base_url=f"http://127.0.0.1:{port}/v1/completions",
+            model=service.model_name,
+            tokenizer=str(folder),
+            tokenizer_backend="huggingface",
+            max_length=loaded.window + 1,
+        )
 
 
 def test_adapter_export_and_server_find_the_same_log_probabilities(run_dir, local_completions, task_folder, tmp_path):  # noqa: F811

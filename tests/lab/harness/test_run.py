@@ -7,9 +7,9 @@ import pytest
 from engine.config.command_line import command_line
 from lab.harness.options import HarnessOptions
 from lab.harness.run import table
-from tests.chat_runs import run_door
 from tests.lab.harness.tasks import CHOICE, GENERATE, ROLLING, TEXTS, task_folder, write_task  # noqa: F401
 from tests.text_runs import text_flags, train_text, write_corpus
+from tests.tiny import run_door
 
 DOOR = "scripts/evaluate_lm.py"
 

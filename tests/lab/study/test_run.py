@@ -1,8 +1,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -11,8 +9,7 @@ import pytest
 from lab.study import run
 from lab.study.run import run_study
 from lab.study.trials import Study, Trial
-
-ROOT = Path(__file__).parents[3]
+from tests.tiny import ROOT, end, start_python
 
 
 class Squares(Study):
@@ -106,22 +103,16 @@ def test_a_signal_ends_all_processes_and_keeps_the_results(tmp_path, number, cod
     words = ["--seeds", "1", "--tflop", "1000", "--jobs", "1", "--variants", "dense, 2 layers", "--overrides"]
     words += ["arch.hidden_size=32", "arch.num_heads=2", "dataset.sample_size=200", f"dataset.data_dir={tmp_path}"]
     words += ["global_batch_size=4", "compile=false", "device=cpu", "dataset.seq_len=64"]
-    command = [sys.executable, "-m", "lab.study", "conversations", "--results", str(tmp_path / "r.jsonl")]
-    study = subprocess.Popen(
-        [*command, "--page", str(tmp_path / "page.md"), *words],
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
-    )
+    command = ["-m", "lab.study", "conversations", "--results", tmp_path / "r.jsonl", "--page", tmp_path / "page.md"]
+    study = start_python([*command, *words], ROOT)
     place = tmp_path / "r_runs" / "0" / "metrics.jsonl"
     for _ in range(600):
         if place.exists() and place.stat().st_size:
             break
         time.sleep(0.1)
     os.killpg(study.pid, number)
-    _, err = study.communicate(timeout=30)
-    assert study.returncode == code, err
+    ended = end(study, 30)
+    assert ended.code == code, ended.err
     assert not (tmp_path / "page.md").exists()
     size = place.stat().st_size
     time.sleep(0.5)
