@@ -16,7 +16,7 @@ from urllib.request import urlopen
 import pytest
 
 from dataset.text.sample_corpus import make_sample_records, sample_tokenizer
-from tests.tiny import ROOT, Ended, end, first_line, run_python, start_python
+from tests.tiny import ROOT, Ended, end, first_line, start_python
 
 OWN_TESTS = ("chat.md", "distillation.md", "serving.md")  # whose commands other files type
 PAGES = [ROOT / "README.md", *sorted(page for page in (ROOT / "docs").glob("*.md") if page.name not in OWN_TESTS)]
@@ -43,10 +43,21 @@ def documented_commands(pages: list[Path] | None = None) -> list[str]:
     return found
 
 
+SEEN: set[str] = set()
+
+
+def is_first(words: list[str]) -> bool:
+    """Whether this is the program's first run here, which is a new process: a fork has torch and other libraries already."""
+    program = " ".join(words[1:3] if words[1] == "-m" else words[1:2])
+    is_new = program not in SEEN
+    SEEN.add(program)
+    return is_new
+
+
 @contextmanager
 def serving(words: list[str], place: Path, **environment: str) -> Iterator[str]:
     """The address that this command prints; it would never end by itself."""
-    server = start_python(words[1:], place, **environment)
+    server = start_python(words[1:], place, is_new=is_first(words), **environment)
     try:
         yield first_line(server).strip()
     finally:
@@ -126,7 +137,7 @@ def typed(words: list[str], place: Path, stdin: str = "", timeout: float = 280, 
     if words[0] == "torchrun":
         words = ["python", "-m", "torch.distributed.run", *words[1:]]
     if words[0] == "python":
-        return run_python(words[1:], place, stdin, timeout, **environment)
+        return end(start_python(words[1:], place, stdin, is_first(words), **environment), timeout)
     environment = {"OMP_NUM_THREADS": "1", "PYTHON": sys.executable} | environment
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(

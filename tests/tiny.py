@@ -5,6 +5,7 @@ import contextlib
 import io
 import json
 import logging
+import multiprocessing.util
 import os
 import runpy
 import signal
@@ -170,8 +171,13 @@ class Fork:
             request["command"][:2] = [str(program)]
             paths.append(request["cwd"])
         sys.path[:] = ["", *filter(None, paths), *(path for path in sys.path if path not in ("", str(ROOT)))]
-        atexit._clear()  # what this process does at its end
+        atexit._clear()  # what this process does at its end, and does with its own children
+        multiprocessing.process._children.clear()
+        multiprocessing.util._finalizer_registry.clear()
+        atexit.register(multiprocessing.util._exit_function)
         logging.getLogger().handlers.clear()
+        warnings.resetwarnings()  # pytest collects them, a program prints them
+        warnings.showwarning = lambda *what: sys.stderr.write(warnings.formatwarning(*what[:4]))
         signal.signal(signal.SIGINT, signal.default_int_handler)
         sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", buffering=1, closefd=False)
         leave_as_a_program(request)
@@ -202,10 +208,12 @@ class Fork:
 CAN_FORK = sys.platform == "linux" and not torch.accelerator.is_available()
 
 
-def start_python(words: Sequence[Any], cwd: Path, stdin: str = "", **environment: str) -> Fork | subprocess.Popen[str]:
-    """The process that `python` with these words is, the leader of its group."""
+def start_python(
+    words: Sequence[Any], cwd: Path, stdin: str = "", is_new: bool = False, **environment: str
+) -> Fork | subprocess.Popen[str]:
+    """The process that `python` with these words is, the leader of its group; a new one shares nothing with this one."""
     words = [str(word) for word in words]
-    if CAN_FORK:
+    if CAN_FORK and not is_new:
         return Fork(words, cwd, stdin, environment)
     with tempfile.TemporaryFile("w+") as file:
         file.write(stdin)

@@ -97,6 +97,24 @@ def test_buckets_hold_one_type_and_stay_bounded(monkeypatch):
     assert all(len({tensor.dtype for tensor in bucket}) == 1 for bucket in buckets)
 
 
+def test_an_optimizer_that_torch_does_not_wrap_stays_as_it_is(monkeypatch):
+    def plain(optimizer):
+        """What a version of torch that keeps nothing from its compiler has."""
+
+    for name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):
+        monkeypatch.setattr(torch.optim.Optimizer, name, plain)
+    runtime_module.leave_compiler_out()
+    assert not vars(plain)
+
+
+@pytest.mark.parametrize("compiles", [False, True])
+def test_the_compiler_is_left_out_where_nothing_is_compiled(no_accelerator, monkeypatch, compiles):
+    calls = []
+    monkeypatch.setattr(runtime_module, "leave_compiler_out", lambda: calls.append(True))
+    start_runtime(compile=compiles)
+    assert calls == [True] * (not compiles)
+
+
 def test_one_process_needs_no_process_group(no_accelerator):
     runtime = start_runtime()
     values = [torch.ones(2)]
