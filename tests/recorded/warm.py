@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import runpy
+import signal
 import sys
 import threading
 import traceback
@@ -44,6 +45,7 @@ def become(request: dict[str, Any]) -> None:
 def leave_as_a_program(request: dict[str, str]) -> None:
     """Run it and end the process the way the interpreter ends one."""
     code: Any = 0
+    is_interrupted = False
     try:
         become(request)
     except SystemExit as leave:
@@ -53,7 +55,7 @@ def leave_as_a_program(request: dict[str, str]) -> None:
             code = 1
     except KeyboardInterrupt:
         traceback.print_exc()
-        code = 130
+        is_interrupted = True
     except BaseException:  # noqa: BLE001 - what Python itself prints for any of them
         traceback.print_exc()
         code = 1
@@ -63,6 +65,9 @@ def leave_as_a_program(request: dict[str, str]) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
     finally:
+        if is_interrupted:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGINT)
         os._exit(code or 0)
 
 
