@@ -21,7 +21,7 @@ gpu:  ## what this machine's GPU does: tests, speed, memory, a profile (10 minut
 	@python=$$(scripts/setup_env.sh dev) && "$$python" scripts/bench.py gpu $(ARGS)
 
 test:  ## all tests but the slow ones; ARGS="-k name" goes to pytest
-	@python=$$(scripts/setup_env.sh dev) && "$$python" -m pytest -n $(JOBS) --dist loadfile -m "not slow" $(ARGS)
+	@python=$$(scripts/setup_env.sh dev) && "$$python" -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not slow" $(ARGS)
 
 test-slow:  ## the tests that take minutes
 	@python=$$(scripts/setup_env.sh dev) && "$$python" -m pytest -m slow $(ARGS)

@@ -220,7 +220,9 @@ def start_python(
         file.seek(0)
         pipes = {"stdin": file, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         return subprocess.Popen(
-            [sys.executable, *words], cwd=cwd, env=os.environ | environment, text=True, start_new_session=True, **pipes
+            [sys.executable, *words],
+            **{"cwd": cwd, "env": os.environ | environment, "text": True, "start_new_session": True, **pipes},
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
         )
 
 
