@@ -40,6 +40,7 @@ def small(command: str) -> list[str]:
     return ["bash", "-c", " ".join(words)] if ">" in command else words
 
 
+@pytest.mark.timeout(600)
 def test_the_small_way_through_the_guide_works_as_it_is_typed(place: Path) -> None:
     commands = documented_commands([GUIDE])
     first = next(i for i, command in enumerate(commands) if "make_conversations" in command)
