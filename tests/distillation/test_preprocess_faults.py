@@ -115,7 +115,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
     write_jsonl(tmp_path / "raw" / "a.jsonl", texts(3))
     done = run("--input", "raw", "--output", "packed")
     assert done.returncode == 1
-    assert 'pip install -e ".[distill]"' in done.stderr
+    assert 'pip install -e ".[data]"' in done.stderr
 
 
 @pytest.mark.parametrize(
