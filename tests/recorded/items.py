@@ -282,7 +282,10 @@ def local_tokens(world: World, name: str, *changes: Words) -> Found:
     write_lines(place / "data" / name, instruct_records())
     words = {"dataset.source": "local", "dataset.data_dir": str(place / "data"), "max_steps": 3, "seed": 1}
     words |= {"dataset.tokenizer_path": str(sentencepiece(world)), "checkpoint_path": str(place / "run")}
-    world.call("instruct", *options(TEXT, words, *changes))
+    without_size = {
+        key: value for key, value in TEXT.items() if key != "dataset.sample_size"
+    }  # made corpora alone have one
+    world.call("instruct", *options(without_size, words, *changes))
     found = training(place / "run")
     return found | batches(world, place / "run", "test") | batches(world, place / "run", "train")
 

@@ -175,7 +175,9 @@ def accept(world: World, names: list[str], numbers: dict[str, Any], why: str) ->
             well = False
             continue
         for key, was in numbers["items"][name].items():
-            found = now.get(key, GONE)
+            found, old = now.get(key, GONE), numbers["accepted"].get(f"{name}: {key}")
+            if old is not None and json.dumps(found) == json.dumps(old["is"]):
+                continue  # its reason stands
             if json.dumps(found) != json.dumps(was):
                 numbers["accepted"][f"{name}: {key}"] = {"was": was, "is": found, "why": why}
                 print(f"{name}: {key}:{shorten(distance(was, found))}")
