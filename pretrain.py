@@ -10,8 +10,8 @@ from engine.entry import launch, show, user_errors
 
 
 def main(config: Any) -> None:
+    from engine.build.asked import puzzle_or_chat_job
     from engine.build.dry_run import dry_run  # late, so that --help needs no torch
-    from engine.build.jobs import puzzle_or_chat_job
     from engine.run import train
 
     with user_errors():

@@ -18,12 +18,10 @@ from engine.build.text import TextSource
 from engine.checkpoints.find import TRAINER_FILE
 from engine.checkpoints.load import Checkpoint
 from engine.checkpoints.run_directory import RunDirectory, named_directory, start_directory
-from engine.config.check import check
-from engine.config.compose import resolved
 from engine.config.parse import nearest
 from engine.config.schema import PretrainConfig, RunConfig
 from engine.config.text import ChatConfig, InstructConfig, TextConfig
-from engine.runtime.devices import Runtime, ranks_from_environment
+from engine.runtime.devices import Runtime
 from engine.tasks.protocol import Task
 from engine.train.job import Job, RunSettings, RunStart
 from engine.train.loop import RunParts
@@ -266,46 +264,3 @@ def check_best_metric(name: str, task: Task) -> None:
             f"best_metric={name}: the held-out metrics of this run are {', '.join(plain)}{others}"
             f"{nearest(name, known) or '.'}"
         )
-
-
-def typed(hydra_config: Any) -> tuple[dict[str, Any], str, set[str]]:
-    """What `resolved` returns; a default batch gives way to the number of ranks and passes that share it."""
-    data, arch_label, given = resolved(hydra_config)
-    size, passes = data.get("global_batch_size"), data.get("gradient_accumulation_steps")
-    rank, ranks, _ = ranks_from_environment()
-    if not isinstance(size, int) or not isinstance(passes, int) or passes < 1:
-        return data, arch_label, given  # the check says what is wrong
-    if "global_batch_size" not in given and size % (passes * ranks):
-        fitting = max(size // (passes * ranks), 1) * passes * ranks
-        Notices(rank == 0)(
-            f"note: the default global_batch_size={size} cannot be shared by {ranks} ranks x "
-            f"gradient_accumulation_steps={passes}; taking {fitting}"
-        )
-        data["global_batch_size"] = fitting
-    return data, arch_label, given
-
-
-def puzzle_or_chat_job(hydra_config: Any) -> PuzzleJob | ChatJob:
-    """What `pretrain.py` was asked for."""
-    data, arch_label, given = typed(hydra_config)
-    if data.get("dataset_type") != "chat":
-        return PuzzleJob(check(PretrainConfig, data), arch_label, given)
-    return ChatJob(chat_config(data), arch_label, given)
-
-
-def chat_config(data: dict[str, Any]) -> ChatConfig:
-    """`arch.seq_len`, as chat users write it, says how long rows are, which is a matter of the data."""
-    arch = dict(data["arch"])
-    seq_len = arch.pop("seq_len", None)
-    if data.get("seq_len") is None:
-        data = data | {"seq_len": seq_len}
-    config = check(ChatConfig, data | {"arch": arch})
-    if config.seq_len is None:
-        config = config.model_copy(update={"seq_len": build_text.data_row_length(config.data_paths)})
-    return config
-
-
-def instruct_job(hydra_config: Any) -> InstructJob:
-    """What `pretrain_instruct.py` was asked for."""
-    data, arch_label, given = typed(hydra_config)
-    return InstructJob(check(InstructConfig, data, given), arch_label, given)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from engine.build.jobs import chat_config
+from engine.build.asked import chat_config
 from engine.config.check import check
 from engine.config.compose import CONFIG_DIR, CONFIGS, composed
 from engine.config.parse import ConfigError
