@@ -15,9 +15,10 @@ import torch.distributed as dist
 import engine.runtime.machine as machine
 from dataset.files.scratch import PREFIX
 from engine.runtime.machine import MachineRanks
-from tests.text_runs import TRAIN, text_flags, write_corpus
-from tests.tiny import Ended, end, wait_for
+from tests.text_runs import text_flags, write_corpus
+from tests.tiny import ROOT, Ended, end, wait_for
 
+TRAIN = ROOT / "pretrain_instruct.py"
 RANKS = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 HELD = """
 import os, runpy, sys, time
