@@ -118,12 +118,8 @@ def start_runtime(device: str = "auto", compile: str | bool = "auto", seed: int 
         # Products of float32 in TensorFloat32, which keeps 10 bits of a factor and is several times faster.
         torch.set_float32_matmul_precision("high")
     if world_size > 1 and not dist.is_initialized():
-        store, _, _ = next(dist.rendezvous("env://", timeout=COLLECTIVE_TIMEOUT))
-        # torchrun keeps its store when it starts all ranks again: what killed ranks have left there is not for these.
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         dist.init_process_group(
             backend="cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo",
-            store=dist.PrefixStore(f"attempt_{attempt}", store),
             rank=rank,
             world_size=world_size,
             timeout=COLLECTIVE_TIMEOUT,
