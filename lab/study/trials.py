@@ -83,4 +83,5 @@ class Study(ABC):
 def options_word(options: Sequence[dict[str, Any]]) -> str:
     """A word for the settings of all trials that differs where the options do, so that results of another recipe are not
     taken for these."""
-    return f"run_name={hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:12]}"
+    # The letter keeps Hydra from reading a number where all digits of the hash are decimal.
+    return f"run_name=r{hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:12]}"

@@ -74,7 +74,8 @@ def rest_of(connection):
 def exchange(port, content):
     """Everything that comes back until the server ends the connection."""
     with connected(port, content) as connection:
-        connection.shutdown(socket.SHUT_WR)
+        with suppress(OSError):  # the server has ended it already
+            connection.shutdown(socket.SHUT_WR)
         return rest_of(connection)
 
 
