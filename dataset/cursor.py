@@ -19,6 +19,7 @@ class CursorConfig:
     seed: int = 0
     rank: int = 0
     world_size: int = 1
+    test_rows: int | None = None  # that a test pass reads at most, the first ones; None: all
 
     def __post_init__(self) -> None:
         check_ranks(self.global_batch_size, self.rank, self.world_size)
@@ -142,8 +143,14 @@ class RowDataset(ResumableDataset):
     def batches_of(self, epoch: int) -> int:
         return -(-len(self.stages[self.stage_of(epoch)].rows) // self.config.global_batch_size)
 
+    @property
+    def num_test_rows(self) -> int:
+        return min(len(self.rows), self.config.test_rows or len(self.rows))
+
     def num_batches(self, iteration: int = 1) -> int:
-        return sum(map(self.batches_of, [0] if self.config.is_test else self.config.epochs_of(iteration)))
+        if self.config.is_test:
+            return -(-self.num_test_rows // self.config.global_batch_size)
+        return sum(map(self.batches_of, self.config.epochs_of(iteration)))
 
     def stage_at(self, iteration: int, batch: int) -> int:
         """The number of the stage that a batch of an iteration belongs to."""
@@ -177,11 +184,12 @@ class RowDataset(ResumableDataset):
 
     def _items(self, rows: RowSource, order: Any, batches: range, position: int) -> Iterator[LoaderItem]:
         """`position` counts batches since `iter()`."""
+        num_rows = self.num_test_rows if self.config.is_test else len(order)
         size = self.config.global_batch_size
         local = size // self.config.world_size
         for turn, number in enumerate(batches, start=position):
             if is_for_this_worker(turn):
-                start, stop = number * size, min((number + 1) * size, len(order))
+                start, stop = number * size, min((number + 1) * size, num_rows)
                 first = start + self.config.rank * local
                 mine = [order[index] for index in range(first, min(first + local, stop))]
                 yield self.set_name, rows.batch(mine, local), stop - start

@@ -18,29 +18,43 @@ RECORD = "TORCHELASTIC_ERROR_FILE"  # torchrun gives each rank a file in which t
 
 def launch(main: Callable[[Any], None], config_name: str) -> None:
     """Start an entry point with what Hydra makes of the command line and a config of `config/`."""
+    with end_of_rank(), user_errors():  # Ctrl-C while the imports take their time, too
+        import hydra
+
+        from engine.config.compose import as_additions, store_defaults
+
+        sys.argv[1:] = as_additions(["dry_run=true" if word == "--dry-run" else word for word in sys.argv[1:]])
+        store_defaults()
+        hydra.main(config_path="config", config_name=config_name, version_base=None)(main)()
+
+
+@contextmanager
+def end_of_rank() -> Iterator[None]:
+    """One of several ranks ends with the block, without the interpreter's shutdown.
+
+    Gloo's threads may still hold tensors of the last collective; freeing them in a shutdown aborts the process now and
+    then, after all work is done.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
+        return
     code: Any = 0
     try:
-        with user_errors():  # Ctrl-C while the imports take their time, too
-            import hydra
-
-            from engine.config.compose import as_additions, store_defaults
-
-            sys.argv[1:] = as_additions(["dry_run=true" if word == "--dry-run" else word for word in sys.argv[1:]])
-            store_defaults()
-            hydra.main(config_path="config", config_name=config_name, version_base=None)(main)()
+        yield
     except SystemExit as leaving:
         code = leaving.code
         if isinstance(code, str):  # as Python itself would do it
             print(code, file=sys.stderr)
             code = 1
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        # Gloo's threads may still hold tensors of the last collective; freeing them while the interpreter shuts down
-        # aborts the process now and then, after all work is done. So leave without that shutdown.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code or 0)
-    if code:
-        raise SystemExit(code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code or 0)
+
+
+def starter() -> list[str]:
+    """The words that start a program as this one was started: with python, or by torchrun on as many ranks."""
+    ranks = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    return ["python"] if ranks == "1" else ["torchrun", "--nproc-per-node", ranks]
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Tune a teacher on the corpus that it will teach, with a LoRA adapter or as a whole.
 
 python scripts/finetune_teacher.py --config configs/teacher_ft.yaml --ram-disk
+torchrun --nproc-per-node 8 scripts/finetune_teacher.py --config configs/teacher_ft.yaml --ram-disk
 """
 
 import sys
@@ -9,11 +10,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run by path, Python sees only this folder
 
-from engine.entry import show, user_errors
+from engine.entry import end_of_rank, show, user_errors
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    with user_errors():
+    with end_of_rank(), user_errors():
         from engine.config.flags import FlagParser
         from src.distillation.tuning.config import TeacherFtConfig
 

@@ -1,6 +1,5 @@
 """The kinds of runs that Hydra configures: puzzles, instruction text and chat."""
 
-import os
 import shlex
 import sys
 from abc import abstractmethod
@@ -21,6 +20,7 @@ from engine.checkpoints.run_directory import RunDirectory, named_directory, star
 from engine.config.parse import nearest
 from engine.config.schema import PretrainConfig, RunConfig
 from engine.config.text import ChatConfig, InstructConfig, TextConfig
+from engine.entry import starter
 from engine.runtime.devices import Runtime
 from engine.tasks.protocol import Task
 from engine.train.job import Job, RunSettings, RunStart
@@ -156,9 +156,7 @@ class HydraJob(Job, Generic[Config]):
         """The command that was typed, and what it takes to resume."""
         kept = [a for a in sys.argv[1:] if not a.lstrip("+").startswith(("resume=", "run_name=", "checkpoint_path="))]
         arguments = [a.removeprefix("++") for a in kept]
-        ranks = os.environ.get("LOCAL_WORLD_SIZE", "1")
-        program = ["python"] if ranks == "1" else ["torchrun", "--nproc-per-node", ranks]
-        return shlex.join([*program, sys.argv[0], *arguments, f"checkpoint_path={run_dir}", "resume=true"])
+        return shlex.join([*starter(), sys.argv[0], *arguments, f"checkpoint_path={run_dir}", "resume=true"])
 
 
 class PuzzleJob(HydraJob[PretrainConfig]):

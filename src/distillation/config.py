@@ -142,8 +142,12 @@ class DistillConfig(TeacherOptions):
     )
 
     max_steps: int = Field(60_000, ge=1, description="optimizer steps")
-    physical_batch_size: int = Field(1, ge=1, description="rows that go through student and teacher at once")
-    gradient_accumulation_steps: int = Field(256, ge=1, description="such passes of an optimizer step")
+    physical_batch_size: int = Field(
+        1, ge=1, description="rows that go through student and teacher at once, on each rank"
+    )
+    gradient_accumulation_steps: int = Field(
+        256, ge=1, description="such passes of an optimizer step, which ranks share"
+    )
 
     optimizer_type: Literal["adamw", "muon_hybrid", "adam_atan2"] = Field(
         "adamw", description="muon_hybrid (or muon): Muon for the matrices of the blocks, AdamW for the rest"

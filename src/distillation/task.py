@@ -9,15 +9,15 @@ from torch import Tensor
 
 from dataset.common import LoaderItem
 from engine.runtime.devices import Runtime
-from engine.tasks.protocol import Sums, add_sums
+from engine.tasks.protocol import Sums, add_sums, over_ranks
 from engine.tasks.text import Supervised, TextTask, halting_report, perplexity
 from models.losses.distill import TeacherTargets
-from src.distillation.cache.format import CacheError
 from src.distillation.corpus.packed_rows import NO_ROW
 from src.distillation.student.head import DistillHead
 from src.distillation.student.saddle import PlateauController
 from src.distillation.targets.signal import Teacher
 
+OBSERVED = ("ce_loss", "kd_loss", "tokens")  # what the controller and the check of the first loss are told of
 FIRST_LOSS_SLACK = 0.5  # nats by which the loss of a fresh student may differ from that of an even guess
 
 
@@ -49,14 +49,12 @@ class DistillTask(TextTask):
         self.controller = controller
         self.checks_first_loss = checks_first_loss
         self.warn = warn
-        self.has_warned = False
 
     def train_step(self, item: LoaderItem, step: int) -> Sums:
         num_steps = self.start_step(step)
         totals: Sums = {}
         for part, weights in self.parts(item):
-            if len(part.at.places):  # the last batch of an epoch may hold empty rows
-                add_sums(totals, self.head.train_on(part.batch, part.at, weights, num_steps, self._targets(part)))
+            add_sums(totals, self.head.train_on(part.batch, part.at, weights, num_steps, self._targets(part)))
         return totals
 
     def _targets(self, part: Supervised) -> TeacherTargets | None:
@@ -72,56 +70,45 @@ class DistillTask(TextTask):
             places = part.host_at.places if on_host else part.at.places.to(signal.valid.device)
             return self.runtime.to_device(signal.targets(places, column))
 
-    def _held_out_targets(self, part: Supervised) -> TeacherTargets | None:
-        """A cache may hold the rows of training alone: that is not an error, and is reported once."""
-        if not self.knows_held_out:
-            return None
-        try:
-            return self._targets(part)
-        except CacheError as error:
-            if not self.has_warned:
-                self.warn(f"note: held-out rows are evaluated without the teacher. {error}")
-            self.has_warned = True
-            return None
-
     def observe(self, step: int, sums: Sums, grad_norm: float) -> None:
         """Check the first loss, and tell the controller how the step went."""
+        if not self.checks_first_loss and self.controller is None:
+            return
+        of_all = over_ranks({name: sums[name] for name in OBSERVED if name in sums}, self.runtime)
+        tokens = of_all["tokens"] or math.nan
+        loss = of_all["ce_loss"] / tokens
         if self.checks_first_loss:
-            self._check_first_loss(sums)
+            self._check_first_loss(loss)
         if self.controller is None:
             return
-        loss = self._mean(sums, "ce_loss")
-        if "kd_loss" in sums:
-            loss = self.head.alpha * loss + (1 - self.head.alpha) * self._mean(sums, "kd_loss")
+        if "kd_loss" in of_all:
+            loss = self.head.alpha * loss + (1 - self.head.alpha) * (of_all["kd_loss"] / tokens)
         for event in self.controller.observe(step, loss, grad_norm):
             self.warn(str(event))
         sums["lr_factor"] = torch.tensor(self.controller.factor(step))
 
-    def _check_first_loss(self, sums: Sums) -> None:
+    def _check_first_loss(self, found: float) -> None:
         """A fresh student knows nothing and should not be sure of anything."""
         self.checks_first_loss = False
-        even, found = math.log(self.head.model.config.vocab_size), self._mean(sums, "ce_loss")
+        even = math.log(self.head.model.config.vocab_size)
         if not abs(found - even) <= FIRST_LOSS_SLACK:
             self.warn(
                 f"warning: the first cross-entropy is {found:.3f}, but an even guess has {even:.3f}. Something is wrong "
                 "with the student's initial weights, or with the ids of the data."
             )
 
-    def _mean(self, sums: Sums, name: str) -> float:
-        return float(sums[name]) / float(sums["tokens"]) if "tokens" in sums else math.nan
-
     def scores(self, part: Supervised) -> tuple[Sums, Tensor]:
-        targets = self._held_out_targets(part)
+        targets = self._targets(part) if self.knows_held_out else None
         sums, preds = self.head.evaluate_on(part.batch, part.at, self.eval_steps, targets)
         return sums | {"rows": (part.host_batch["row_id"] != NO_ROW).sum()}, preds
 
     def train_report(self, sums: dict[str, Any], global_batch_size: int) -> dict[str, float]:
         """Cross-entropy and divergence apart, in nats, and the mix that is learnt from."""
-        report = means(sums, {"ce_loss": "ce", "kd_loss": "kd", "right": "accuracy", "agreed": "agreement"})
-        if not report:  # a batch of empty rows
+        if not sums["tokens"]:  # a batch of empty rows
             return {}
+        report = means(sums, {"ce_loss": "ce", "kd_loss": "kd", "right": "accuracy", "agreed": "agreement"})
         mix = self.head.alpha * report["ce"] + (1 - self.head.alpha) * report["kd"] if "kd" in report else report["ce"]
-        factor = {"lr_factor": sums["lr_factor"]} if "lr_factor" in sums else {}
+        factor = {"lr_factor": sums["lr_factor"] / self.runtime.world_size} if "lr_factor" in sums else {}
         return {"loss": mix} | report | halting_report(sums) | factor | {"tokens": int(sums["tokens"])}
 
     def eval_report(self, sums: dict[str, Any]) -> dict[str, float]:

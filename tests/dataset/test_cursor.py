@@ -44,6 +44,17 @@ def assert_equal(left: list[LoaderItem], right: list[LoaderItem]) -> None:
         assert all(torch.equal(one[key], other[key]) for key in one)
 
 
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("most", [1, 7, 23, 99])
+def test_a_pass_over_the_first_rows_reads_the_same_on_any_number_of_ranks(world_size: int, most: int) -> None:
+    options = {"packing": False, "is_test": True, "test_rows": most, "world_size": world_size}
+    ranks = [make_dataset(23, 2 * world_size, rank=rank, **options) for rank in range(world_size)]
+    items = [list(rank) for rank in ranks]
+    assert [len(found) for found in items] == [rank.num_batches() for rank in ranks]
+    assert sorted(number for found in items for number in examples(found)) == list(range(min(most, 23)))
+    assert sum(rows for _, _, rows in items[0]) == min(most, 23)
+
+
 @settings(max_examples=40)
 @given(
     count=st.integers(1, 60), local_batch=st.integers(1, 5), world_size=st.integers(1, 3),

@@ -8,13 +8,16 @@ import torch
 from safetensors.torch import load_file
 
 from engine.config.flags import merged
+from engine.tasks.protocol import over_ranks
 from src.distillation.config import DistillConfig
 from src.distillation.corpus.corpora import Corpora, open_corpora
 from src.distillation.run import build
 from src.distillation.student.arch import student_arch
+from src.distillation.student.saddle import PlateauController
 from src.distillation.targets.signal import TeacherSignal
 from src.distillation.task import DistillTask
 from tests.distillation.run_samples import OPTIONS, RETNET, TRM, done, end_of, measured, places, train, write_world
+from tests.engine.text_samples import ONE_AT_A_TIME, gradients, on_ranks
 from tests.tiny import CPU, run_door
 
 STUDENTS = {
@@ -51,7 +54,7 @@ def config_of(world: Path, name: str, **changes) -> DistillConfig:
 
 
 def task_of(world: Path, config: DistillConfig) -> tuple[DistillTask, Asked, Corpora]:
-    corpora = open_corpora(config)
+    corpora = open_corpora(config, CPU)
     torch.manual_seed(0)
     head = build.build_student(config, student_arch(config), corpora.tokenizer, CPU)
     teacher = Asked(build.teacher_of(config, corpora, CPU))
@@ -71,6 +74,45 @@ def test_the_teacher_is_asked_once_for_each_row_whatever_the_depth(world, name):
         depth = 3 if name == "trm" else 1
         assert int(sums["steps"]) == depth * int(sums["count"]) and ("depth_3/kd_loss" in sums) == (depth == 3)
     assert len(teacher.rows) == 3 * 2  # two micro-batches a step
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+@pytest.mark.parametrize("step", [1, 15])
+def test_ranks_and_passes_make_the_same_update(world, name, step):
+    """The last of an epoch's 15 steps has one row, so that a second rank has none."""
+
+    def update(ranks: int, passes: int = 1):
+        config = config_of(world, name, gradient_accumulation_steps=passes, physical_batch_size=4 // passes)
+
+        def work(runtime):
+            corpora = open_corpora(config, runtime)
+            corpora.train.start_from(1, step - 1)
+            with ONE_AT_A_TIME:
+                torch.manual_seed(0)
+                head = build.build_student(config, student_arch(config), corpora.tokenizer, runtime)
+            split = build.passes_of_rank(config.rows_per_step, config.physical_batch_size, ranks)
+            told, teacher = [], build.teacher_of(config, corpora, runtime)
+            options = {"micro_batches": split, "checks_first_loss": True, "warn": told.append}
+            options["controller"] = PlateauController(config.saddle_escape)
+            task = DistillTask(head, runtime, teacher, seed=0, total_steps=9, **options)
+            sums = task.train_step(next(iter(corpora.train)), step)
+            found = gradients(head)
+            runtime.all_reduce_sum_([*found.values()])
+            task.observe(step, sums, 1.0)
+            report = task.train_report(over_ranks(sums, runtime), 4)
+            return found, report, task.state_dict(), told
+
+        first, *others = on_ranks(ranks, work)
+        assert all(other[2:] == first[2:] for other in others), "ranks know the same"
+        return first
+
+    grads, report, state, told = update(1)
+    assert report["kd"] > 0 and report["lr_factor"] == 1 and not told
+    for ranks, passes in ((1, 2), (2, 1), (2, 4)):
+        other, again, known, _ = update(ranks, passes)
+        torch.testing.assert_close(other, grads, rtol=0, atol=1e-6)
+        assert again == pytest.approx(report, rel=1e-6)
+        assert known["controller"]["losses"] == pytest.approx(state["controller"]["losses"], rel=1e-6)
 
 
 @pytest.mark.parametrize("name", STUDENTS)

@@ -4,11 +4,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from dataset.cursor import CursorConfig, RowDataset
 from dataset.tokenization.lookup import open_tokenizer
+from engine.runtime.devices import Runtime
 from src.distillation.config import DistillConfig
 from src.distillation.corpus.manifest import Manifest, Split, TokenizerFacts, load_manifest, tokenizer_facts
 from src.distillation.corpus.packed_rows import PackedRows
+
+HELD_OUT: Split = "val"  # the name of what is evaluated, whatever split it is
 
 
 @dataclass(frozen=True)
@@ -21,10 +27,11 @@ class Corpora:
     tokenizer_files: Sequence[Path]
     manifest: Manifest  # of what is trained on
     held_out_fingerprint: str | None
+    held_out_ids: NDArray[np.int64]  # of the held-out rows that are read
 
 
-def open_corpora(config: DistillConfig, *, split: Split = "val") -> Corpora:
-    """Both readers; with `split` train the training rows are evaluated."""
+def open_corpora(config: DistillConfig, runtime: Runtime, *, split: Split = "val") -> Corpora:
+    """Both readers of this rank; with `split` train the training rows are evaluated."""
     folder = Path(config.train_data_path)
     manifest = load_manifest(folder)
     facts, files = manifest.tokenizer, []
@@ -34,17 +41,28 @@ def open_corpora(config: DistillConfig, *, split: Split = "val") -> Corpora:
     manifest.check_made_for(folder, facts, config.max_seq_length)
     found = _held_out_of(config, manifest) if split == "val" else (folder, manifest, split)
 
-    def reader(place: Path, part: Split, rows: int, is_test: bool) -> RowDataset:
+    rows, most = config.physical_batch_size * runtime.world_size, config.eval_perplexity_samples
+
+    def reader(place: Path, part: Split, rows: int, name: Split) -> RowDataset:
         packed = PackedRows(place, part, config.max_seq_length, facts, config.verify_data)
-        return RowDataset(packed, CursorConfig(rows, is_test, seed=config.seed), part)
+        cursor = CursorConfig(
+            global_batch_size=rows,
+            is_test=name == HELD_OUT,
+            seed=config.seed,
+            rank=runtime.rank,
+            world_size=runtime.world_size,
+            test_rows=most,
+        )
+        return RowDataset(packed, cursor, name)
 
     return Corpora(
-        train=reader(folder, "train", config.rows_per_step, False),
-        held_out=None if found is None else reader(found[0], found[2], config.physical_batch_size, True),
+        train=reader(folder, "train", config.rows_per_step, "train"),
+        held_out=None if found is None else reader(found[0], found[2], rows, HELD_OUT),
         tokenizer=facts,
         tokenizer_files=files,
         manifest=manifest,
         held_out_fingerprint=None if found is None else found[1].fingerprint,
+        held_out_ids=np.zeros(0, np.int64) if found is None else found[1].row_ids(found[2])[:most],
     )
 
 

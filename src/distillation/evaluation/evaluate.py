@@ -14,7 +14,7 @@ from engine.runtime.devices import Runtime, start_runtime
 from engine.train.evaluate import evaluate
 from engine.train.resume import saved_errors
 from src.distillation.config import DistillConfig
-from src.distillation.corpus.corpora import Corpora, open_corpora
+from src.distillation.corpus.corpora import HELD_OUT, Corpora, open_corpora
 from src.distillation.corpus.manifest import Split
 from src.distillation.evaluation.options import NeedleConfig, PerplexityConfig
 from src.distillation.run import build
@@ -45,7 +45,7 @@ def open_student(
         with saved_errors(loaded.path / META_FILE):
             trained = loaded.meta[META_KEY]["config"]
             config, planned = with_trained(config, trained), trained["max_steps"]
-    corpora = open_corpora(config, split=split)
+    corpora = open_corpora(config, runtime, split=split)
     head = build.build_student(config, student_arch(config), corpora.tokenizer, runtime)
     if loaded is None:
         print(f"no checkpoint in {asked_dir}: this is a fresh student, untrained", file=sys.stderr)
@@ -75,12 +75,14 @@ def with_trained(config: Config, trained: dict[str, Any]) -> Config:
     return found
 
 
-def perplexity_report(config: PerplexityConfig) -> dict[str, Any]:
-    """Perplexity of the student, with a teacher also how far it is from it."""
-    changes = {"gradient_accumulation_steps": 1, "pretrain_ce_only": not config.with_teacher}
+def perplexity_report(config: PerplexityConfig) -> dict[str, Any] | None:
+    """Perplexity of the student, with a teacher also how far it is from it; None on all ranks but the first."""
+    changes: dict[str, Any] = {"eval_perplexity_samples": config.rows or sys.maxsize}
+    changes |= {"pretrain_ce_only": not config.with_teacher}
     with ExitStack() as stack:
         runtime = start_runtime(config.device, False, config.seed)
         stack.callback(runtime.close)
+        changes |= {"gradient_accumulation_steps": runtime.world_size}  # rows of training, which are not read
         opened, corpora, head, source = open_student(config.model_copy(update=changes), runtime, config.split)
         if corpora.held_out is None:
             raise ValueError(
@@ -95,12 +97,13 @@ def perplexity_report(config: PerplexityConfig) -> dict[str, Any]:
         teacher = build.teacher_of(opened, corpora, runtime)
         if teacher is not None:
             stack.callback(teacher.close)
-        task = DistillTask(head, runtime, teacher, seed=config.seed, total_steps=1)
-        most = config.rows or len(corpora.held_out.rows)
-        items = build.first_rows(corpora.held_out, most, opened, runtime)
-        num_batches = build.batches_of(corpora.held_out, most)
-        report = evaluate(task, items, [build.HELD_OUT], runtime, num_batches=num_batches)
-    return {"split": config.split, **source, **nested(report[build.HELD_OUT])}
+        missing = build.missing_held_out(teacher, corpora)
+        if missing and runtime.is_main:
+            print(f"note: the cache lacks {missing} of these rows, so the teacher is left out", file=sys.stderr)
+        task = DistillTask(head, runtime, teacher, seed=config.seed, total_steps=1, knows_held_out=not missing)
+        items, num_batches = build.held_out_items(corpora.held_out, opened, runtime), corpora.held_out.num_batches()
+        report = evaluate(task, items, [HELD_OUT], runtime, num_batches=num_batches)
+    return {"split": config.split, **source, **nested(report[HELD_OUT])} if runtime.is_main else None
 
 
 def needle_report(config: NeedleConfig) -> dict[str, Any]:

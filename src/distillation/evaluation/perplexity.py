@@ -13,10 +13,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     config, _ = FlagParser(PerplexityConfig, str(__doc__)).read(argv)
 
     # Late, so that --help needs nothing but the options.
-    from engine.entry import show, user_errors
+    from engine.entry import end_of_rank, show, user_errors
     from src.distillation.evaluation.evaluate import perplexity_report
 
-    with user_errors():
+    with end_of_rank(), user_errors():
         show(perplexity_report(config))
 
 

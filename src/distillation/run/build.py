@@ -1,7 +1,6 @@
 """Builds the parts of a distillation: corpora, student, teacher and optimizers."""
 
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ from models.losses.distill import Divergence
 from models.retnet.config import FIRST_LOGIT_STD
 from models.retnet.model import RetNet
 from src.distillation.config import DistillConfig
-from src.distillation.corpus.corpora import Corpora
+from src.distillation.corpus.corpora import HELD_OUT, Corpora
 from src.distillation.corpus.manifest import SPLITS, TokenizerFacts
 from src.distillation.student.haystack import NeedleEvaluator
 from src.distillation.student.head import DistillHead
@@ -32,8 +31,18 @@ from src.distillation.targets.signal import Teacher
 from src.distillation.teachers.cached import CachedTeacher
 from src.distillation.teachers.open import open_teacher
 
-HELD_OUT = "val"
 DIVERGENCE_BETAS = {"forward_kl": 0.0, "reverse_kl": 1.0}
+
+
+def passes_of_rank(rows_per_step: int, at_once: int, ranks: int) -> int:
+    """Into how many equal passes of at most so many rows a rank splits its share of an optimizer step."""
+    rows, left = divmod(rows_per_step, ranks)
+    if left:
+        raise ValueError(
+            f"physical_batch_size x gradient_accumulation_steps: {rows_per_step} rows a step cannot be shared equally by "
+            f"{ranks} ranks. Take a multiple of {ranks}."
+        )
+    return next(number for number in range(-(-rows // at_once), rows + 1) if rows % number == 0)
 
 
 def build_student(
@@ -75,6 +84,13 @@ def knows_held_out(config: DistillConfig, corpora: Corpora) -> bool:
     """Whether the teacher may be asked about held-out rows: a cache knows the rows of one corpus by their numbers."""
     has_cache = config.teacher_mode == "cached" or config.cache_logits
     return not has_cache or corpora.held_out_fingerprint == corpora.manifest.fingerprint
+
+
+def missing_held_out(teacher: Teacher | None, corpora: Corpora) -> int:
+    """How many of the held-out rows that are read a cache lacks, while nobody else is asked."""
+    if not isinstance(teacher, CachedTeacher) or teacher.asks_for_missing:
+        return 0
+    return len(teacher.missing(corpora.held_out_ids))
 
 
 def take_over(config: DistillConfig, student: ActModel) -> list[str]:
@@ -126,29 +142,21 @@ def student_optimizers(config: DistillConfig, head: DistillHead, controller: Pla
 
 
 def run_data(config: DistillConfig, corpora: Corpora, head: DistillHead, runtime: Runtime) -> RunData:
-    held_out, samples = corpora.held_out if config.eval_perplexity else None, config.eval_perplexity_samples
+    held_out = corpora.held_out if config.eval_perplexity else None
     evaluators = needle_evaluators(config, corpora, head)
     is_evaluated = config.eval_interval > 0 and (bool(evaluators) or held_out is not None)
     return RunData(
         train_items=train_items(corpora.train, config.num_workers, runtime, own_generator=True),
-        eval_items=(lambda: first_rows(held_out, samples, config, runtime)) if is_evaluated else None,
-        num_eval_batches=batches_of(held_out, samples),
+        eval_items=(lambda: held_out_items(held_out, config, runtime)) if is_evaluated else None,
+        num_eval_batches=0 if held_out is None else held_out.num_batches(),
         eval_sets=[HELD_OUT],
         evaluators=evaluators,
     )
 
 
-def first_rows(dataset: RowDataset | None, rows: int, config: DistillConfig, runtime: Runtime) -> Iterator[LoaderItem]:
-    """Batches of the first so many rows, in order; of no data set none."""
-    if dataset is not None:
-        items = load_batches(dataset, config.num_workers, runtime, own_generator=True)
-        for _, batch, count in islice(items, batches_of(dataset, rows)):
-            yield HELD_OUT, batch, count
-
-
-def batches_of(dataset: RowDataset | None, rows: int) -> int:
-    """How many batches the first so many rows take."""
-    return 0 if dataset is None else min(dataset.num_batches(), -(-rows // dataset.config.global_batch_size))
+def held_out_items(dataset: RowDataset | None, config: DistillConfig, runtime: Runtime) -> Iterable[LoaderItem]:
+    """Batches of what is evaluated; of no data set none."""
+    return () if dataset is None else load_batches(dataset, config.num_workers, runtime, own_generator=True)
 
 
 def needle_evaluators(config: DistillConfig, corpora: Corpora, head: DistillHead) -> list[NeedleEvaluator]:

@@ -12,6 +12,7 @@ from engine.checkpoints.find import LATEST, META_FILE, TRAINER_FILE
 from engine.checkpoints.load import Checkpoint
 from engine.checkpoints.run_directory import RunDirectory, to_yaml
 from engine.config.parse import ConfigError
+from engine.entry import starter
 from engine.runtime.devices import Runtime, start_runtime
 from engine.train.evaluate import Report
 from engine.train.job import Job, RunSettings, RunStart
@@ -21,6 +22,7 @@ from engine.train.optimizers import OptimizerSet
 from engine.train.plan import Plan
 from engine.train.resume import saved_errors
 from engine.train.tracking.tracker import Notices
+from src.distillation.cache.format import PROGRAM as CACHE_PROGRAM
 from src.distillation.config import DistillConfig
 from src.distillation.corpus.corpora import open_corpora
 from src.distillation.run import build
@@ -61,9 +63,8 @@ class DistillJob(Job):
 
     def directory(self, runtime: Runtime, say: Notices) -> RunDirectory:
         config = self.config
-        if runtime.world_size > 1:
-            raise ValueError(f"Found WORLD_SIZE={runtime.world_size}, expected one process. Start without torchrun.")
         student_arch(config)  # refused before anything is read or written
+        check_recording(config, runtime.world_size)
         path = Path(config.output_dir)
         config_yaml = to_yaml(config.model_dump(mode="json"))
         return RunDirectory(path, config.wandb_project, config.run_name or path.resolve().name, config_yaml)
@@ -72,7 +73,8 @@ class DistillJob(Job):
         config, runtime, checkpoint, say = self.config, start.runtime, start.checkpoint, start.say
         check_attention(config.attention, runtime)
         arch = student_arch(config)
-        corpora = open_corpora(config)
+        passes = build.passes_of_rank(config.rows_per_step, config.physical_batch_size, runtime.world_size)
+        corpora = open_corpora(config, runtime)
         facts = {  # kept with every checkpoint
             "config": config.model_dump(mode="json"),
             "mode": config.mode,
@@ -90,11 +92,16 @@ class DistillJob(Job):
             start.stack.callback(teacher.close)
             facts["teacher"] = teacher.facts.fingerprint
         say(*build.coverage(teacher, corpora))
+        missing = build.missing_held_out(teacher, corpora)
+        if missing and config.eval_perplexity and config.eval_interval:
+            of_all = f"{missing} of {len(corpora.held_out_ids)}"
+            say(f"note: held-out rows are evaluated without the teacher: the cache lacks {of_all} of them")
         if checkpoint is None:
             if config.init_from_teacher:
                 say(*build.take_over(config, head.model))
             if "model_variant" in config.model_fields_set and config.student != "retnet":
                 say(f"note: model_variant={config.model_variant} is a size of student=retnet and has no effect here")
+        runtime.broadcast_([*head.parameters(), *head.buffers()])
         if runtime.use_compile:
             compile_networks(head, runtime, config.attention, say)
         task = DistillTask(
@@ -103,8 +110,8 @@ class DistillJob(Job):
             teacher,
             seed=config.seed,
             total_steps=config.max_steps,
-            micro_batches=config.gradient_accumulation_steps,
-            knows_held_out=build.knows_held_out(config, corpora),
+            micro_batches=passes,
+            knows_held_out=build.knows_held_out(config, corpora) and not missing,
             controller=PlateauController(config.saddle_escape) if config.saddle_escape.enabled else None,
             checks_first_loss=checkpoint is None and not config.init_from_teacher,
             warn=say,
@@ -153,7 +160,8 @@ class DistillJob(Job):
                 "new run there"
             )
         former, source = (None, None) if checkpoint is None else (former_facts(checkpoint), str(checkpoint.path))
-        say(record_start(run.run_dir, run.state.step, former, run.meta[META_KEY], source))
+        if run.runtime.is_main:
+            say(record_start(run.run_dir, run.state.step, former, run.meta[META_KEY], source))
 
     def finish(self, run: Run, report: Report | None, say: Notices) -> dict[str, Any]:
         return {"output_dir": str(run.run_dir), "step": run.state.step, **(report or {})}
@@ -170,20 +178,37 @@ def resuming(program: Sequence[str], resume_from: str) -> str:
             next(words, None)
         elif not word.startswith(("--resume-from=", "--resume=")):
             kept.append(word)
-    return shlex.join(["python", *program, *kept, "--resume-from", resume_from])
+    return shlex.join([*starter(), *program, *kept, "--resume-from", resume_from])
 
 
-def dry_run(config: DistillConfig) -> dict[str, Any]:
-    """What a run would do; data and student are opened, the teacher is not, and nothing is written."""
+def check_recording(config: DistillConfig, ranks: int) -> None:
+    """Refuse several ranks that would write into one cache as they go."""
+    options = ("cache_logits=true", config.cache_logits), ("on_missing=direct", config.on_missing == "direct")
+    found = [told for told, is_asked in options if is_asked]
+    if ranks > 1 and found and not config.pretrain_ce_only:
+        raise ValueError(
+            f"{found[0]} is for one process, found {ranks} ranks: one at a time writes into a cache. Make it before the "
+            f"run: {CACHE_PROGRAM} --data-path {config.train_data_path} --output-dir {config.cache_dir} ..."
+        )
+
+
+def dry_run(config: DistillConfig) -> dict[str, Any] | None:
+    """What a run would do, on the main rank; data and student are opened, the teacher is not, and nothing is written."""
     runtime = start_runtime(config.device, False, config.seed)
     arch = student_arch(config)
-    corpora = open_corpora(config)
+    check_recording(config, runtime.world_size)
+    passes = build.passes_of_rank(config.rows_per_step, config.physical_batch_size, runtime.world_size)
+    corpora = open_corpora(config, runtime)
     head = build.build_student(config, arch, corpora.tokenizer, runtime)
+    if not runtime.is_main:
+        return None
     return {
         "mode": config.mode,
         "student": config.student,
         **parameter_counts(head),
         "device": str(runtime.device),
+        "ranks": runtime.world_size,
+        "passes_per_step": passes,
         "teacher": None if config.pretrain_ce_only else config.teacher_model,
         "tokens_per_step": config.rows_per_step * config.max_seq_length,
         "steps": config.max_steps,

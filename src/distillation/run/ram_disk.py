@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from engine.runtime.devices import Runtime
+from engine.runtime.machine import MachineRanks
 from src.distillation.corpus.manifest import MANIFEST_FILE, Manifest, load_manifest
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -21,19 +22,25 @@ def corpus_in_memory(folder: Path, runtime: Runtime, *, cleanup: bool, root: Pat
     A copy stays for the next run unless `cleanup` is set. Its name holds the fingerprint of the corpus, so that a copy
     of what the corpus was before is never read.
     """
-    place = None
-    if runtime.is_main:
-        place = _copied(folder, root)
-    runtime.barrier()  # the others of this machine find the copy; those of another one make theirs
-    if not runtime.is_main:
-        place = _copied(folder, root)
+    place, is_ours = (_copied(folder, root), True) if runtime.world_size == 1 else _copied_once(folder, root)
     try:
         yield place or folder
+        runtime.barrier()  # all have read it; a rank that fails waits for nobody
     finally:
-        runtime.barrier()
-        if cleanup and place is not None and runtime.is_main:
+        if cleanup and place is not None and is_ours:
             shutil.rmtree(place, ignore_errors=True)
             _tell(f"removed {place}")
+
+
+def _copied_once(folder: Path, root: Path) -> tuple[Path | None, bool]:
+    """The copy that one rank of this machine makes, and whether this rank is the one."""
+    with MachineRanks("copying the corpus into memory") as ranks:
+        if ranks.is_leader:
+            place = _copied(folder, root)
+            ranks.tell("" if place is None else str(place))
+            return place, True
+        told = ranks.told()
+        return Path(told) if told else None, False
 
 
 def _copied(folder: Path, root: Path) -> Path | None:

@@ -3,6 +3,7 @@
 python -m src.distillation.scripts.train --config configs/train_direct.yaml
 python -m src.distillation.scripts.train --config configs/train_direct.yaml --pretrain-ce-only --max-steps 10000
 python -m src.distillation.scripts.train --config configs/train_direct.yaml --resume-from latest
+torchrun --nproc-per-node 8 -m src.distillation.scripts.train --config configs/train_direct.yaml
 """
 
 import sys
@@ -11,11 +12,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # run by path, Python sees only this folder
 
-from engine.entry import show, user_errors
+from engine.entry import end_of_rank, show, user_errors
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    with user_errors():
+    with end_of_rank(), user_errors():
         from engine.config.flags import FlagParser
         from src.distillation.config import DistillConfig
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dataset.common import Batch
-from engine.runtime.devices import choose_device, to_device
+from engine.runtime.devices import choose_device, ranks_from_environment, to_device
 from src.distillation.config import TeacherOptions
 from src.distillation.corpus.manifest import TokenizerFacts
 from src.distillation.targets.signal import Kind, TeacherFacts, TeacherSignal, predicted_places
@@ -90,11 +90,13 @@ def open_direct_teacher(
     """Load a folder or a name of the Hub; an adapter is merged into it unless its weights hold it."""
     assert options.teacher_model is not None
     name, adapter_path = options.teacher_model, options.teacher_adapter_path
-    device = choose_device(options.teacher_device)
+    rank, _, local_rank = ranks_from_environment()
+    device = choose_device(options.teacher_device, local_rank=local_rank)
     adapter = [] if adapter_path is None else adapter_files(adapter_path)  # refused before the model is fetched
     model = load_causal_lm(name, dtype=dtype_of(options.teacher_dtype, device), adapter_path=adapter_path)
     check_vocabulary(model, tokenizer.vocab_size)
-    if extra := len(head_of(model)) - tokenizer.vocab_size:
+    extra = len(head_of(model)) - tokenizer.vocab_size
+    if extra and rank == 0:
         print(
             f"note: the teacher {name} has {len(head_of(model))} ids, the corpus {tokenizer.vocab_size}; the {extra} ids "
             "that no text of the corpus holds get no probability",
@@ -103,7 +105,7 @@ def open_direct_teacher(
     files = model_files(name)
     if adapter_path is not None and holds_adapter(name, adapter_path):
         adapter = []  # the same teacher as without it
-    if note := note_of_other_pieces(files[0].parent, tokenizer):
+    if rank == 0 and (note := note_of_other_pieces(files[0].parent, tokenizer)):
         print(f"note: {note}", file=sys.stderr)
     return DirectTeacher(
         model.to(device),

@@ -43,8 +43,8 @@ class TeacherFtConfig(Strict):
 
     max_steps: int | None = Field(None, ge=1, description="optimizer steps at most; none: as many as the epochs have")
     epochs: int = Field(1, ge=1)
-    physical_batch_size: int = Field(2, ge=1, description="rows that go through the model at once, on each GPU")
-    gradient_accumulation_steps: int = Field(8, ge=1, description="of those, before the optimizer steps")
+    physical_batch_size: int = Field(2, ge=1, description="rows that go through the model at once, on each rank")
+    gradient_accumulation_steps: int = Field(8, ge=1, description="such passes of an optimizer step, which ranks share")
 
     optimizer_type: Literal["adamw", "adam_atan2"] = "adamw"
     learning_rate: float = Field(1e-4, gt=0, json_schema_extra=also("lr"))
@@ -101,6 +101,10 @@ class TeacherFtConfig(Strict):
         if self.ram_disk_cleanup and not self.ram_disk:
             problems.append("ram_disk_cleanup removes the copy that ram_disk makes: set ram_disk, or leave it out")
         return problems
+
+    @property
+    def rows_per_step(self) -> int:
+        return self.physical_batch_size * self.gradient_accumulation_steps
 
     @property
     def tokenizer_name(self) -> str:

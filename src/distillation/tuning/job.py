@@ -1,8 +1,6 @@
 """Tunes a teacher on a packed corpus: what the engine carries out, and what is written of the tuned model."""
 
-import math
 import sys
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +21,10 @@ from engine.train.plan import Plan
 from engine.train.resume import saved_errors
 from engine.train.schedule import DecaySchedule
 from engine.train.tracking.tracker import Notices
+from src.distillation.corpus.corpora import HELD_OUT
 from src.distillation.corpus.manifest import Split, load_manifest, tokenizer_facts
 from src.distillation.corpus.packed_rows import PackedRows
+from src.distillation.run.build import passes_of_rank
 from src.distillation.run.job import resuming
 from src.distillation.run.ram_disk import corpus_in_memory
 from src.distillation.teachers.causal_lm import dtype_of
@@ -33,7 +33,6 @@ from src.distillation.tuning.config import TeacherFtConfig
 from src.distillation.tuning.lora import open_teacher_to_tune, save_adapter, save_model
 from src.distillation.tuning.task import TeacherTask
 
-HELD_OUT: Split = "val"
 WORTHWHILE = 0.10  # a fall of perplexity below which the tuning was hardly worth its time
 LEARNT_WITH = [
     "teacher_model",
@@ -84,6 +83,7 @@ class TuneTeacherJob(Job):
     def compose(self, start: RunStart) -> RunParts:
         runtime, checkpoint = start.runtime, start.checkpoint
         config, folder = self.config, Path(self.config.data_path)
+        passes = passes_of_rank(config.rows_per_step, config.physical_batch_size, runtime.world_size)
         tokenizer = open_tokenizer(config.tokenizer_name)
         facts = tokenizer_facts(config.tokenizer_name, tokenizer)
         manifest = load_manifest(folder)
@@ -106,9 +106,7 @@ class TuneTeacherJob(Job):
             enable = getattr(causal, "activation_checkpointing_enable", None) or causal.gradient_checkpointing_enable
             enable({"use_reentrant": False})
         runtime.broadcast_([p for p in teacher.parameters() if p.requires_grad])
-        task = TeacherTask(
-            teacher, runtime, seed=config.seed, micro_batches=config.gradient_accumulation_steps, dtype=dtype
-        )
+        task = TeacherTask(teacher, runtime, seed=config.seed, micro_batches=passes, dtype=dtype)
         plan = plan_of(config, min(config.max_steps or sys.maxsize, config.epochs * num_batches))
         start.say(f"{teacher.num_trained():,} trained weights, {plan.total_steps} steps")
         return RunParts(
@@ -178,21 +176,24 @@ class TuneTeacherJob(Job):
 
 def open_corpus(config: TeacherFtConfig, folder: Path, runtime: Runtime) -> tuple[RunData, int]:
     """What is trained on and what is held out of a packed corpus, and the number of batches of an epoch."""
-    rows = config.physical_batch_size * runtime.world_size
 
     def opened(split: Split, batch_size: int) -> RowDataset:
-        is_test = split == HELD_OUT
-        cursor = CursorConfig(batch_size, is_test, seed=config.seed, rank=runtime.rank, world_size=runtime.world_size)
+        cursor = CursorConfig(
+            global_batch_size=batch_size,
+            is_test=split == HELD_OUT,
+            seed=config.seed,
+            rank=runtime.rank,
+            world_size=runtime.world_size,
+            test_rows=config.eval_samples,
+        )
         return RowDataset(PackedRows(folder, split), cursor, split)
 
-    train, held_out = opened("train", rows * config.gradient_accumulation_steps), opened(HELD_OUT, rows)
-    num_held_out = held_out.num_batches()
-    if config.eval_samples is not None:
-        num_held_out = min(num_held_out, math.ceil(config.eval_samples / rows))
+    train = opened("train", config.rows_per_step)
+    held_out = opened(HELD_OUT, config.physical_batch_size * runtime.world_size)
     data = RunData(
         train_items=train_items(train, config.num_workers, runtime),
-        eval_items=lambda: islice(load_batches(held_out, config.num_workers, runtime), num_held_out),
-        num_eval_batches=num_held_out,
+        eval_items=lambda: load_batches(held_out, config.num_workers, runtime),
+        num_eval_batches=held_out.num_batches(),
         eval_sets=[HELD_OUT],
     )
     return data, train.num_batches()
