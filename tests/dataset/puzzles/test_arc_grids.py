@@ -68,9 +68,12 @@ def test_plain_name_is_not_augmented() -> None:
     assert parse_name("00576224") == ("00576224", IDENTITY)
 
 
-@given(grid=GRIDS)
-def test_crop_finds_the_grid_in_its_tokens(grid: np.ndarray) -> None:
-    (found,) = crop(to_tokens(grid))
+@given(grid=GRIDS, data=st.data())
+def test_crop_finds_the_grid_in_its_tokens_in_a_field_of_any_size(grid: np.ndarray, data: st.DataObject) -> None:
+    field = data.draw(st.integers(max(grid.shape), MAX_GRID_SIZE))
+    tokens = to_tokens(grid, field=field)
+    (found,) = crop(tokens)
+    assert tokens.shape == (field**2,)
     np.testing.assert_array_equal(found, grid)
 
 
@@ -97,7 +100,7 @@ def test_crop_prefers_area_and_may_be_empty() -> None:
     square[0, :5] = 3
     square[1:4, :2] = 4
     square[10:, 10:] = 5
-    wide, nothing, negative = crop(np.stack([square, np.ones_like(square), np.full_like(square, -3)]))
+    wide, nothing, negative = crop(np.stack([square, np.ones_like(square), np.full_like(square, -3)]).reshape(3, -1))
     assert wide.tolist() == [[1, 1], [2, 2], [2, 2], [2, 2]]
     assert nothing.shape == negative.shape == (0, 0)
     assert crop(np.zeros((0, 900), dtype=np.int32)) == []
@@ -113,7 +116,8 @@ def test_what_is_no_grid_is_refused(rows: object) -> None:
 
 @given(GRIDS, st.data())
 def test_a_grid_anywhere_in_the_field_is_moved_to_the_corner(grid, data):
-    top, left = (data.draw(st.integers(0, 30 - length)) for length in grid.shape)
-    assert np.array_equal(at_corner(to_tokens(grid, top, left)), to_tokens(grid))
-    nothing = np.zeros(900, dtype=np.int32)
+    field = data.draw(st.integers(max(grid.shape), 30))
+    top, left = (data.draw(st.integers(0, field - length)) for length in grid.shape)
+    assert np.array_equal(at_corner(to_tokens(grid, top, left, field)), to_tokens(grid, field=field))
+    nothing = np.zeros(field**2, dtype=np.int32)
     assert np.array_equal(at_corner(nothing), nothing)
