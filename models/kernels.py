@@ -64,7 +64,7 @@ class _Rotate(torch.autograd.Function):
 def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second = x.float().chunk(2, dim=-1)
     if _has_complex(x):
-        turned = torch.view_as_real(torch.complex(first, second) * torch.complex(cos, sin))
+        turned = torch.view_as_real(torch.complex(first, second).mul_(torch.complex(cos, sin)))
     else:
         turned = torch.stack((first * cos - second * sin, second * cos + first * sin), dim=-1)
     return turned.flatten(-2).to(x.dtype)
