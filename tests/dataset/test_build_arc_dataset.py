@@ -264,7 +264,7 @@ def test_flags_that_contradict_are_refused(
 
 
 def made(output: Path, *more: str) -> list[str]:
-    counts = ["--count", "6", "--test-count", "3", "--num-aug", "2", "--field", "7"]
+    counts = ["--count", "6", "--test-count", "3", "--pairs", "4", "--num-aug", "2", "--field", "7"]
     return ["--source", "made", *counts, "--output-dir", str(output), *more]
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataset.puzzles import arc_rules
-from dataset.puzzles.arc_rules import NUM_TEST_PAIRS, NUM_TRAIN_PAIRS, Rule, made_pairs, made_puzzles
+from dataset.puzzles.arc_rules import Rule, made_pairs, made_puzzles
 
 GRID = np.array([[0, 1, 0], [2, 0, 0], [0, 0, 1], [0, 0, 0]], dtype=np.uint8)
 
@@ -62,11 +62,11 @@ def test_made_puzzles_are_those_of_their_seed() -> None:
     def written(count: int, seed: int) -> list[str]:
         return [
             str({part: [(one.tolist(), other.tolist()) for one, other in pairs] for part, pairs in puzzle.items()})
-            for puzzle in made_puzzles(count, 8, [seed])
+            for puzzle in made_puzzles(count, 4, 8, [seed])
         ]
 
     ten = written(10, 0)
     assert len(set(ten)) == 10
     assert written(3, 0) == ten[:3] and written(3, 1) != ten[:3]
-    (puzzle,) = made_puzzles(1, 8, [0])
-    assert (len(puzzle["train"]), len(puzzle["test"])) == (NUM_TRAIN_PAIRS, NUM_TEST_PAIRS)
+    (puzzle,) = made_puzzles(1, 11, 8, [0])
+    assert (len(puzzle["train"]), len(puzzle["test"])) == (11, 2)
