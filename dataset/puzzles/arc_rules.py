@@ -15,21 +15,21 @@ Rule = Callable[[np.ndarray], np.ndarray]
 
 
 def made_pairs(num_pairs: int, largest_side: int, rng: Generator) -> list[Pair]:
-    """Different pairs of one rule, none of which leaves its input as it is."""
+    """Different pairs of one rule, whose inputs are of one size, none of which leaves its input as it is."""
     colours = rng.permutation(np.arange(1, NUM_COLOURS))[: rng.integers(2, MOST_COLOURS + 1)]
     rule = RULES[rng.integers(len(RULES))](colours, rng)
+    shape = rng.integers(SMALLEST_SIDE, largest_side + 1, size=2)
     pairs: dict[bytes, Pair] = {}
     while len(pairs) < num_pairs:
-        grid = _random_grid(colours, largest_side, rng)
+        grid = _random_grid(colours, shape, rng)
         answer = rule(grid)
         if not np.array_equal(grid, answer):
-            pairs[bytes(grid.shape) + grid.tobytes()] = grid, np.ascontiguousarray(answer)
+            pairs[grid.tobytes()] = grid, np.ascontiguousarray(answer)
     return list(pairs.values())
 
 
-def _random_grid(colours: np.ndarray, largest_side: int, rng: Generator) -> np.ndarray:
+def _random_grid(colours: np.ndarray, shape: np.ndarray, rng: Generator) -> np.ndarray:
     """Black with a few coloured cells, at least one of each colour."""
-    shape = rng.integers(SMALLEST_SIDE, largest_side + 1, size=2)
     grid = np.where(rng.random(shape) < 0.3, rng.choice(colours, size=shape), BLACK).astype(np.uint8)
     cells = rng.choice(grid.size, size=len(colours), replace=False)
     grid.flat[cells] = colours

@@ -51,7 +51,7 @@ def test_a_rule_with_a_direction_draws_each_of_them(rule: str, ways: int, one: l
 @given(seed=st.integers(0, 2**32 - 1), side=st.integers(3, 30))
 def test_made_pairs_differ_change_something_and_fit(seed: int, side: int) -> None:
     pairs = made_pairs(5, side, np.random.default_rng(seed))
-    assert len({(grid.shape, grid.tobytes()) for grid, _ in pairs}) == 5
+    assert len({grid.tobytes() for grid, _ in pairs}) == 5 and len({grid.shape for grid, _ in pairs}) == 1
     for grid, answer in pairs:
         assert not np.array_equal(grid, answer)
         assert grid.dtype == answer.dtype == np.uint8

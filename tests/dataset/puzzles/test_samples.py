@@ -39,6 +39,7 @@ def sudoku(tmp_path_factory):
         (81, 6, ("maze", 9, (1, 1))),
         (900, 6, ("maze", 30, (1, 1))),
         (900, 12, ("arc", 30, (1, 1))),
+        (36, 12, ("arc", 6, (1, 1))),
     ],
 )
 def test_the_shape_of_the_data_tells_the_game(seq_len, vocab_size, expected):
@@ -46,7 +47,7 @@ def test_the_shape_of_the_data_tells_the_game(seq_len, vocab_size, expected):
     assert (game.name, game.side, game.box) == expected
 
 
-@pytest.mark.parametrize(("seq_len", "vocab_size"), [(81, 12), (36, 11), (35, 6)])
+@pytest.mark.parametrize(("seq_len", "vocab_size"), [(961, 12), (35, 12), (36, 11), (35, 6)])
 def test_other_data_are_refused_with_what_was_found(seq_len, vocab_size):
     with pytest.raises(ValueError, match=rf"data/x .*{seq_len} cells .*{vocab_size} tokens"):
         game_of(metadata(seq_len, vocab_size), "data/x")
