@@ -88,7 +88,7 @@ def evaluate(job: Job) -> Report | None:
     settings = job.settings
     assert settings.start_from is not None, "the config has been checked"
     with ExitStack() as stack:
-        runtime = start_runtime(settings.device, settings.compile, settings.seed)
+        runtime = start_runtime(settings.device, settings.compile, settings.seed, settings.collective_minutes)
         stack.callback(runtime.close)
         say = Notices(runtime.is_main)
         checkpoint = load_checkpoint(settings.start_from, say=say)

@@ -13,6 +13,7 @@ from typing import BinaryIO
 
 BLOCK_BYTES = 1 << 20
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+_locks: set[int] = set()  # descriptors of those that this process holds
 
 
 @contextmanager
@@ -123,7 +124,7 @@ def exclusive_lock(directory: Path, wait: bool = False) -> Iterator[None]:
     """Create the directory and hold its lock within the block; `wait` for another holder, or refuse at once.
 
     Directories that were not there before and are empty afterwards, parents too, are removed. On Windows, which has no
-    such locks, nothing is held.
+    such locks, nothing is held. Children that are forked meanwhile and outlive a killed process do not hold it.
     """
     new = make_directory(directory)
     if sys.platform == "win32":
@@ -139,8 +140,20 @@ def exclusive_lock(directory: Path, wait: bool = False) -> Iterator[None]:
         raise ValueError(
             f"Another run is writing into {directory}. Wait until it has ended, or choose another directory."
         ) from error
+    _locks.add(descriptor)
     try:
         yield
     finally:
         remove_if_empty(new)
+        _locks.discard(descriptor)
         os.close(descriptor)  # releases the lock
+
+
+def _leave_locks() -> None:
+    """In a forked child: a lock is held as long as a descriptor of it is open in any process."""
+    while _locks:
+        os.close(_locks.pop())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_locks)

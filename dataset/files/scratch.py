@@ -19,8 +19,7 @@ TO_MOVE = "Make room there, or set TMPDIR to another folder of this machine."
 def scratch_folder() -> Iterator[Path]:
     """A new folder below TMPDIR, closed to other users, which is gone after the block; leftovers are removed first.
 
-    The lock that tells it from a leftover belongs to one process: unlike that of `exclusive_lock`, children that outlive
-    a killed one do not hold it.
+    The lock that tells it from a leftover is not held by children that outlive a killed process.
     """
     root = Path(tempfile.gettempdir())
     _remove_leftovers(root)

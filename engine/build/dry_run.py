@@ -34,7 +34,7 @@ def dry_run(job: HydraJob[Any]) -> dict[str, Any]:
         stack.callback(runtime.close)
         say = Notices(runtime.is_main)
         directory = job.directory(runtime, say)
-        check_unused(directory, config.resume)
+        check_unused(directory, bool(config.resume))
         parts = job.compose(RunStart(runtime, directory, None, say, stack))
         source, config = job.opened, job.config
         assert source is not None, "compose has opened it"

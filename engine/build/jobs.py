@@ -58,6 +58,7 @@ class HydraJob(Job, Generic[Config]):
             device=config.device,
             compile=config.compile,
             seed=config.seed,
+            collective_minutes=config.collective_timeout,
             resume_from="latest" if config.resume else None,
             start_from=config.load_checkpoint,
             ema_rate=config.ema_rate if config.ema else None,
@@ -74,7 +75,7 @@ class HydraJob(Job, Generic[Config]):
         return named_directory(self.config, self.arch_label, runtime, say)
 
     def claim(self, directory: RunDirectory, runtime: Runtime) -> None:
-        start_directory(directory, self.config.resume)
+        start_directory(directory, bool(self.config.resume))
 
     def parts(self, start: RunStart, task: Task, source: Source, *, may_exceed: bool = False) -> RunParts:
         self.opened = source

@@ -105,6 +105,9 @@ class RunConfig(Strict):
     compile: Literal["auto", True, False] = Field("auto", description="auto: on CUDA; DISABLE_COMPILE=1 always wins")
     seed: int = Field(0, ge=0, le=2**63 - 1)
     dataloader_workers: int = Field(0, ge=0)
+    collective_timeout: float = Field(
+        30, gt=0, le=10_000, description="minutes that ranks wait for each other in a collective"
+    )
 
     # Run folder
     project_name: str | None = Field(None, description="null: named after the data set's folder")
@@ -115,7 +118,10 @@ class RunConfig(Strict):
     keep_last: int | None = Field(None, ge=1, description="checkpoints to keep beside the best; null: all")
     best_metric: str = Field("lm_loss", description="held-out metric that decides which checkpoint `best` points at")
     load_checkpoint: str | None = Field(None, description="weights to start from")
-    resume: bool = Field(False, description="resume from the latest checkpoint of the run directory")
+    resume: Literal[False, True, "auto"] = Field(
+        False,
+        description="resume from the latest checkpoint of the run directory, if there is one; auto: never of another run",
+    )
     eval_only: bool = Field(False, description="evaluate load_checkpoint and stop")
     dry_run: bool = Field(False, description="say what the run would do, and write nothing; also --dry-run")
     eval_save_outputs: list[str] = []
@@ -170,7 +176,9 @@ class RunConfig(Strict):
         if self.eval_only and not self.load_checkpoint:
             problems.append("eval_only=true needs load_checkpoint=<folder or file>")
         if self.eval_only and self.resume:
-            problems.append("eval_only=true and resume=true exclude each other: choose one")
+            problems.append(f"eval_only=true and resume={str(self.resume).lower()} exclude each other: choose one")
+        if self.resume == "auto" and not (self.run_name or self.checkpoint_path):
+            problems.append("resume=auto resumes the run of a name: set run_name or checkpoint_path")
         return problems
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # one rank may evaluate or write predictions for long while the others wait
+COLLECTIVE_MINUTES = 30.0  # one rank may evaluate or write predictions for long while the others wait
 Data = TypeVar("Data")
 BUCKET_BYTES = 64 * 2**20  # bounds the extra memory of what works on many tensors at once
 
@@ -108,7 +108,9 @@ def map_tensors(function: Callable[[Tensor], Tensor], data: Data) -> Data:
     return found
 
 
-def start_runtime(device: str = "auto", compile: str | bool = "auto", seed: int = 0) -> Runtime:
+def start_runtime(
+    device: str = "auto", compile: str | bool = "auto", seed: int = 0, collective_minutes: float = COLLECTIVE_MINUTES
+) -> Runtime:
     """Choose the device, join the process group when torchrun started us, seed torch, and decide about compiling."""
     rank, world_size, local_rank = ranks_from_environment()
     chosen = choose_device(device, world_size, local_rank)
@@ -118,11 +120,13 @@ def start_runtime(device: str = "auto", compile: str | bool = "auto", seed: int 
         # Products of float32 in TensorFloat32, which keeps 10 bits of a factor and is several times faster.
         torch.set_float32_matmul_precision("high")
     if world_size > 1 and not dist.is_initialized():
+        limit = timedelta(minutes=collective_minutes)
         dist.init_process_group(
             backend="cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo",
+            store=_store_of_restart(limit),
             rank=rank,
             world_size=world_size,
-            timeout=COLLECTIVE_TIMEOUT,
+            timeout=limit,
             device_id=chosen if chosen.type == "cuda" else None,
         )
     if chosen.type == "cpu":
@@ -131,6 +135,19 @@ def start_runtime(device: str = "auto", compile: str | bool = "auto", seed: int 
         leave_compiler_out()
     torch.manual_seed(seed)
     return Runtime(device=chosen, rank=rank, world_size=world_size, use_compile=use_compile)
+
+
+def _store_of_restart(limit: timedelta) -> dist.Store | None:
+    """The part of torchrun's store where the ranks of this restart meet; None if torch opens a store itself.
+
+    torchrun keeps one store for all its attempts, and the addresses of killed ranks stay in it.
+    """
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if attempt == "0" or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    store, _, _ = next(dist.rendezvous("env://", timeout=limit))
+    store.set_timeout(limit)
+    return dist.PrefixStore(f"attempt_{attempt}", store)
 
 
 def leave_compiler_out() -> None:

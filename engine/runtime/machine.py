@@ -1,6 +1,5 @@
 """The ranks of a machine: one of them does what is needed once there, and the others wait without a collective."""
 
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -28,9 +27,7 @@ class MachineRanks:
     def __init__(self, doing: str) -> None:
         rank, self._world_size, self._local_rank = ranks_from_environment()
         self._leader, self._doing = rank - self._local_rank, doing
-        # torchrun may keep its store when it starts all ranks again: what killed ranks have left there is not for these.
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        self._store, self._name = _get_default_store(), f"machine/{attempt}/{next(_numbers)}"
+        self._store, self._name = _get_default_store(), f"machine/{next(_numbers)}"
         self._end = time.monotonic() + WAIT_LIMIT.total_seconds()
         self._has_failed = False  # on another rank
 

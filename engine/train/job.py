@@ -9,7 +9,7 @@ from typing import Any
 
 from engine.checkpoints.load import Checkpoint
 from engine.checkpoints.run_directory import RunDirectory
-from engine.runtime.devices import Runtime
+from engine.runtime.devices import COLLECTIVE_MINUTES, Runtime
 from engine.train.evaluate import Report
 from engine.train.loop import Run, RunParts
 from engine.train.optimizers import OptimizerSet
@@ -24,6 +24,7 @@ class RunSettings:
     device: str
     compile: str | bool
     seed: int
+    collective_minutes: float = COLLECTIVE_MINUTES  # that ranks wait for each other
     resume_from: str | None = None  # as `checkpoint_to_resume` understands it
     start_from: str | None = None  # a checkpoint whose weights a new run starts with
     ema_rate: float | None = None

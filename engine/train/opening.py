@@ -24,7 +24,7 @@ from models.ema import WeightAverage
 def open_run(job: Job, stack: ExitStack) -> tuple[Run, Notices]:
     """The run as it stands before its first step, new or resumed; `stack` closes what it opens."""
     settings = job.settings
-    runtime = start_runtime(settings.device, settings.compile, settings.seed)
+    runtime = start_runtime(settings.device, settings.compile, settings.seed, settings.collective_minutes)
     stack.callback(runtime.close)
     say = Notices(runtime.is_main)
     directory = job.directory(runtime, say)

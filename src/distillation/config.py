@@ -195,7 +195,8 @@ class DistillConfig(TeacherOptions):
     keep_last_n: int = Field(3, ge=1, description="checkpoints to keep beside the best")
     resume_from: str | None = Field(
         None,
-        description="checkpoint to resume: a file, step directory or run directory; latest: that of output_dir",
+        description="checkpoint to resume: a file, step directory or run directory; latest or auto: that of output_dir, if "
+        "it has one",
         json_schema_extra=also("resume"),
     )
 
@@ -230,6 +231,11 @@ class DistillConfig(TeacherOptions):
     @classmethod
     def _muon_is_short(cls, value: Any) -> Any:
         return "muon_hybrid" if value == "muon" else value
+
+    @field_validator("resume_from")
+    @classmethod
+    def _auto_is_the_latest(cls, value: str | None) -> str | None:
+        return "latest" if value == "auto" else value
 
     @field_validator("compile", mode="before")
     @classmethod

@@ -38,6 +38,7 @@ def test_other_spellings_mean_the_same():
     assert read("--reverse-kl").divergence == "reverse_kl"
     assert read("--optimizer-type", "muon").optimizer_type == "muon_hybrid"
     assert read("--resume", "latest").resume_from == read("--resume-from", "latest").resume_from == "latest"
+    assert read("--resume-from", "auto").resume_from == "latest"
     assert read("--init-from-teacher", "embed,mlp,qkvo").init_from_teacher == ["embed", "mlp", "qkvo"]
     assert read("--student-overrides", "hidden_size=64 depth_curriculum=[]").student_overrides == {
         "hidden_size": 64,

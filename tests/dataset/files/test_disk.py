@@ -2,7 +2,9 @@
 
 import errno
 import hashlib
+import multiprocessing
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -85,6 +87,18 @@ def test_the_lock_is_released_at_the_end_and_after_a_failure(tmp_path: Path) -> 
         pass
     with exclusive_lock(tmp_path):
         pass
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_child_that_outlives_its_parent_does_not_hold_the_lock(tmp_path: Path) -> None:
+    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(20,))
+    with exclusive_lock(tmp_path):
+        child.start()
+    began = time.monotonic()
+    with exclusive_lock(tmp_path, wait=True):  # the child may take a moment to close it
+        assert time.monotonic() - began < 15
+    child.kill()
+    child.join()
 
 
 def test_a_directory_made_for_a_lock_goes_if_nothing_was_written(tmp_path: Path) -> None:

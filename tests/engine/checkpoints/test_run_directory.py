@@ -83,6 +83,15 @@ def test_resume_without_a_name_takes_the_newest_run_that_has_a_checkpoint(capsys
         newest_run(Path("nowhere"))
 
 
+def test_resume_auto_takes_the_run_of_its_name_and_no_other():
+    (opened(run_name="other").path / "step_1").mkdir()
+    assert opened(run_name="own", resume="auto").name == "own"
+    (Path("checkpoints/Maze-ACT-torch/own") / "step_1").mkdir()
+    assert opened(run_name="own", resume="auto").name == "own"
+    with pytest.raises(ValueError, match="resume=auto.*run_name"):
+        opened(resume="auto")
+
+
 def test_a_resume_before_the_first_checkpoint_starts_anew_with_a_notice():
     data, run_dir = write_sudoku(Path("data").resolve()), Path("run").resolve()
     ended = pretrain(flags(data, run_dir, epochs=3, resume=True))

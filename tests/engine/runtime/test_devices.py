@@ -197,13 +197,37 @@ def test_ranks_on_gpus_are_bound_to_theirs_before_they_meet(two_gpus, monkeypatc
     own = torch.device("cuda:1")
     assert [name for name, _ in two_gpus] == ["set_device", "precision", "init"] and two_gpus[0][1] == own
     options = two_gpus[-1][1]
-    assert options["backend"] == "cpu:gloo,cuda:nccl" and options["device_id"] == own
+    assert options["backend"] == "cpu:gloo,cuda:nccl" and options["device_id"] == own and options["store"] is None
     barriers, votes = [], []
     monkeypatch.setattr(torch.distributed, "barrier", lambda **given: barriers.append(given))
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor, op: votes.append(tensor.device.type))
     runtime.barrier()
     assert barriers == [{"device_ids": [1]}]
     assert runtime.any_rank(True) and votes == ["cpu"], "a vote does not wait for the device"
+
+
+def test_ranks_that_torchrun_starts_again_do_not_read_what_killed_ones_left(monkeypatch):
+    opened = []
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda **options: opened.append(options["store"]))
+    server = torch.distributed.TCPStore("localhost", 0, is_master=True)
+    ranks = {
+        "RANK": "1",
+        "WORLD_SIZE": "2",
+        "LOCAL_RANK": "1",
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": str(server.port),
+    }
+    for name, value in (ranks | {"TORCHELASTIC_USE_AGENT_STORE": "True"}).items():
+        monkeypatch.setenv(name, value)
+    for restart in range(3):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(restart))
+        start_runtime(device="cpu")
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "False")  # then each restart has a store of its own
+    start_runtime(device="cpu")
+    first, second, third, own = opened
+    assert first is None and own is None
+    second.set("address", "of a killed rank")
+    assert second.check(["address"]) and not third.check(["address"]) and not server.check(["address"])
 
 
 def test_more_ranks_than_gpus_is_refused(monkeypatch):

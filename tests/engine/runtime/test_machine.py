@@ -92,17 +92,6 @@ def test_the_words_of_a_leader_reach_its_machine_alone(ranks: list[MachineRanks]
     assert other.told() == "of this one"
 
 
-def test_ranks_that_torchrun_starts_again_do_not_read_the_words_of_killed_ones(
-    ranks: list[MachineRanks], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ranks[0].tell("of the killed ones")
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    monkeypatch.setenv("RANK", "1")
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    with pytest.raises(ValueError, match="rank 0"):
-        MachineRanks("tokenizing").told()
-
-
 def test_a_wait_ends_with_its_limit(ranks: list[MachineRanks]) -> None:
     with pytest.raises(ValueError, match="rank 0"):
         ranks[1].told()
