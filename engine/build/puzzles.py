@@ -162,6 +162,7 @@ def build_puzzles(config: PretrainConfig, runtime: Runtime) -> Source:
             eval_sets=[*test_sets, *best_sets],
             best_sets=best_sets,
             evaluators=() if test is None else build_evaluators(config, held_out, test.metadata),
+            checksum=sum(reader.checksum() for reader in (train, *held)),
         ),
         meta={"data": metadata.model_dump(include={"seq_len", "vocab_size", "num_puzzle_identifiers"})},
         total_steps=max(total_steps, 1),

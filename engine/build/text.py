@@ -3,8 +3,10 @@
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from itertools import accumulate, chain
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -155,6 +157,7 @@ def source_of(
             num_eval_batches=sum(rows.num_batches() for rows in held_out) if held_out else None,
             eval_sets=[rows.set_name for rows in held_out],
             best_sets=[rows.set_name for rows in held_out[:1]],
+            checksum=reduce(lambda sum, found: crc32(found.lengths().tobytes(), sum), [*train, *test.values()], 0),
         ),
         files=tokenizer.files(),
         tokenizer=tokenizer,

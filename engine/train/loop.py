@@ -11,6 +11,7 @@ import torch
 
 from dataset.common import LoaderItem
 from engine.checkpoints.save import CheckpointStore
+from engine.runtime.agreement import check_weights
 from engine.runtime.devices import Runtime
 from engine.runtime.signals import CutShortError, StopSignal
 from engine.runtime.transfer import to_host
@@ -37,6 +38,7 @@ class RunData:
     eval_sets: Sequence[str] = ()
     best_sets: Sequence[str] = ()  # those of eval_sets that decide which checkpoint is best; none: all of them
     evaluators: Sequence[Evaluator] = ()
+    checksum: int = 0  # equal where ranks read equal data
 
 
 @dataclass
@@ -268,6 +270,7 @@ def best_metric_of(run: Run, report: Report) -> float | None:
 def save(run: Run, is_best: bool = False) -> None:
     """Checkpoint this very step; all ranks take part because each holds some rows of the carry."""
     flush_log(run)
+    check_weights(run.task.module, run.runtime, f"at step {run.state.step}")
     run.saved_step = run.state.step
     trainer = {
         "state": asdict(run.state),

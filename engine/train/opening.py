@@ -10,6 +10,7 @@ from engine.checkpoints.find import TRAINER_FILE
 from engine.checkpoints.load import Checkpoint, load_averaged, load_checkpoint, load_weights
 from engine.checkpoints.run_directory import checkpoint_to_resume
 from engine.checkpoints.save import CheckpointStore
+from engine.runtime.agreement import check_facts, check_weights
 from engine.runtime.code import code_version
 from engine.runtime.devices import Runtime, start_runtime
 from engine.train.job import Job, RunStart
@@ -27,6 +28,7 @@ def open_run(job: Job, stack: ExitStack) -> tuple[Run, Notices]:
     runtime = start_runtime(settings.device, settings.compile, settings.seed, settings.collective_minutes)
     stack.callback(runtime.close)
     say = Notices(runtime.is_main)
+    check_facts(settings.config, runtime)
     directory = job.directory(runtime, say)
     if runtime.is_main:
         stack.enter_context(exclusive_lock(directory.path))
@@ -41,6 +43,7 @@ def open_run(job: Job, stack: ExitStack) -> tuple[Run, Notices]:
 
     parts = job.compose(RunStart(runtime, directory, checkpoint, say, stack))
     module, plan = parts.task.module, parts.plan
+    check_facts({"data": parts.data.checksum, "steps": plan.expected_steps} | parts.meta, runtime)
     parts.meta |= code_version()
     if checkpoint is not None:
         load_weights(module, checkpoint.weights, source=str(checkpoint.path))
@@ -81,6 +84,7 @@ def open_run(job: Job, stack: ExitStack) -> tuple[Run, Notices]:
         say(f"resumed from {checkpoint.path}")
         if store is not None:
             store.repair_best(saved.best_step)
+    check_weights(module, runtime, "at the start")
     if runtime.is_main:
         directory.write_config()
     say(describe(module, runtime), f"{plan.expected_steps} steps; run directory {directory.path}")
