@@ -1,6 +1,7 @@
 """A fork that tests start does what a new process does."""
 
 import signal
+import tempfile
 import time
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from tests.tiny import end, first_line, start_python
 
 PROGRAM = """
-import atexit, multiprocessing, os, sys, threading, time, warnings
+import atexit, multiprocessing, os, sys, tempfile, threading, time, warnings
 
 def stay():
     time.sleep(60)
@@ -22,6 +23,7 @@ if __name__ == "__main__":
     print(child.pid)
     print(sys.argv[1:], sys.stdin.read(), os.getcwd(), os.environ["GIVEN"], __name__)
     print([name for name in ("engine.run", "tests.tiny", "beside") if name in sys.modules])
+    print(tempfile.gettempdir())
     import beside
     print(beside.__file__)
     warnings.warn("what is old")
@@ -44,9 +46,14 @@ def test_it_says_and_leaves_what_a_program_does(tmp_path: Path, is_new: bool, ho
     program.parent.mkdir()
     program.write_text(PROGRAM.replace("{end}", how))
     (program.parent / "beside.py").write_text("")
-    ended = end(start_python([program, "--flag", 3], tmp_path, "typed", is_new=is_new, GIVEN="given"))
-    child, words, modules, beside, *rest = ended.out.splitlines()
+    ended = end(
+        start_python(
+            [program, "--flag", 3], tmp_path, "typed", is_new=is_new, GIVEN="given", TMPDIR=str(program.parent)
+        )
+    )
+    child, words, modules, temporary, beside, *rest = ended.out.splitlines()
     assert words == f"['--flag', '3'] typed {tmp_path} given __main__" and modules == "[]"
+    assert temporary == str(program.parent) and tempfile.gettempdir() != temporary
     assert beside == str(program.parent / "beside.py") and rest == ["of a thread", "at its end"]
     assert ended.code == code and "UserWarning: what is old" in ended.err and ended.err.endswith(told)
     assert ("Traceback" in ended.err) == ("raise" in how)

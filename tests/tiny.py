@@ -171,6 +171,7 @@ class Fork:
             request["command"][:2] = [str(program)]
             paths.append(request["cwd"])
         sys.path[:] = ["", *filter(None, paths), *(path for path in sys.path if path not in ("", str(ROOT)))]
+        tempfile.tempdir = None  # found anew: TMPDIR may be another one
         atexit._clear()  # what this process does at its end, and does with its own children
         multiprocessing.process._children.clear()
         multiprocessing.util._finalizer_registry.clear()

@@ -17,6 +17,10 @@ class ConfigError(ValueError):
         count = f"{len(self.problems)} problems" if len(self.problems) > 1 else "1 problem"
         super().__init__(f"{count} in the config:\n" + "\n".join(f"  - {problem}" for problem in self.problems))
 
+    def __reduce__(self) -> tuple[type["ConfigError"], tuple[list[str]]]:
+        """So that it comes out of another process as it was: by itself it would be made anew from its message."""
+        return ConfigError, (self.problems,)
+
 
 def parse(config_class: type[Config], data: dict[str, Any], prefix: str = "") -> tuple[Config | None, list[str]]:
     """The typed config, or None and every problem of a single key; which keys do not fit together is seen after that."""

@@ -1,5 +1,6 @@
 """What the border refuses that no single option can."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -72,3 +73,9 @@ def test_several_chains_are_of_trm_on_puzzles(config_class, name, words) -> None
     with pytest.raises(ConfigError, match="chains"):
         check(config_class, composed(name, words))
     check(PretrainConfig, composed("cfg_pretrain", ["arch.chains=4"]))
+
+
+def test_problems_come_out_of_another_process_as_they_were() -> None:
+    error = ConfigError(["lr=-1 is below 0", "seed is missing"])
+    again = copy.copy(error)  # as pickle does it
+    assert type(again) is ConfigError and str(again) == str(error) and again.problems == error.problems
