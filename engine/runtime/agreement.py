@@ -32,14 +32,18 @@ def check_facts(facts: Mapping[str, Any], runtime: Runtime) -> None:
 
 
 def check_weights(module: nn.Module, runtime: Runtime, when: str) -> None:
-    """The same for the parameters, of which each rank has a copy; their sums and norms are compared."""
-    if runtime.world_size == 1:
+    """The same for the trained parameters, of which each rank has a copy; their sums and norms are compared."""
+    trained = {name: weight.detach() for name, weight in module.named_parameters() if weight.requires_grad}
+    if runtime.world_size == 1 or not trained:
         return
-    names, parameters = zip(*module.named_parameters(), strict=True)
-    own = torch.stack([torch.stack([w.sum(), w.norm()]) for w in (p.detach().float() for p in parameters)])
-    sums, norms = runtime.all_gather_rows(own.cpu()[None]).unbind(-1)  # (ranks, parameters) each
+    names = list(trained)
+    # With a dtype, and not as copies: a table may be large, and its type a short one.
+    sums = [weight.sum(dtype=torch.float32) for weight in trained.values()]
+    norms = [torch.linalg.vector_norm(weight, dtype=torch.float32) for weight in trained.values()]
+    own = torch.stack([torch.stack(sums), torch.stack(norms)], dim=-1)
+    found = runtime.all_gather_rows(own.cpu()[None])  # (ranks, parameters, 2)
     for index in range(len(names)):
-        odd = far_ranks(sums[:, index], TOLERANCE * norms[:, index].max())
+        odd = far_ranks(found[:, index, 0], TOLERANCE * found[:, index, 1].max())
         if odd:
             raise ValueError(
                 f"The weights of {ranks(odd)} differ from those of the other ranks {when}, first in {names[index]}. Nothing "

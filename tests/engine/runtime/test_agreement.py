@@ -88,6 +88,7 @@ def test_weights_that_are_apart_by_more_than_rounding_are_named() -> None:
     with pytest.raises(ValueError, match="rank 1"):
         check_weights(module, among(sums(math.nan)), "at step 5")
     check_weights(module, CPU, "at step 5")
+    check_weights(module.requires_grad_(False), among(), "at step 5")  # nothing is trained
 
 
 def run_both(tmp_path: Path, first: list[str], second: list[str], program: str = "") -> list[Ended]:
