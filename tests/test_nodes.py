@@ -1,0 +1,75 @@
+"""Two machines, as two torchruns on loopback with scratch folders of their own: the chat guide's flags, and static ones."""
+
+import os
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.test_pretrain_instruct import assert_same_course
+from tests.text_runs import text_flags, train_text, write_corpus
+from tests.tiny import ROOT, end, start
+
+SBATCH = sorted((ROOT / "scripts" / "slurm").glob("*.sbatch"))
+GUIDE = ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:{port}"]
+STATIC = ["--master-addr=localhost", "--master-port={port}"]
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return int(free.getsockname()[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("meeting", [GUIDE, STATIC])
+def test_two_machines_of_two_ranks_make_the_run_of_one_process(tmp_path: Path, meeting: list[str]) -> None:
+    data, one, four, port = write_corpus(tmp_path / "data"), tmp_path / "one", tmp_path / "four", free_port()
+    assert train_text(text_flags(data, one, lr=1e-3)).code == 0
+    machines = []
+    for node in range(2):
+        scratch = tmp_path / f"scratch{node}"
+        scratch.mkdir()
+        flags = [
+            "--nproc-per-node=2",
+            *(word.format(port=port) for word in meeting),
+            "--nnodes=2",
+            f"--node_rank={node}",
+        ]
+        words = ["-m", "torch.distributed.run", *flags]
+        machines.append(
+            start(text_flags(data, four, lr=1e-3), tmp_path, *words, door="pretrain_instruct.py", TMPDIR=str(scratch))
+        )
+    ended = [end(machine, timeout=300) for machine in machines]
+    assert [each.code for each in ended] == [0, 0], ended[0].err + ended[1].err
+    assert_same_course(four, one)
+    leaders = sorted(number for each in ended for number in (0, 2) if f"rank {number} is tokenizing" in each.err)
+    assert leaders == [0, 2], "each machine tokenizes for itself"
+    assert not [path for node in range(2) for path in (tmp_path / f"scratch{node}").iterdir()]
+
+
+@pytest.mark.parametrize("file", SBATCH, ids=lambda file: file.stem)
+def test_batch_files_are_plain_bash_that_stops_at_an_error(file: Path) -> None:
+    assert subprocess.run(["bash", "-n", file], check=False).returncode == 0
+    lines = file.read_text().splitlines()
+    assert lines[0] == "#!/bin/bash" and "set -euo pipefail" in lines
+    first_command = lines.index("set -euo pipefail")
+    assert not [line for line in lines[first_command:] if line.startswith("#SBATCH")], (
+        "sbatch reads none after a command"
+    )
+
+
+def test_a_training_job_starts_torchrun_once_a_machine_and_resumes(tmp_path: Path) -> None:
+    for name, body in (
+        ("srun", 'echo "$TORCH_DISABLE_SHARE_RDZV_TCP_STORE $@"'),
+        ("scontrol", "echo first; echo second"),
+    ):
+        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    job = {"SLURM_JOB_NODELIST": "x[1-2]", "SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "8", "SLURM_JOB_ID": "20007"}
+    words = ["bash", ROOT / "scripts" / "slurm" / "train.sbatch", "pretrain.py", "run_name=my run"]
+    environment = os.environ | job | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    told = subprocess.run(words, env=environment, capture_output=True, text=True, check=True).stdout
+    assert told.startswith("1 ") and told.rstrip().endswith("pretrain.py run_name=my run resume=auto")
+    assert "torchrun --nnodes=2 --nproc-per-node=8" in told and "--rdzv_endpoint=first:20007" in told
