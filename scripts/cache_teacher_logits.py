@@ -3,7 +3,9 @@
     python scripts/cache_teacher_logits.py --data-path data/distillation_preprocessed --output-dir data/teacher_cache \\
         --teacher-model meta-llama/Llama-3.2-1B-Instruct --topk 64
 
-Whatever ends the program, the same command resumes where it stood, to the same bytes.
+Whatever ends the program, the same command resumes where it stood, to the same bytes, on any number of ranks:
+
+    torchrun --nproc-per-node 8 scripts/cache_teacher_logits.py ...
 """
 
 import sys
@@ -12,11 +14,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run by path, Python sees only this folder
 
-from engine.entry import user_errors
+from engine.entry import end_of_rank, user_errors
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    with user_errors():
+    with end_of_rank(), user_errors():
         from engine.config.flags import FlagParser
         from src.distillation.cache.options import CacheOptions
 

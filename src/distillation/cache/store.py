@@ -65,13 +65,17 @@ class CacheWriter:
     """Collects rows that a cache does not hold yet; so many make a shard, which counts as soon as it is whole.
 
     A cache that is there already is extended if it was made of the same; a shard that was removed is made again, and
-    rows that the corpus no longer has are not read.
+    rows that the corpus no longer has are not read. Of several ranks the main one comes first and names the shards of
+    all.
     """
 
-    def __init__(self, folder: Path, facts: CacheFacts, corpus: Manifest, shard_rows: int | None = None) -> None:
-        self._corpus = corpus
+    def __init__(
+        self, folder: Path, facts: CacheFacts, corpus: Manifest, shard_rows: int | None = None, *, is_main: bool = True
+    ) -> None:
+        self._corpus, self._is_main = corpus, is_main
         self._lock = ExitStack()
-        self._lock.enter_context(exclusive_lock(folder))
+        if is_main:
+            self._lock.enter_context(exclusive_lock(folder))
         try:
             self.cache = self._start(folder, facts)
             self._known = set(CacheReader(folder, self.cache, corpus).row_ids.tolist())
@@ -88,8 +92,9 @@ class CacheWriter:
     def __len__(self) -> int:
         return len(self._known)
 
-    def add(self, row_ids: Sequence[int], signal: TeacherSignal) -> None:
-        """Take the rows of a batch that are not known yet; NO_ROW is never one."""
+    def add(self, row_ids: Sequence[int], signal: TeacherSignal, *, flushes: bool = True) -> None:
+        """Take the rows of a batch that are not known yet; NO_ROW is never one. Without `flushes` they wait however many
+        they are."""
         new = [place for place, row_id in enumerate(row_ids) if row_id >= 0 and row_id not in self._known]
         if not new:
             return
@@ -98,20 +103,33 @@ class CacheWriter:
         for place, row in zip(new, encode(self.cache.facts, signal.rows(new)), strict=True):
             self._known.add(row_ids[place])
             self._waiting[row_ids[place]] = row
-            if len(self._waiting) >= self.shard_rows:
+            if flushes and len(self._waiting) >= self.shard_rows:
                 self.flush()
 
     def flush(self) -> None:
         """Write what waits as one shard."""
-        if not self._waiting:
-            return
-        row_ids = sorted(self._waiting)
+        if self._waiting:
+            (number,) = self.free_numbers(1)
+            row_ids = self.write_shard(number)
+            self.name_shard(number, row_ids)
+
+    def free_numbers(self, count: int) -> list[int]:
+        """The lowest numbers that no shard has."""
         taken = {shard.number for shard in self.cache.shards}
-        number = next(number for number in range(len(taken) + 1) if number not in taken)
-        target = self._folder / f"shard-{number:05d}.parquet"
-        unfinished = target.with_name(target.name + UNFINISHED)
+        return [number for number in range(len(taken) + count) if number not in taken][:count]
+
+    def write_shard(self, number: int) -> list[int]:
+        """Write what waits into a shard that has no name yet; returns its row ids."""
+        row_ids = sorted(self._waiting)
+        _, unfinished = self._paths(number)
         write_rows(unfinished, self.cache.facts, row_ids, [self._waiting[row_id] for row_id in row_ids])
-        runs = _runs(row_ids)
+        self._waiting.clear()
+        return row_ids
+
+    def name_shard(self, number: int, row_ids: Sequence[int]) -> None:
+        """Let a shard count that this rank or another one has written."""
+        target, unfinished = self._paths(number)
+        runs = _runs(sorted(row_ids))
         shard = CacheShard(
             file=target.name,
             runs=runs,
@@ -124,7 +142,11 @@ class CacheWriter:
         grown = self.cache.with_shard(shard)
         grown.save(self._folder)
         self.cache = grown
-        self._waiting.clear()
+
+    def _paths(self, number: int) -> tuple[Path, Path]:
+        """Of a shard, with its name and without."""
+        target = self._folder / f"shard-{number:05d}.parquet"
+        return target, target.with_name(target.name + UNFINISHED)
 
     def close(self) -> None:
         """Write what waits, also if it does not fill a shard, and let others write."""
@@ -140,12 +162,15 @@ class CacheWriter:
 
     def _start(self, folder: Path, facts: CacheFacts) -> Cache:
         if not (folder / CACHE_FILE).exists():
-            remove_leftovers(folder, [])
+            if self._is_main:
+                remove_leftovers(folder, [])
             return Cache(facts=facts)
         cache = load_cache(folder)
         check_same(folder, cache, facts, self._corpus)
         shards = cache.known_ranges(self._corpus).shards
         kept = Cache(facts=facts, shards=[shard for shard in shards if (folder / shard.file).exists()])
+        if not self._is_main:
+            return kept
         if len(kept.shards) < len(cache.shards):
             print(
                 f"note: {len(cache.shards) - len(kept.shards)} shards that {folder / CACHE_FILE} names are not there; "

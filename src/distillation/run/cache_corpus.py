@@ -2,13 +2,15 @@
 
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
 from tqdm import tqdm
 
 from dataset.common import Batch
-from engine.entry import user_errors
+from engine.entry import is_speaker, leave_record, user_errors
+from engine.runtime.devices import Runtime, start_runtime
 from src.distillation.cache.format import CACHE_FILE, Cache, CacheError, cache_facts, check_same, load_cache
 from src.distillation.cache.options import CacheOptions
 from src.distillation.cache.store import CacheReader, CacheWriter, rows_per_shard
@@ -31,14 +33,24 @@ def run(options: CacheOptions) -> None:
     """Print the summary of what was cached or verified, or exit with the error as one message."""
     with user_errors(if_interrupted="the shards that were finished are kept. Run the same command again to resume."):
         try:
-            print(verify(options) if options.verify else cache_corpus(options))
+            if options.verify:
+                print(verify(options))
+                return
+            with closing(start_runtime("cpu" if options.teacher_url else options.device, False)) as runtime:
+                summary = cache_corpus(options, runtime)
+            if runtime.is_main:
+                print(summary)
+        except ConnectionAbortedError:
+            raise  # another rank has ended and says why
         except (ValueError, OSError) as error:
-            print(f"error: {error}", file=sys.stderr)
+            leave_record(f"error: {error}")
+            if is_speaker():
+                print(f"error: {error}", file=sys.stderr)
             sys.exit(FAILED)
 
 
-def cache_corpus(options: CacheOptions) -> str:
-    """Make the rows that are missing; returns the summary."""
+def cache_corpus(options: CacheOptions, runtime: Runtime) -> str:
+    """Make the rows that are missing, each rank every so manyth shard; returns the summary."""
     manifest = load_manifest(options.data_path)
     if (options.output_dir / CACHE_FILE).exists() and not options.resume:
         raise CacheError(f"{options.output_dir} holds a cache. Choose another --output-dir, or resume with --resume.")
@@ -52,15 +64,36 @@ def cache_corpus(options: CacheOptions) -> str:
     try:
         facts = cache_facts(teacher.facts, manifest, options.value_dtype)
         shard_rows = options.shard_size or rows_per_shard(facts, manifest.max_seq_length)
-        writer = CacheWriter(options.output_dir, facts, manifest, shard_rows)
+        if not runtime.is_main:
+            runtime.barrier()  # until the main rank has locked the cache and removed what a killed run left
+        writer = CacheWriter(options.output_dir, facts, manifest, shard_rows, is_main=runtime.is_main)
         try:
-            _check_all(options.output_dir, writer.cache, manifest)
+            if runtime.is_main:
+                _check_all(options.output_dir, writer.cache, manifest)
+                runtime.barrier()
             missing = [place for place in wanted if place.row_id not in writer]
-            with tqdm(total=len(wanted), initial=len(wanted) - len(missing), desc="asking", unit=" rows") as bar:
-                for batch in _batches(missing, shard_rows, options):
-                    writer.add(batch["row_id"].tolist(), teacher.signal(batch))
-                    bar.update(len(batch["row_id"]))
-            writer.flush()
+            groups = [missing[first : first + shard_rows] for first in range(0, len(missing), shard_rows)]
+            splits = [split for split in SPLITS if any(place.split == split for place in missing)]
+            readers = {split: PackedRows(options.data_path, split) for split in splits}
+            shards = list(zip(writer.free_numbers(len(groups)), groups, strict=True))
+            with tqdm(
+                total=len(wanted),
+                initial=len(wanted) - len(missing),
+                desc="asking",
+                unit=" rows",
+                disable=not runtime.is_main,
+            ) as bar:
+                for first in range(0, len(shards), runtime.world_size):
+                    of_ranks = shards[first : first + runtime.world_size]
+                    for number, places in of_ranks[runtime.rank :][:1]:
+                        for batch in _batches(places, readers, options.batch_size):
+                            writer.add(batch["row_id"].tolist(), teacher.signal(batch), flushes=False)
+                            bar.update(len(batch["row_id"]))
+                        writer.write_shard(number)
+                    runtime.barrier()  # all shards of this round are on disk
+                    for number, places in of_ranks if runtime.is_main else ():
+                        writer.name_shard(number, [place.row_id for place in places])
+                    bar.update(sum(len(places) for _, places in of_ranks[1:]))
         finally:
             # A shard that an interruption cut short would not be the one of an uninterrupted run.
             writer.abandon()
@@ -96,18 +129,13 @@ def _places(manifest: Manifest, split: str, limit: int | None) -> list[Place]:
     return places[:limit]
 
 
-def _batches(places: list[Place], shard_rows: int, options: CacheOptions) -> Iterator[Batch]:
+def _batches(shard: list[Place], readers: dict[Split, PackedRows], batch_size: int) -> Iterator[Batch]:
     """Batches never cross the end of a shard or split: what stands in a shard depends on nothing before it."""
-    readers: dict[Split, PackedRows] = {}
-    for first in range(0, len(places), shard_rows):
-        shard = places[first : first + shard_rows]
-        for split in SPLITS:
-            members = [place.number for place in shard if place.split == split]
-            for start in range(0, len(members), options.batch_size):
-                if split not in readers:
-                    readers[split] = PackedRows(options.data_path, split)
-                rows = members[start : start + options.batch_size]
-                yield readers[split].batch(rows, len(rows))
+    for split, reader in readers.items():
+        members = [place.number for place in shard if place.split == split]
+        for start in range(0, len(members), batch_size):
+            rows = members[start : start + batch_size]
+            yield reader.batch(rows, len(rows))
 
 
 def _summary(folder: Path, cache: Cache, num_new: int, manifest: Manifest) -> str:

@@ -25,7 +25,7 @@ from tests.distillation.cache_samples import (
 )
 from tests.distillation.corpus_samples import contents, preprocess_folder, texts, write_jsonl
 from tests.distillation.teacher_samples import write_llama
-from tests.tiny import ROOT, end, run_door, start_python
+from tests.tiny import ROOT, TORCHRUN, end, run_door, run_python, start_python
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +80,37 @@ def slow(self, batch):
     time.sleep(0.3)
     return answer(self, batch)
 direct_teacher.DirectTeacher.signal = slow
+main(sys.argv[2:])
+"""
+
+
+def test_two_ranks_of_which_one_is_killed_go_on_to_the_bytes_of_one_process(root: Path, tmp_path: Path) -> None:
+    flags = ["--data-path", root / "packed", "--teacher-model", root / "teacher", "--topk", "16", "--batch-size", "3"]
+    flags += ["--shard-size", "4", "--output-dir", tmp_path / "two"]
+    write_cache(root, "--shard-size", "4", "--output-dir", str(tmp_path / "one"))
+    (tmp_path / "killed.py").write_text(KILLED)
+    killed = run_python([*TORCHRUN, tmp_path / "killed.py", ROOT, *flags], ROOT)
+    assert killed.code != 0 and "SIGKILL" in killed.err
+    before, expected = contents(tmp_path / "two"), contents(tmp_path / "one")
+    assert before["shard-00001.parquet"] == expected["shard-00001.parquet"] and "shard-00003.parquet" not in before
+    resumed = run_python([*TORCHRUN, ROOT / "scripts" / "cache_teacher_logits.py", *flags], ROOT)
+    assert resumed.code == 0, resumed.err
+    assert len(resumed.out.splitlines()) == 2 and f"{len(expected) - 1} shards" in resumed.out
+    assert contents(tmp_path / "two") == expected
+
+
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[1])
+from scripts.cache_teacher_logits import main
+from src.distillation.teachers import direct as direct_teacher
+answer, asked = direct_teacher.DirectTeacher.signal, []
+def mortal(self, batch):
+    asked.append(1)
+    if os.environ["RANK"] == "1" and len(asked) == 3:  # the first batch of its second shard
+        os.kill(os.getpid(), signal.SIGKILL)
+    return answer(self, batch)
+direct_teacher.DirectTeacher.signal = mortal
 main(sys.argv[2:])
 """
 
