@@ -3,6 +3,11 @@
     python data/preprocess_to_parquet.py --input data/distillation --output data/distillation_preprocessed \\
         --recursive --skip-existing --max-seq-length 8192
 
+In parts, on as many machines as there are, and then joined to the very files of one run:
+
+    python data/preprocess_to_parquet.py --part 3/8 ...
+    python data/preprocess_to_parquet.py --join ...
+
 Each line is an object with a 'text', 'messages', or 'prompt' and 'response'.
 """
 

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator
 from engine.config.schema import MAX_ROW, Strict
 
 UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+PART = re.compile(r"(\d+)/(\d+)")
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMG]?)(?:i?B)?", re.IGNORECASE)
 
 
@@ -38,6 +39,20 @@ class PreprocessOptions(Strict):
         description="processes, where that saves time; the result is the same with any number",
     )
 
+    part: str | None = Field(
+        None,
+        description="i/n: the i-th of n parts of the files only, into <output>-parts, beside other parts that run elsewhere",
+    )
+    join: bool = Field(False, description="make the corpus of the parts in <output>-parts, the same as without parts")
+
+    @field_validator("part")
+    @classmethod
+    def _is_one_of_some(cls, value: str | None) -> str | None:
+        found = None if value is None else PART.fullmatch(value)
+        if value is not None and not (found and 1 <= int(found[1]) <= int(found[2])):
+            raise ValueError(f"expected i/n with i from 1 to n, such as 3/8, found {value!r}")
+        return value
+
     @field_validator("shard_size", mode="before")
     @classmethod
     def _is_a_size(cls, value: Any) -> str:
@@ -47,8 +62,17 @@ class PreprocessOptions(Strict):
         return str(value)
 
     def problems(self) -> list[str]:
-        both = self.skip_existing and self.force
-        return ["skip_existing and force exclude each other. Give one of them"] if both else []
+        pairs = [("skip_existing", "force"), ("part", "join")]
+        both = [pair for pair in pairs if all(getattr(self, name) for name in pair)]
+        return [f"{one} and {other} exclude each other. Give one of them" for one, other in both]
+
+    @property
+    def part_numbers(self) -> tuple[int, int] | None:
+        """i and n of `part`."""
+        if self.part is None:
+            return None
+        number, _, of = self.part.partition("/")
+        return int(number), int(of)
 
     @property
     def shard_bytes(self) -> int:

@@ -4,6 +4,7 @@ import re
 import sys
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,13 +28,21 @@ from src.distillation.corpus.manifest import (
     SPLITS,
     Manifest,
     Source,
+    Split,
     TokenizerFacts,
     load_manifest,
     read_note,
     tokenizer_facts,
 )
 from src.distillation.corpus.options import PreprocessOptions
-from src.distillation.corpus.shards import ShardWriter, cut_into_pieces, remove_unnamed_shards, rows_per_shard
+from src.distillation.corpus.parts import PartFacts, PartSource, begin_part, files_of_part, open_parts, part_folder
+from src.distillation.corpus.shards import (
+    ShardWriter,
+    cut_into_pieces,
+    read_shard,
+    remove_unnamed_shards,
+    rows_per_shard,
+)
 
 USUAL_COMPRESSION = 5  # of text by gzip and zstd
 
@@ -61,19 +70,32 @@ def preprocess(options: PreprocessOptions) -> str:
     files = find_jsonl(options.input, options.recursive)
     import_parquet()
     facts = tokenizer_facts(options.tokenizer, open_tokenizer(options.tokenizer))
+    part = options.part_numbers
+    if part is not None:
+        files = files_of_part(files, *part)
+        options = options.model_copy(update={"output": part_folder(options.output, *part)})
     with exclusive_lock(options.output):
         manifest = _start(options, facts)
         root = options.input if options.input.is_dir() else options.input.parent
-        todo = []
-        for file in tqdm(files, desc="checking", unit=" files"):
-            item = Todo(file, file.relative_to(root).as_posix(), file_sha256(file))
-            if not _is_done(item, manifest, options.output):
-                todo.append(item)
+        items = [
+            Todo(file, file.relative_to(root).as_posix(), file_sha256(file))
+            for file in tqdm(files, desc="checking", unit=" files")
+        ]
+        todo = [item for item in items if not _is_done(item, manifest, options.output)]
         folders = Counter(shard_folder(file.relative_to(root).as_posix()) for file in files)
         if twice := [folder for folder, count in folders.items() if count > 1]:
             raise ValueError(f"Two input files would share the folder {twice[0]} of their shards. Rename one of them.")
+        limit = rows_per_shard(options.shard_bytes, manifest.max_seq_length)
+        if part is not None:
+            begin_part(options.output, PartFacts(number=part[0], of=part[1], rows_per_shard=limit), options.force)
+        parts = (
+            open_parts(options.output, manifest, limit, {item.path: item.sha256 for item in items})
+            if options.join
+            else {}
+        )
         num_bytes = sum(item.file.stat().st_size for item in todo)
-        num_workers = options.num_workers if sum(item.text_bytes for item in todo) >= POOL_PAYS_BYTES else 1
+        is_much = sum(item.text_bytes for item in todo) >= POOL_PAYS_BYTES and not parts
+        num_workers = options.num_workers if is_much else 1
         remove_unnamed_shards(options.output)
         try:
             with (
@@ -82,12 +104,25 @@ def preprocess(options: PreprocessOptions) -> str:
             ):
                 for item in todo:
                     bar.set_postfix_str(item.path)
-                    manifest = _pack_file(item, manifest, pool, bar, options)
+                    writers = {
+                        split: ShardWriter(
+                            options.output, shard_folder(item.path), item.path, split, limit, manifest.max_seq_length
+                        )
+                        for split in SPLITS
+                    }
+                    if parts:
+                        made = _take_file(parts[item.path], manifest, writers)
+                        bar.update(made.bytes)
+                    else:
+                        made = _pack_file(item, manifest, pool, bar, writers)
+                    manifest = _with_source(manifest, made, writers, options.output)
         finally:
             remove_unnamed_shards(options.output)
-    if not manifest.shards:
+    if part is not None and not manifest.sources:  # more parts than files
+        manifest.save(options.output)
+    elif not manifest.shards and part is None:
         raise ValueError(f"{options.input} holds no document with text, so there is nothing to train on.")
-    if not manifest.splits["val"].rows:
+    elif not manifest.splits["val"].rows:
         print("note: no document was held out for validation; raise --val-fraction", file=sys.stderr)
     new_tokens = sum(source.tokens for item in todo if (source := manifest.source(item.path)))
     return _summary(options.output, manifest, len(todo), new_tokens, time.monotonic() - started)
@@ -98,14 +133,10 @@ def _pack_file(
     manifest: Manifest,
     pool: EncoderPool[list[Line], CorpusDocuments],
     bar: tqdm,
-    options: PreprocessOptions,
-) -> Manifest:
-    """Write all of one file, and only then say so in the manifest."""
+    writers: Mapping[Split, ShardWriter],
+) -> Source:
+    """Write all of one file."""
     length, pad_id = manifest.max_seq_length, manifest.tokenizer.pad_id
-    limit = rows_per_shard(options.shard_bytes, length)
-    writers = {
-        split: ShardWriter(options.output, shard_folder(item.path), item.path, split, limit, length) for split in SPLITS
-    }
     num_documents, num_tokens, skipped, next_row_id = 0, 0, Counter[str](), manifest.next_row_id
     for documents in pool.encode(read_chunks(item.file, bar.update)):
         for split, mask in zip(SPLITS, (~documents.is_val, documents.is_val), strict=True):
@@ -116,7 +147,7 @@ def _pack_file(
     for writer in writers.values():
         next_row_id = writer.flush(next_row_id, pad_id)
     note = read_note(item.file)
-    source = Source(
+    return Source(
         path=item.path,
         sha256=item.sha256,
         bytes=item.file.stat().st_size,
@@ -126,11 +157,29 @@ def _pack_file(
         repository=note.repository if note else None,
         license=note.license if note else None,
     )
+
+
+def _take_file(part: PartSource, manifest: Manifest, writers: Mapping[Split, ShardWriter]) -> Source:
+    """Write what a part has made of one file, its rows numbered as if they had been made here."""
+    shards = [
+        (shard.first_row_id, split, shard)
+        for split, facts in part.manifest.splits.items()
+        for shard in facts.shards
+        if shard.source == part.source.path
+    ]
+    next_row_id = manifest.next_row_id
+    for _, split, shard in sorted(shards, key=lambda found: found[0]):
+        next_row_id = writers[split].write(read_shard(part.folder, shard), next_row_id)
+    return part.source
+
+
+def _with_source(manifest: Manifest, source: Source, writers: Mapping[Split, ShardWriter], output: Path) -> Manifest:
+    """Say in the manifest what has been written of one file, all of it."""
     manifest = manifest.with_source(source, {split: writer.shards for split, writer in writers.items()})
-    with disk_errors(options.output):
+    with disk_errors(output):
         for writer in writers.values():
             writer.name_all()
-        manifest.save(options.output)
+        manifest.save(output)
     return manifest
 
 

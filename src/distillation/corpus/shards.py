@@ -124,6 +124,10 @@ class ShardWriter:
             return next_row_id
         table = pack(self._waiting, self._max_length, pad_id)
         self._waiting, self._waiting_tokens = [], 0
+        return self.write(table, next_row_id)
+
+    def write(self, table: PackedTable, next_row_id: int) -> int:
+        """Write these rows as the next shard, and give the number of the row after them."""
         unfinished = self._root / self._folder / f"{self._split}-{len(self.shards):05d}.parquet{UNFINISHED}"
         _write_table(unfinished, table, next_row_id)
         sha256 = file_sha256(unfinished)
@@ -197,6 +201,29 @@ def _write_table(path: Path, table: PackedTable, first_row_id: int) -> None:
         row_group_size=max(1, ROW_GROUP_TOKENS // length),
         compression="snappy",
         use_dictionary=["attention_mask.list.element"],  # a dictionary of ids is larger than the ids
+    )
+
+
+def read_shard(folder: Path, shard: Shard) -> PackedTable:
+    """The rows of a whole shard; raises a ValueError if it is not what the manifest says."""
+    file = folder / shard.file
+    if not file.is_file() or file_sha256(file) != shard.sha256:
+        raise ValueError(f"{file} is missing or damaged. Make the part again with --force.")
+    table = import_parquet().read_table(file, memory_map=True).combine_chunks()
+
+    def per_token(name: str) -> NDArray[Any]:
+        flat: NDArray[Any] = table.column(name).chunk(0).flatten().to_numpy()
+        return flat.reshape(table.num_rows, -1)
+
+    lengths = table.column("document_lengths").chunk(0)
+    return PackedTable(
+        input_ids=per_token("input_ids"),
+        attention_mask=per_token("attention_mask"),
+        labels=per_token("labels"),
+        row_starts=lengths.offsets.to_numpy(),
+        document_lengths=lengths.values.to_numpy(),
+        document_lines=table.column("document_lines").chunk(0).values.to_numpy(),
+        document_pieces=table.column("document_pieces").chunk(0).values.to_numpy(),
     )
 
 
