@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from engine.config.flags import FlagParser
+from src.distillation.corpus.options import PreprocessOptions
 from tests.test_pretrain_instruct import assert_same_course
 from tests.text_runs import text_flags, train_text, write_corpus
 from tests.tiny import ROOT, end, start
@@ -60,16 +62,27 @@ def test_batch_files_are_plain_bash_that_stops_at_an_error(file: Path) -> None:
     )
 
 
+def told(file: str, words: list[str], folder: Path, **environment: str) -> str:
+    """What the programs that a batch file starts are given; each of them prints it instead."""
+    programs = {"srun": 'echo "$TORCH_DISABLE_SHARE_RDZV_TCP_STORE $@"', "scontrol": "echo first; echo second"}
+    for name, body in (programs | {"python": 'echo "$@"'}).items():
+        (folder / name).write_text(f"#!/bin/bash\n{body}\n")
+        (folder / name).chmod(0o755)
+    environment |= {"PATH": f"{folder}:{os.environ['PATH']}"}
+    command = ["bash", str(ROOT / "scripts" / "slurm" / file), *words]
+    return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=True).stdout
+
+
 def test_a_training_job_starts_torchrun_once_a_machine_and_resumes(tmp_path: Path) -> None:
-    for name, body in (
-        ("srun", 'echo "$TORCH_DISABLE_SHARE_RDZV_TCP_STORE $@"'),
-        ("scontrol", "echo first; echo second"),
-    ):
-        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
-        (tmp_path / name).chmod(0o755)
     job = {"SLURM_JOB_NODELIST": "x[1-2]", "SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "8", "SLURM_JOB_ID": "20007"}
-    words = ["bash", ROOT / "scripts" / "slurm" / "train.sbatch", "pretrain.py", "run_name=my run"]
-    environment = os.environ | job | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    told = subprocess.run(words, env=environment, capture_output=True, text=True, check=True).stdout
-    assert told.startswith("1 ") and told.rstrip().endswith("pretrain.py run_name=my run resume=auto")
-    assert "torchrun --nnodes=2 --nproc-per-node=8" in told and "--rdzv_endpoint=first:20007" in told
+    found = told("train.sbatch", ["pretrain.py", "run_name=my run"], tmp_path, **job)
+    assert found.startswith("1 ") and found.rstrip().endswith("pretrain.py run_name=my run resume=auto")
+    assert "torchrun --nnodes=2 --nproc-per-node=8" in found and "--rdzv_endpoint=first:20007" in found
+
+
+def test_a_task_of_a_preprocessing_array_makes_its_part(tmp_path: Path) -> None:
+    task = {"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "8", "SLURM_CPUS_PER_TASK": "5"}
+    program, *words = told("preprocess.sbatch", ["--input", "a", "--output", "b"], tmp_path, **task).split()
+    assert (ROOT / program).is_file()
+    options, _ = FlagParser(PreprocessOptions, "").read(words)
+    assert (options.part, options.num_workers, options.skip_existing, str(options.output)) == ("3/8", 5, True, "b")
