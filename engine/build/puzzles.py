@@ -17,7 +17,7 @@ from engine.checkpoints.load import Checkpoint
 from engine.config.check import check
 from engine.config.registry import load_model_class
 from engine.config.schema import ArchChoice, EvalConfig, PretrainConfig, RunConfig
-from engine.runtime.devices import Runtime
+from engine.runtime.devices import Runtime, keep_freed_memory
 from engine.tasks.puzzles import PuzzleTask
 from engine.tasks.rollouts import Effort
 from engine.train.evaluate import Evaluator
@@ -34,6 +34,8 @@ from models.losses.text import TextLossHead
 
 def build_model(arch: ArchChoice, metadata: PuzzleDatasetMetadata, rows: int, runtime: Runtime) -> ACTLossHead:
     """The loss head around the model, on its device, with the same weights on every rank."""
+    if runtime.device.type == "cpu":
+        keep_freed_memory(2**30)  # boards of a data set are all of one size, so whatever was freed fits again
     head_class: type[ACTLossHead] = load_model_class(arch.loss.name)
     model = build_recursive_model(arch, metadata, rows)
     head = head_class(model, **arch.loss.model_dump(exclude={"name"})).to(runtime.device)

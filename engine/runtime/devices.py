@@ -131,6 +131,8 @@ def start_runtime(
         )
     if chosen.type == "cpu":
         keep_freed_memory()
+        # oneDNN keeps the code of so many products, of each shape another, a megabyte each; by itself of 1024.
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
     if not use_compile:
         leave_compiler_out()
     torch.manual_seed(seed)
@@ -161,17 +163,19 @@ def leave_compiler_out() -> None:
             vars(inner).setdefault("__dynamo_disable", inner)
 
 
-def keep_freed_memory() -> None:
-    """Tell glibc to keep large freed blocks for the next step.
+def keep_freed_memory(largest: int = 2**25) -> None:
+    """Tell glibc to keep freed blocks of up to so many bytes for the next step.
 
     By default it returns them to the system, which hands them out again page by page, zeroed: element-wise work on
-    large tensors then takes several times as long. Other C libraries have no such switch and need none.
+    large tensors then takes several times as long. Where shapes vary from step to step, as those of text do, larger
+    blocks leave holes that fit no later one, and a run would take more memory with every step. Other C libraries have
+    no such switch and need none.
     """
     if sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallopt"):
         return
     largest_int, trim_threshold, mmap_threshold = 2**31 - 1, -1, -3
     libc = ctypes.CDLL(None)
-    libc.mallopt(mmap_threshold, 2**30)
+    libc.mallopt(mmap_threshold, largest)
     libc.mallopt(trim_threshold, largest_int)
 
 

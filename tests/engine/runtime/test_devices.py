@@ -1,14 +1,19 @@
 """The runtime chooses what the machine has, obeys the environment, and its collectives agree over two ranks."""
 
 import json
+import sys
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
 import torch
 
+from dataset.common import text_metadata
+from engine.build.puzzles import build_model
+from engine.config import schema
 from engine.runtime import devices as runtime_module
 from engine.runtime.devices import Runtime, start_runtime
-from tests.tiny import ROOT, TORCHRUN, run_python
+from tests.tiny import ARCH, ROOT, TORCHRUN, TRM, run_python
 
 TWO_RANKS = """
 import json, sys
@@ -304,3 +309,16 @@ def test_whatever_holds_tensors_is_moved_whole():
     ((pair, batch), name) = moved
     assert isinstance(pair, Pair) and pair.right is None and name == "name"
     assert pair.left.is_meta and batch["rows"].is_meta and batch["rows"].shape == (3,)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the switch is glibc's")
+def test_only_where_shapes_repeat_large_freed_blocks_are_kept(monkeypatch):
+    told = []
+    libc = SimpleNamespace(mallopt=lambda switch, value: told.append((switch, value)))
+    monkeypatch.setattr(runtime_module.ctypes, "CDLL", lambda name: libc)
+    largest_block = -3
+    runtime = start_runtime("cpu", compile=False)
+    assert dict(told)[largest_block] <= 2**25
+    config = schema.ArchChoice.model_validate({"name": TRM} | ARCH)
+    build_model(config, text_metadata(16, 6, pad_id=0), rows=1, runtime=runtime)
+    assert dict(told)[largest_block] >= 2**30
