@@ -97,6 +97,12 @@ class ArchConfig(BaseModel):
     causal: bool = False
     mlp_t: bool = Field(False, description="mix positions by an MLP over the sequence axis instead of attention")
 
+    board_conv: int = Field(
+        0,
+        ge=0,
+        description="cells across a depthwise convolution over a square board in every feed-forward layer; 0 has none",
+    )
+
     # Puzzle embedding.
     puzzle_emb_ndim: int = Field(0, ge=0)
     puzzle_emb_len: int = Field(0, ge=0, description="positions of the puzzle prefix; 0 takes as many as ndim needs")
@@ -126,8 +132,7 @@ class ArchConfig(BaseModel):
                 f"rotary positions need an even head size, found hidden_size {self.hidden_size} // num_heads "
                 f"{self.num_heads} = {self.hidden_size // self.num_heads}. Change num_heads or use pos_encodings=learned"
             )
-        if self.pos_encodings == "rope2d":
-            problems += self._problems_of_board()
+        problems += self._problems_of_board()
         if self.registers and self.causal:
             problems.append(f"registers={self.registers}: they are for puzzles, not for causal models. Set registers=0")
         if self.puzzle_emb_len and not self.puzzle_emb_ndim:
@@ -160,10 +165,21 @@ class ArchConfig(BaseModel):
         return self
 
     def _problems_of_board(self) -> list[str]:
+        """What keeps an option that looks at the cells of a square board from doing so."""
         problems = []
-        if self.causal or self.side**2 != self.seq_len:
-            found = "causal=true" if self.causal else f"{self.seq_len} cells"
-            problems.append(f"pos_encodings=rope2d needs a square board, found {found}. Use pos_encodings=rope")
+        wanting = {
+            f"board_conv={self.board_conv}": self.board_conv,
+            "pos_encodings=rope2d": self.pos_encodings == "rope2d",
+        }
+        for option in (name for name, is_set in wanting.items() if is_set):
+            if self.causal or self.side**2 != self.seq_len:
+                found = "causal=true" if self.causal else f"{self.seq_len} cells"
+                instead = "pos_encodings=rope" if option.startswith("pos") else "board_conv=0"
+                problems.append(f"{option} needs a square board, found {found}. Use {instead}")
+        if self.board_conv and not self.board_conv % 2:
+            problems.append(f"board_conv={self.board_conv} has no cell in its middle. Use an odd number, such as 3")
+        if self.pos_encodings != "rope2d":
+            return problems
         if self.mlp_t:
             problems.append(
                 "pos_encodings=rope2d and mlp_t=true exclude each other: an MLP knows its cells. Choose one"

@@ -6,6 +6,7 @@ D hidden, V vocabulary.
 
 from collections import Counter
 from collections.abc import Generator, Iterable
+from functools import partial
 from itertools import repeat
 from typing import Any, ClassVar
 
@@ -20,6 +21,7 @@ from models.config import ArchConfig
 from models.layers import (
     AttentionContext,
     Block,
+    BoardConv,
     CastedEmbedding,
     CastedLinear,
     Level,
@@ -77,6 +79,7 @@ class RecursiveCore(nn.Module):
             )
 
         mix_len = config.total_len if config.mlp_t else None
+        around = partial(BoardConv, kernel=config.board_conv, side=config.side) if config.board_conv else None
         for name in self.levels:
             count = config.H_layers if name == "H_level" else config.L_layers
             blocks = (
@@ -87,6 +90,7 @@ class RecursiveCore(nn.Module):
                     norm=config.norm,
                     mix_len=mix_len,
                     feed_forward=config.feed_forward,
+                    around=around,
                 )
                 for _ in range(count)
             )

@@ -6,7 +6,7 @@ B rows, L positions, D hidden. A product with gradient costs its forward pass th
 from torch import nn
 
 from models.core import RecursiveCore
-from models.layers import Attention, Block, CastedLinear
+from models.layers import Attention, Block, BoardConv, CastedLinear
 from models.retnet.model import Retention
 
 
@@ -32,6 +32,8 @@ def pass_flops(network: nn.Module, rows: int, length: int) -> int:
             total += over_channels * layer.weight.numel()
         elif isinstance(layer, Attention):  # queries times keys, and weights times values, of all positions
             total += 2 * over_channels * length * layer.num_heads * layer.head_dim
+        elif isinstance(layer, BoardConv):
+            total += 2 * rows * layer.side**2 * layer.kernel.numel()
         elif isinstance(layer, Retention):
             total += over_channels * layer.products_of_position(length)
         elif isinstance(layer, Block) and layer.mixes_by_mlp:  # its layers run over the positions of each channel

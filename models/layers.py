@@ -4,7 +4,7 @@ B batch, L positions, D hidden, N heads, H head size. Parameters are float32; a 
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -189,14 +189,40 @@ def swiglu_width(hidden_size: int, expansion: float) -> int:
     return -(-round(expansion * hidden_size * 2 / 3) // 256) * 256
 
 
+class BoardConv(nn.Module):
+    """Adds to every cell of a square board what a depthwise convolution finds around it.
+
+    The cells are the last of the positions; what stands before them stays as it is.
+    """
+
+    def __init__(self, channels: int, kernel: int, side: int) -> None:
+        super().__init__()
+        self.side = side
+        self.kernel = nn.Parameter(trunc_normal(channels, 1, kernel, kernel, std=1 / kernel))
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, L, C)
+        cells = x[:, -(self.side**2) :]
+        board = cells.unflatten(1, (self.side, self.side)).permute(0, 3, 1, 2)  # (B, C, side, side), channels last
+        kernel = self.kernel.to(x.dtype)
+        found = F.conv2d(board, kernel, padding=kernel.shape[-1] // 2, groups=len(kernel))
+        return x + F.pad(found.permute(0, 2, 3, 1).flatten(1, 2), (0, 0, x.shape[1] - self.side**2, 0))
+
+
 class SwiGLU(nn.Module):
     """The gated feed-forward layer."""
 
-    def __init__(self, hidden_size: int, expansion: float, form: FeedForward = "swiglu") -> None:
+    def __init__(
+        self,
+        hidden_size: int,
+        expansion: float,
+        form: FeedForward = "swiglu",
+        around: Callable[[int], nn.Module] | None = None,
+    ) -> None:
         super().__init__()
         self.gate = gated_norm if form == "gated_norm" else swiglu_gate
         inner = swiglu_width(hidden_size, expansion)
         self.gate_up_proj = CastedLinear(hidden_size, 2 * inner)
+        self.around = nn.Identity() if around is None else around(inner)
         self.down_proj = CastedLinear(inner, hidden_size)
 
     @property
@@ -205,7 +231,7 @@ class SwiGLU(nn.Module):
         return self.gate_up_proj.weight, [len(self.gate_up_proj.weight) // 2] * 2
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(self.gate(self.gate_up_proj(x)))
+        return self.down_proj(self.around(self.gate(self.gate_up_proj(x))))
 
 
 class Block(nn.Module):
@@ -223,6 +249,7 @@ class Block(nn.Module):
         norm: Norm = "post",
         mix_len: int | None = None,
         feed_forward: FeedForward = "swiglu",
+        around: Callable[[int], nn.Module] | None = None,
     ) -> None:
         super().__init__()
         self.norm = norm
@@ -231,7 +258,7 @@ class Block(nn.Module):
         else:
             self.mlp_t = SwiGLU(mix_len, expansion, feed_forward)
         self.mixes_by_mlp = mix_len is not None
-        self.mlp = SwiGLU(hidden_size, expansion, feed_forward)
+        self.mlp = SwiGLU(hidden_size, expansion, feed_forward, around)
 
     def forward(self, x: Tensor, context: AttentionContext) -> Tensor:  # (B, L, D)
         if self.mixes_by_mlp:

@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from engine.config.compose import composed
 from engine.config.registry import load_model_class
-from models.flops import training_flops
+from models.flops import pass_flops, training_flops
 from models.losses.text import Supervision
 
 FUSED = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -102,3 +102,14 @@ def test_operations_of_puzzles_are_those_that_run(arch, changes):
         head(return_keys=(), carry=head.initial_carry(batch), batch=batch)[1].backward()
 
     assert training_flops(head.model.inner, ROWS, ROWS * LENGTH) == pytest.approx(counted(step), rel=0.03)
+
+
+def test_a_convolution_over_the_board_is_counted_too():
+    # The forward pass alone: backward, torch counts a depthwise convolution as if every channel met every other.
+    side = 7
+    options = {"board_conv": 3, "registers": 2, "seq_len": side**2, "puzzle_emb_ndim": 0, "puzzle_emb_len": 0}
+    core = head_of("cfg_pretrain", "trm", **options).model.inner
+    context = core.context({"inputs": torch.zeros(ROWS, side**2, dtype=torch.int32)})
+    states = torch.randn(ROWS, 2 + side**2, 64, dtype=torch.bfloat16)
+    with torch.no_grad():
+        assert pass_flops(core.L_level, ROWS, 2 + side**2) == counted(lambda: core.L_level(states, context))

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from models import layers
-from models.layers import CastedLinear, SwiGLU, weights_cast_once
-from tests.models.small import make, make_batch
+from models.layers import BoardConv, CastedLinear, SwiGLU, weights_cast_once
+from tests.models.small import every_arch, final_logits, make, make_batch
 
 
 def test_gradients_of_many_calls_are_added_in_float32():
@@ -71,3 +71,41 @@ def test_what_a_normed_gate_lets_through_does_not_grow_with_its_weights():
     gate, up = hidden.chunk(2, dim=-1)
     normed = gate * up / (gate * up).square().mean(-1, keepdim=True).sqrt()
     torch.testing.assert_close(before, layer.down_proj((gate.sigmoid() * normed).float()), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("prefix", [0, 2])
+def test_a_convolution_over_the_board_sees_the_cells_around_each_and_nothing_else(prefix):
+    side, channels = 5, 4
+    layer = BoardConv(channels, 3, side)
+    x = torch.randn(2, prefix + side * side, channels)
+    changed = x.clone()
+    row, column = 1, 4  # at an edge, where the next in memory is on the other side
+    changed[:, prefix + row * side + column] += 1
+    differs = (layer(changed) != layer(x)).any(-1)
+    assert not differs[:, :prefix].any() and torch.equal(layer(x)[:, :prefix], x[:, :prefix])
+    near = torch.zeros(side, side, dtype=torch.bool)
+    near[row - 1 : row + 2, column - 1 :] = True
+    assert torch.equal(differs[:, prefix:].view(2, side, side), near.expand(2, side, side))
+
+
+@every_arch
+@pytest.mark.parametrize("positions", [{"pos_encodings": "rope2d", "registers": 2}, {"mlp_t": True}])
+def test_every_architecture_of_boards_can_look_around(arch, positions):
+    model = make(
+        arch, seq_len=9, board_conv=3, L_cycles=6, H_layers=0 if arch.startswith("trm") else 1, **positions
+    ).train()
+    batch = make_batch(length=9)
+    _, outputs = model(model.initial_carry(batch), batch)
+    outputs["logits"].square().sum().backward()
+    kernels = {name: p for name, p in model.named_parameters() if name.endswith("around.kernel")}
+    assert kernels and all(kernel.grad.abs().max() > 0 for kernel in kernels.values())
+    before = final_logits(model, batch)
+    for kernel in kernels.values():
+        kernel.data.mul_(2)
+    assert (final_logits(model, batch) - before).abs().max() > 1e-4
+
+
+def test_kernels_of_small_boards_serve_larger_ones():
+    options = {"board_conv": 3, "pos_encodings": "rope2d"}
+    small, large = make("trm", seq_len=9, **options), make("trm", seq_len=16, **options)
+    assert all(torch.equal(p, large.state_dict()[name]) for name, p in small.state_dict().items())
