@@ -165,18 +165,15 @@ class ArchConfig(BaseModel):
         return self
 
     def _problems_of_board(self) -> list[str]:
-        """What keeps an option that looks at the cells of a square board from doing so."""
         problems = []
-        wanting = {
-            f"board_conv={self.board_conv}": self.board_conv,
-            "pos_encodings=rope2d": self.pos_encodings == "rope2d",
-        }
-        for option in (name for name, is_set in wanting.items() if is_set):
-            if self.causal or self.side**2 != self.seq_len:
-                found = "causal=true" if self.causal else f"{self.seq_len} cells"
-                instead = "pos_encodings=rope" if option.startswith("pos") else "board_conv=0"
+        wanting = {"pos_encodings=rope2d": "pos_encodings=rope"} if self.pos_encodings == "rope2d" else {}
+        if self.board_conv:
+            wanting[f"board_conv={self.board_conv}"] = "board_conv=0"
+        found = "causal=true" if self.causal else f"{self.seq_len} cells"
+        if self.causal or self.side**2 != self.seq_len:
+            for option, instead in wanting.items():
                 problems.append(f"{option} needs a square board, found {found}. Use {instead}")
-        if self.board_conv and not self.board_conv % 2:
+        if self.board_conv and self.board_conv % 2 == 0:
             problems.append(f"board_conv={self.board_conv} has no cell in its middle. Use an odd number, such as 3")
         if self.pos_encodings != "rope2d":
             return problems

@@ -47,6 +47,7 @@ DECIDING_KEYS = {
     "lm_head": "the vocabulary of the data or tokenizer, arch.hidden_size",
     "puzzle_emb": "arch.puzzle_emb_ndim",
     "embed_pos": "arch.pos_encodings, arch.puzzle_emb_len, the sequence length of the data",
+    "around": "arch.board_conv, arch.expansion, arch.hidden_size",
     "mlp_t": "arch.mlp_t, arch.puzzle_emb_len, the sequence length of the data",
     "self_attn": "arch.mlp_t, arch.hidden_size, arch.num_heads, arch.L_layers, arch.H_layers",
     "mlp": "arch.expansion, arch.hidden_size, arch.L_layers, arch.H_layers",
