@@ -41,29 +41,37 @@ def open_corpora(config: DistillConfig, runtime: Runtime, *, split: Split = "val
     manifest.check_made_for(folder, facts, config.max_seq_length)
     found = _held_out_of(config, manifest) if split == "val" else (folder, manifest, split)
 
-    rows, most = config.physical_batch_size * runtime.world_size, config.eval_perplexity_samples
+    most, eval_rows = config.eval_perplexity_samples, config.physical_batch_size * runtime.world_size
 
-    def reader(place: Path, part: Split, rows: int, name: Split) -> RowDataset:
+    def reader(place: Path, part: Split, name: Split, rows: int) -> RowDataset:
         packed = PackedRows(place, part, config.max_seq_length, facts, config.verify_data)
-        cursor = CursorConfig(
-            global_batch_size=rows,
-            is_test=name == HELD_OUT,
-            seed=config.seed,
-            rank=runtime.rank,
-            world_size=runtime.world_size,
-            test_rows=most,
-        )
-        return RowDataset(packed, cursor, name)
+        return packed_reader(packed, name, rows, runtime, seed=config.seed, most_held_out=most)
 
     return Corpora(
-        train=reader(folder, "train", config.rows_per_step, "train"),
-        held_out=None if found is None else reader(found[0], found[2], rows, HELD_OUT),
+        train=reader(folder, "train", "train", config.rows_per_step),
+        held_out=None if found is None else reader(found[0], found[2], HELD_OUT, eval_rows),
         tokenizer=facts,
         tokenizer_files=files,
         manifest=manifest,
         held_out_fingerprint=None if found is None else found[1].fingerprint,
         held_out_ids=np.zeros(0, np.int64) if found is None else found[1].row_ids(found[2])[:most],
     )
+
+
+def packed_reader(
+    packed: PackedRows, name: Split, rows: int, runtime: Runtime, *, seed: int, most_held_out: int | None
+) -> RowDataset:
+    """This rank's reader of packed rows, `rows` of them a batch of all ranks: passes in the order that the seed draws or,
+    of what is held out, the first ones once."""
+    cursor = CursorConfig(
+        global_batch_size=rows,
+        is_test=name == HELD_OUT,
+        seed=seed,
+        rank=runtime.rank,
+        world_size=runtime.world_size,
+        test_rows=most_held_out,
+    )
+    return RowDataset(packed, cursor, name)
 
 
 def _held_out_of(config: DistillConfig, train: Manifest) -> tuple[Path, Manifest, Split] | None:

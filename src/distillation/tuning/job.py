@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dataset.cursor import CursorConfig, RowDataset
+from dataset.cursor import RowDataset
 from dataset.tokenization.lookup import open_tokenizer
 from engine.build.loader import load_batches, train_items
 from engine.checkpoints.find import LATEST, TRAINER_FILE, latest_step, step_of
@@ -21,7 +21,7 @@ from engine.train.plan import Plan
 from engine.train.resume import saved_errors
 from engine.train.schedule import DecaySchedule
 from engine.train.tracking.tracker import Notices
-from src.distillation.corpus.corpora import HELD_OUT
+from src.distillation.corpus.corpora import HELD_OUT, packed_reader
 from src.distillation.corpus.manifest import Split, load_manifest, tokenizer_facts
 from src.distillation.corpus.packed_rows import PackedRows
 from src.distillation.run.build import passes_of_rank
@@ -177,16 +177,9 @@ class TuneTeacherJob(Job):
 def open_corpus(config: TeacherFtConfig, folder: Path, runtime: Runtime) -> tuple[RunData, int]:
     """What is trained on and what is held out of a packed corpus, and the number of batches of an epoch."""
 
-    def opened(split: Split, batch_size: int) -> RowDataset:
-        cursor = CursorConfig(
-            global_batch_size=batch_size,
-            is_test=split == HELD_OUT,
-            seed=config.seed,
-            rank=runtime.rank,
-            world_size=runtime.world_size,
-            test_rows=config.eval_samples,
-        )
-        return RowDataset(PackedRows(folder, split), cursor, split)
+    def opened(split: Split, rows: int) -> RowDataset:
+        packed = PackedRows(folder, split)
+        return packed_reader(packed, split, rows, runtime, seed=config.seed, most_held_out=config.eval_samples)
 
     train = opened("train", config.rows_per_step)
     held_out = opened(HELD_OUT, config.physical_batch_size * runtime.world_size)
