@@ -10,6 +10,9 @@ Trackers = Annotated[
     list[Literal["auto", "wandb", "tensorboard", "trackio"]],
     BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
 ]
+CollectiveTimeout = Annotated[
+    float, Field(gt=0, le=10_000, description="minutes that ranks wait for each other in a collective")
+]
 TRACKERS = "beside metrics.jsonl; auto: wandb where WANDB_API_KEY or WANDB_MODE is set"
 
 
@@ -105,9 +108,7 @@ class RunConfig(Strict):
     compile: Literal["auto", True, False] = Field("auto", description="auto: on CUDA; DISABLE_COMPILE=1 always wins")
     seed: int = Field(0, ge=0, le=2**63 - 1)
     dataloader_workers: int = Field(0, ge=0)
-    collective_timeout: float = Field(
-        30, gt=0, le=10_000, description="minutes that ranks wait for each other in a collective"
-    )
+    collective_timeout: CollectiveTimeout = 30
 
     # Run folder
     project_name: str | None = Field(None, description="null: named after the data set's folder")

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from engine.config.flags import also
-from engine.config.schema import MAX_ROW, TRACKERS, Strict, Trackers
+from engine.config.schema import MAX_ROW, TRACKERS, CollectiveTimeout, Strict, Trackers
 
 Mode = Literal["ce", "direct", "cached", "network"]
 PARTS = ["embed", "mlp", "norms", "qkvo"]  # of a teacher's weights
@@ -110,6 +110,7 @@ class DistillConfig(TeacherOptions):
     }
 
     device: str = Field("auto", description="auto, cuda, cuda:<number>, mps or cpu")
+    collective_timeout: CollectiveTimeout = 30
     compile: Literal["auto", True, False] = Field("auto", description="compile the student; auto: on CUDA")
     attention: Literal["auto", "sdpa", "flex"] = Field(
         "auto",

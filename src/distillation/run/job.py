@@ -59,6 +59,7 @@ class DistillJob(Job):
             device=config.device,
             compile=config.compile,
             seed=config.seed,
+            collective_minutes=config.collective_timeout,
         )
 
     def directory(self, runtime: Runtime, say: Notices) -> RunDirectory:

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, field_validator
 
 from engine.config.flags import also
-from engine.config.schema import TRACKERS, Strict, Trackers
+from engine.config.schema import TRACKERS, CollectiveTimeout, Strict, Trackers
 
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]  # of a Llama
 
@@ -68,6 +68,7 @@ class TeacherFtConfig(Strict):
     save_merged: bool = Field(True, description="also write the whole model, the adapter merged into it")
 
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
+    collective_timeout: CollectiveTimeout = 30
     dtype: Literal["auto", "bfloat16", "float32"] = Field("auto", description="auto: bfloat16 on CUDA, else float32")
     gradient_checkpointing: bool = Field(True, description="compute activations again instead of keeping them")
     num_workers: int = Field(0, ge=0)

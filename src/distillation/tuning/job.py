@@ -66,6 +66,7 @@ class TuneTeacherJob(Job):
             device=config.device,
             compile=False,
             seed=config.seed,
+            collective_minutes=config.collective_timeout,
         )
 
     def directory(self, runtime: Runtime, say: Notices) -> RunDirectory:
