@@ -1,7 +1,6 @@
 """Two machines, as two torchruns on loopback with scratch folders of their own: the chat guide's flags, and static ones."""
 
 import os
-import socket
 import subprocess
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 from dataset.files.scratch import PREFIX
 from engine.config.flags import FlagParser
 from src.distillation.corpus.options import PreprocessOptions
+from tests.ranks import free_port
 from tests.test_pretrain_instruct import assert_same_course
 from tests.text_runs import text_flags, train_text, write_corpus
 from tests.tiny import ROOT, end, start
@@ -17,12 +17,6 @@ from tests.tiny import ROOT, end, start
 SBATCH = sorted((ROOT / "scripts" / "slurm").glob("*.sbatch"))
 GUIDE = ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:{port}"]
 STATIC = ["--master-addr=localhost", "--master-port={port}"]
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        return int(free.getsockname()[1])
 
 
 @pytest.mark.slow

@@ -1,23 +1,26 @@
-"""Under `torchrun --max-restarts` with resume=auto, a run whose ranks are killed ends like one that nothing happened to."""
+"""Under `torchrun --max-restarts`, a run on text or a distillation whose ranks are killed ends like one that nothing
+happened to, if it resumes what is there."""
 
 import json
 import os
 import random
 import re
 import signal
-import socket
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from torch.distributed import TCPStore
 
+from tests.distillation.run_samples import OPTIONS, places, words, write_world
+from tests.ranks import Started, run_two_ranks, start_two_ranks
 from tests.text_runs import text_flags, write_corpus
-from tests.tiny import TORCHRUN, Fork, assert_same_end, end, logged, start, steps_on_disk, wait_for
+from tests.tiny import TORCHRUN, assert_same_end, end, logged, start, steps_on_disk, wait_for
 
-PROGRAM, INTERVAL, KILLS = "pretrain_instruct.py", 7, 10
-Started = Fork | subprocess.Popen[str]
+PROGRAM, DISTILLATION = "pretrain_instruct.py", "src/distillation/scripts/train.py"
+INTERVAL, KILLS = 7, 10
 
 
 def flags(data: Path, run_dir: Path, epochs: int, workers: int) -> list[str]:
@@ -25,19 +28,19 @@ def flags(data: Path, run_dir: Path, epochs: int, workers: int) -> list[str]:
     return text_flags(data, run_dir, resume="auto", epochs=epochs, eval_interval=epochs, **options)
 
 
-def two_ranks(words: list[str], folder: Path, port: int, **environment: str) -> list[Started]:
-    """What torchrun starts, without its own start."""
-    meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)} | environment
-    return [start(words, folder, door=PROGRAM, RANK=rank, LOCAL_RANK=rank, **meeting) for rank in "01"]
+def distillation_flags(root: Path, run_dir: Path) -> list[str]:
+    steps = {"max_steps": 5 * INTERVAL, "save_interval": INTERVAL, "keep_last_n": 2, "eval_interval": 2 * INTERVAL}
+    return words(OPTIONS | places(root, run_dir.name) | steps | {"resume_from": "auto"})
 
 
-def undisturbed(words: list[str], folder: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    for rank in two_ranks(words, folder, port):
-        ended = end(rank, timeout=1200)
-        assert ended.code == 0, ended.err
+@pytest.fixture(params=[PROGRAM, DISTILLATION])
+def command(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Callable[[Path], list[str]]]:
+    """A program, and what it is told to make a run in a directory."""
+    if request.param == PROGRAM:
+        data = write_corpus(tmp_path / "data")
+        return PROGRAM, lambda run_dir: flags(data, run_dir, 7, 0)
+    write_world(tmp_path)
+    return DISTILLATION, lambda run_dir: distillation_flags(tmp_path, run_dir)
 
 
 def last_step(run_dir: Path) -> int:
@@ -56,11 +59,13 @@ def assert_like(killed: Path, whole: Path) -> None:
     assert not [path for path in killed.iterdir() if path.name.startswith(".")], "a checkpoint was left half-written"
 
 
-def test_a_killed_rank_costs_some_steps_and_changes_nothing(tmp_path: Path) -> None:
-    data, whole, killed = write_corpus(tmp_path / "data"), tmp_path / "whole", tmp_path / "killed"
-    words, agent = flags(data, killed, 7, 0), TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
-    of_agent = {"TORCHELASTIC_USE_AGENT_STORE": "True"}
-    ranks = two_ranks(words, tmp_path, agent.port, TORCHELASTIC_RESTART_COUNT="0", **of_agent)
+def test_a_killed_rank_costs_some_steps_and_changes_nothing(
+    command: tuple[str, Callable[[Path], list[str]]], tmp_path: Path
+) -> None:
+    (program, told), whole, killed = command, tmp_path / "whole", tmp_path / "killed"
+    agent = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    attempts = ({"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": count} for count in "01")
+    ranks = start_two_ranks(program, told(killed), tmp_path, agent.port, **next(attempts))
     wait_for(lambda: last_step(killed) >= 3 * INTERVAL)
     reached = last_step(killed)
     os.kill(ranks[1].pid, signal.SIGKILL)
@@ -68,8 +73,8 @@ def test_a_killed_rank_costs_some_steps_and_changes_nothing(tmp_path: Path) -> N
     left = end(ranks[0], timeout=60)
     assert left.code and "another rank has ended" in left.err
     assert all(step % INTERVAL == 0 for step in steps_on_disk(killed)), "it saved a step on its way out"
-    ranks = two_ranks(words, tmp_path, agent.port, TORCHELASTIC_RESTART_COUNT="1", **of_agent)
-    undisturbed(flags(data, whole, 7, 0), tmp_path)
+    ranks = start_two_ranks(program, told(killed), tmp_path, agent.port, **next(attempts))
+    run_two_ranks(program, told(whole), tmp_path)
     ended, _ = [end(rank, timeout=300) for rank in ranks]
     assert ended.code == 0, ended.err
     (resumed,) = resumed_steps(ended.err)
@@ -104,7 +109,7 @@ def test_ten_kills_at_random_moments_change_nothing(tmp_path: Path) -> None:
             f"kill {number + 1}: {moment:.1f} s after the start, at step {reached}; the other left {took:.1f} s later"
         )
         assert took < 35, "torchrun kills after 30 s what does not leave"
-    undisturbed(flags(data, whole, epochs, 1), tmp_path)
+    run_two_ranks(PROGRAM, flags(data, whole, epochs, 1), tmp_path, timeout=1200)
     ended = end(torchrun, timeout=1200)
     assert ended.code == 0, ended.err
     print(f"{last_step(whole)} steps; resumed from", resumed_steps(ended.err))

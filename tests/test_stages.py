@@ -14,7 +14,8 @@ from engine.config.check import check
 from engine.config.compose import composed
 from engine.config.parse import ConfigError
 from engine.config.text import InstructConfig
-from tests.test_pretrain_instruct import MODES, assert_same_end, logged, stopped_at
+from tests.ranks import run_two_ranks
+from tests.test_pretrain_instruct import MODES, assert_same_course, assert_same_end, logged, stopped_at
 from tests.text_runs import infer_text, text_flags, train_text, write_corpus
 
 NEW = [f"What is {i} - {i}?" for i in range(40)]  # questions of OpenOrca that SlimOrca has not
@@ -64,6 +65,18 @@ def test_a_run_stopped_in_both_stages_ends_as_if_it_had_not_been(mode: str, data
     assert "stage 2 of 2" in ended.err and "stage 1 of 2" not in ended.err
     assert logged(broken) == logged(whole)
     assert_same_end(whole, broken)
+
+
+def test_two_ranks_make_the_run_of_one_process(data: Path, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    options = {"epochs": 1, "lr": 1e-3, "eval_interval": 1}
+    assert train_text([*words(data, one, MODES["unrolled"], **options), *stages(data)]).code == 0
+    ended = run_two_ranks(
+        "pretrain_instruct.py", [*words(data, two, MODES["unrolled"], **options), *stages(data)], tmp_path
+    )
+    assert re.findall(r"stage (\d) of 2: (\d+) conversations", ended.err) == [("1", "42"), ("2", "82")]
+    assert_same_course(two, one)
+    assert_same_end(two, one, atol=2e-4)
 
 
 def test_one_schedule_spans_all_stages_and_the_first_is_what_it_is_alone(data: Path, tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from tests.distillation.run_samples import (
     write_world,
 )
 from tests.distillation.teacher_samples import write_corpus, write_llama
+from tests.ranks import run_two_ranks
 from tests.tiny import ROOT, TORCHRUN, run_python
 
 MODES: dict[str, dict[str, Any]] = {
@@ -133,6 +134,16 @@ def test_perplexity_on_ranks_is_that_of_one_process(world: dict[str, Any]) -> No
     together = {name: world["report"][name] for name in numbers}
     assert together == pytest.approx({name: alone[name] for name in numbers}, rel=1e-6)
     assert {"kl", "perplexity"} <= together.keys() and together["rows"] == 7
+
+
+def test_one_process_ends_what_two_ranks_have_begun(tmp_path: Path) -> None:
+    root, one, both = write_world(tmp_path), tmp_path / "one", tmp_path / "both"
+    done(train(root, one.name, **LENGTH))
+    begun = words(OPTIONS | places(root, both.name) | LENGTH | {"max_steps": 8, "resume_from": "auto"})
+    assert run_two_ranks("src/distillation/scripts/train.py", begun, root).report["step"] == 8
+    done(train(root, both.name, resume_from="auto", **LENGTH))
+    assert_same(measured(both), measured(one))
+    torch.testing.assert_close(end_of(both)[0], end_of(one)[0], rtol=0, atol=1e-6)
 
 
 def test_the_command_under_torchrun_prints_one_result(tmp_path: Path) -> None:
