@@ -4,7 +4,7 @@ import socket
 import subprocess
 from pathlib import Path
 
-from tests.tiny import Ended, Fork, end, start
+from tests.tiny import ROOT, Ended, Fork, end, start_python
 
 Started = Fork | subprocess.Popen[str]
 
@@ -16,10 +16,11 @@ def free_port() -> int:
 
 
 def start_two_ranks(
-    door: str, words: list[str], folder: Path, port: int | None = None, **environment: str
+    door: str, words: list[str], folder: Path, port: int | None = None, is_new: bool = False, **environment: str
 ) -> list[Started]:
     meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port or free_port())} | environment
-    return [start(words, folder, door=door, RANK=rank, LOCAL_RANK=rank, **meeting) for rank in "01"]
+    command = [ROOT / door, *words]
+    return [start_python(command, folder, is_new=is_new, RANK=rank, LOCAL_RANK=rank, **meeting) for rank in "01"]
 
 
 def run_two_ranks(door: str, words: list[str], folder: Path, timeout: float = 280) -> Ended:
