@@ -229,8 +229,9 @@ class Scheduler:
             text = job.answering.take(token)
             if not job.answering.has_ended and time.monotonic() > job.deadline:
                 text += job.answering.cut()
-            job.tell((token, text))
             if job.answering.has_ended:
                 job.row.has_ended = True
+                del self.jobs[token.row]  # before its end is told: who has the answer finds it no longer running
+            job.tell((token, text))
+            if job.answering.has_ended:
                 job.tell(None)
-                del self.jobs[token.row]
